@@ -1,0 +1,182 @@
+// Package api holds the types on the wire between a node's agent and the
+// attestation service, and between an operator and the service. Bodies are
+// JSON over TLS 1.3. []byte fields are standard base64.
+package api
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+)
+
+// Version is the protocol version that both sides must name.
+const Version = 1
+
+// Paths of the node API.
+const (
+	PathChallenge = "/v1/challenge" // POST ChallengeRequest
+	PathEvidence  = "/v1/evidence"  // POST EvidenceRequest, on the connection whose exporter was quoted
+	PathConfirm   = "/v1/confirm"   // POST ConfirmRequest
+)
+
+// Limits of request bodies, bytes.
+const (
+	MaxChallengeBody = 128 << 10
+	MaxEvidenceBody  = 4 << 20
+	MaxConfirmBody   = 16 << 10
+)
+
+// ExporterLabel is the TLS exporter label of RFC 9266 4.1; the context is
+// empty and the length ExporterLength.
+const (
+	ExporterLabel  = "EXPORTER-Channel-Binding"
+	ExporterLength = 32
+)
+
+// ChallengeRequest opens an attestation.
+type ChallengeRequest struct {
+	Version        int            `json:"version"`
+	Purpose        attest.Purpose `json:"purpose"`
+	EKPublic       []byte         `json:"ekPublic"`       // TPMT_PUBLIC
+	EKCertificates [][]byte       `json:"ekCertificates"` // DER, EK certificate first
+	AKPublic       []byte         `json:"akPublic"`       // TPMT_PUBLIC
+}
+
+// Challenge answers a ChallengeRequest. It is single-use and short-lived.
+type Challenge struct {
+	ID         string    `json:"id"`
+	Nonce      []byte    `json:"nonce"`      // 32 bytes
+	Credential []byte    `json:"credential"` // TPM2B_ID_OBJECT contents for TPM2_ActivateCredential
+	Secret     []byte    `json:"secret"`     // TPM2B_ENCRYPTED_SECRET contents
+	PCRs       []int     `json:"pcrs"`       // must equal attest.PolicyPCRs
+	Expires    time.Time `json:"expires"`
+}
+
+// EvidenceRequest answers a Challenge.
+type EvidenceRequest struct {
+	ChallengeID     string          `json:"challengeID"`
+	ActivationProof []byte          `json:"activationProof"`
+	Evidence        attest.Evidence `json:"evidence"`
+}
+
+// EvidenceResponse carries the verdict. Release is set only if it was allowed.
+// A refusal has HTTP status 403 and the same body.
+type EvidenceResponse struct {
+	Result  *attest.Result `json:"result"`
+	Release *Envelope      `json:"release,omitempty"`
+}
+
+// ConfirmRequest tells the service how a release ended. Proof is an
+// HMAC-SHA256 under the release's transport secret over the release id and
+// the outcome, so only the TPM that could unseal can confirm.
+type ConfirmRequest struct {
+	ReleaseID string `json:"releaseID"`
+	Outcome   string `json:"outcome"` // OutcomeUnlocked or an error text of at most 512 bytes
+	Proof     []byte `json:"proof"`
+}
+
+// OutcomeUnlocked is the outcome of a release that opened the disk and was capped.
+const OutcomeUnlocked = "unlocked"
+
+// ReleaseType is the DSSE payload type of a Release.
+const ReleaseType = "application/vnd.sealift.release.v1+json"
+
+// Envelope is a DSSE envelope with one signature, ECDSA P-256 with SHA-256
+// over the DSSE pre-authentication encoding.
+type Envelope struct {
+	PayloadType string      `json:"payloadType"`
+	Payload     []byte      `json:"payload"`
+	Signatures  []Signature `json:"signatures"`
+}
+
+// Signature is one DSSE signature.
+type Signature struct {
+	KeyID string `json:"keyid"`
+	Sig   []byte `json:"sig"` // ASN.1 DER
+}
+
+// Release is the signed payload that gives a machine its secrets.
+type Release struct {
+	ID          string           `json:"id"`
+	Machine     attest.MachineID `json:"machine"`
+	ChallengeID string           `json:"challengeID"`
+	Policy      string           `json:"policy"`
+	Issued      time.Time        `json:"issued"`
+	// Key is a 32-byte transport secret that only this TPM in this state can
+	// unseal.
+	Key attest.WrappedKey `json:"key"`
+	// Sealed is Secrets as JSON under AES-256-GCM with the key
+	// HKDF-SHA256(transport secret, salt=nil, info="sealift release v1 "+ID),
+	// a 12-byte nonce in front, additional data ID.
+	Sealed []byte `json:"sealed"`
+}
+
+// Secrets is the plaintext of Release.Sealed.
+type Secrets struct {
+	DiskKey  attest.Secret `json:"diskKey"`        // the service's 32-byte half of the disk key
+	Join     *Join         `json:"join,omitempty"` // nil if the node has already joined
+	NodeName string        `json:"nodeName"`
+}
+
+// Join is what a kubelet needs for its TLS bootstrap.
+type Join struct {
+	Server  string        `json:"server"` // https://host:port of the kube-apiserver
+	CA      []byte        `json:"ca"`     // PEM
+	Token   attest.Secret `json:"token"`  // bootstrap token, id.secret
+	Expires time.Time     `json:"expires"`
+}
+
+// Error is the body of every other failure.
+type Error struct {
+	Code    string `json:"code"` // stable, e.g. "bad-request", "too-large", "rate-limited"
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// Paths of the operator API, served on another listener to holders of an
+// operator certificate.
+const (
+	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate with StateChange
+	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
+	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
+	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
+	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names
+)
+
+// Machine is the service's record of a machine, as operators see it.
+type Machine struct {
+	ID          attest.MachineID      `json:"id"`
+	State       attest.EnrolmentState `json:"state"`
+	Reason      string                `json:"reason,omitempty"`
+	NodeName    string                `json:"nodeName"`
+	DiskGUID    string                `json:"diskGUID,omitempty"`
+	Serial      string                `json:"serial,omitempty"`
+	Installed   time.Time             `json:"installed,omitzero"`
+	LastSeen    time.Time             `json:"lastSeen,omitzero"`
+	LastAllowed bool                  `json:"lastAllowed"`
+	Firmware    attest.Firmware       `json:"firmware"`
+	Image       string                `json:"image,omitempty"`
+	Joined      bool                  `json:"joined"`
+}
+
+// StateChange asks for another enrolment state.
+type StateChange struct {
+	Reason string `json:"reason"`
+}
+
+// InstallRecord is what an installer leaves behind and a provisioner hands to
+// the attestation service.
+type InstallRecord struct {
+	EKPublic       []byte          `json:"ekPublic"` // TPMT_PUBLIC
+	EKCertificates [][]byte        `json:"ekCertificates"`
+	DiskGUID       string          `json:"diskGUID"`
+	Serial         string          `json:"serial"` // SMBIOS type 1, claimed
+	UUID           string          `json:"uuid"`   // SMBIOS type 1, claimed
+	MAC            string          `json:"mac"`
+	Image          string          `json:"image"`          // name and version
+	ManifestDigest string          `json:"manifestDigest"` // SHA-256 hex of the verified manifest
+	SecureBoot     string          `json:"secureBoot"`     // "enrolled", "already", or why not
+	Finished       time.Time       `json:"finished"`
+	Detail         json.RawMessage `json:"detail,omitempty"`
+}

@@ -1,0 +1,122 @@
+package attest
+
+import (
+	"crypto/x509"
+	"time"
+
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// Policy is everything that evidence is compared with: Reference Values,
+// Endorsements and the owner's rules. A zero Policy refuses everything.
+type Policy struct {
+	ID       string               // names the policy in results and in the audit log: digest of what it was made from
+	Images   []*manifest.Manifest // allowed images; their signatures were verified by the caller
+	Firmware FirmwarePolicy
+	TPM      TPMPolicy
+	// DBX lists the allowed digests of the EV_EFI_VARIABLE_DRIVER_CONFIG event
+	// of dbx. Empty: any dbx is allowed, because firmware updates change it.
+	DBX []manifest.SHA256
+}
+
+// TPMClass says what kind of TPM a certificate root vouches for.
+type TPMClass string
+
+// Classes of TPM, from the best protected to the least.
+const (
+	TPMHardware TPMClass = "hardware" // discrete or integrated chip
+	TPMFirmware TPMClass = "firmware" // in the CPU's trusted execution environment
+	TPMVirtual  TPMClass = "virtual"  // offered by a hypervisor with its own root
+	TPMSoftware TPMClass = "software" // swtpm and other emulators: tests only
+)
+
+// TPMPolicy says which endorsement certificates are believed.
+type TPMPolicy struct {
+	Roots   []TPMRoot
+	Allowed []TPMClass // classes that may be given secrets
+}
+
+// TPMRoot is a trusted certificate authority for endorsement keys.
+type TPMRoot struct {
+	Class        TPMClass
+	Certificate  *x509.Certificate
+	Intermediate bool // not trusted by itself, only offered for building chains
+}
+
+// FirmwarePolicy is the set of firmware that a machine may boot. Package
+// firmware computes it from the catalogue and the campaigns.
+type FirmwarePolicy struct {
+	References []FirmwareReference
+}
+
+// FirmwareReference is one known firmware build for one model.
+type FirmwareReference struct {
+	Vendor  string // SMBIOS type 1 manufacturer; empty matches any
+	Product string // SMBIOS type 1 product name; empty matches any
+	Version string // as the build reports it in SMBIOS type 0
+	// Digests are the SHA-256 digests of the EV_EFI_PLATFORM_FIRMWARE_BLOB
+	// or _BLOB2 events that identify the build; all of them must be in PCR 0.
+	Digests []manifest.SHA256
+	// Unpinned is the number of further firmware blob events that the build
+	// measures with a digest that is different on each configuration (OVMF's
+	// PEI volume, which writes into itself before it is measured).
+	Unpinned int
+	Status   FirmwareStatus
+	Reason   string // why it is denied, or which campaign allows it
+}
+
+// FirmwareStatus says what a match with a reference means.
+type FirmwareStatus string
+
+// What a FirmwareReference says of its build. The zero value denies.
+const (
+	FirmwareDenied  FirmwareStatus = "denied"
+	FirmwareAllowed FirmwareStatus = "allowed"
+)
+
+// EnrolmentState is where a machine stands with its owner.
+type EnrolmentState string
+
+// States of a machine. Only an enrolled machine is ever given secrets.
+const (
+	StateUnknown     EnrolmentState = ""
+	StatePending     EnrolmentState = "pending"
+	StateEnrolled    EnrolmentState = "enrolled"
+	StateRevoked     EnrolmentState = "revoked"
+	StateQuarantined EnrolmentState = "quarantined"
+)
+
+// Known is what the service has recorded about the machine whose evidence is
+// appraised. The zero value is a machine never heard of.
+type Known struct {
+	State        EnrolmentState
+	StateReason  string    // the operator's reason for the present state
+	AKName       []byte    // TPM Name of the attestation key seen before, nil if none
+	DiskGUID     string    // of the install record, empty if none
+	DiskOwner    MachineID // machine to which the disk named in the evidence belongs, if any
+	StateMade    bool      // a disk key was released before, so a state partition exists
+	ResetCount   uint32    // of the last accepted evidence
+	RestartCount uint32
+	Clock        uint64 // TPMS_CLOCK_INFO clock of the last accepted evidence, ms
+	TPMFirmware  uint64 // TPMS_ATTEST firmwareVersion of the last accepted evidence
+	Released     bool   // a release was already made in the boot named by ResetCount and RestartCount
+}
+
+// Challenge is the service's memory of a challenge that this evidence answers.
+// The caller has taken it from its store, so it can never be answered again.
+type Challenge struct {
+	ID               string
+	Purpose          Purpose
+	Nonce            []byte
+	ActivationSecret []byte // what TPM2_MakeCredential protected
+	AKPublic         []byte // the key it was made for
+	EKPublic         []byte
+	Expires          time.Time
+}
+
+// Session is what the transport tells about the connection and the proof.
+type Session struct {
+	Exporter        []byte // RFC 9266 tls-exporter of the connection the evidence came over
+	ActivationProof []byte
+	Now             time.Time
+}

@@ -1,0 +1,154 @@
+package attest
+
+import (
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// Verdict on firmware, in the order of trust.
+type FirmwareVerdict string
+
+// The five verdicts on a firmware version. Only Measured and CrossChecked may
+// release secrets.
+const (
+	FirmwareMeasured      FirmwareVerdict = "measured"      // digests of a known build are in PCR 0
+	FirmwareCrossChecked  FirmwareVerdict = "cross-checked" // a measured version string agrees with the claim
+	FirmwareClaimedOnly   FirmwareVerdict = "claimed only"
+	FirmwareUnknown       FirmwareVerdict = "unknown"
+	FirmwareVerdictDenied FirmwareVerdict = "denied"
+)
+
+// Trust says how far a fact is proven.
+type Trust string
+
+// Trust of a fact that stands in a Result.
+const (
+	TrustQuoted   Trust = "quoted"   // signed by the TPM, directly or through replay to a quoted PCR
+	TrustDigest   Trust = "digest"   // only its digest is quoted, the text beside it is a hint
+	TrustClaimed  Trust = "claimed"  // the machine's word
+	TrustRecorded Trust = "recorded" // the service's own record
+)
+
+// Code names the check that a Finding failed. Codes are stable: scripts,
+// documents and tests rely on them.
+type Code string
+
+// Finding codes. The documentation in docs/findings.md explains each one.
+const (
+	CodeMalformed       Code = "evidence.malformed" // a structure could not be decoded
+	CodeChallenge       Code = "challenge.invalid"  // expired, for another purpose or key
+	CodeActivation      Code = "ak.not-activated"   // AK and EK not proven to be in one TPM
+	CodeEKCertificate   Code = "ek.untrusted"       // no chain to a trusted root, or not an EK certificate
+	CodeEKMismatch      Code = "ek.mismatch"        // certificate and key differ
+	CodeTPMClass        Code = "tpm.class-not-allowed"
+	CodeAKAttributes    Code = "ak.attributes" // not a restricted, fixed signing key of the expected kind
+	CodeAKChanged       Code = "ak.changed"
+	CodeQuoteMissing    Code = "quote.missing" // no SHA-256 bank, or a bank of the log is not quoted
+	CodeQuoteSignature  Code = "quote.signature"
+	CodeQuoteFormat     Code = "quote.format" // magic, type or scheme
+	CodeQuoteNonce      Code = "quote.nonce"  // extraData is not ours
+	CodeQuoteSelection  Code = "quote.selection"
+	CodeQuoteDigest     Code = "quote.digest" // PCR values sent are not the ones quoted
+	CodeClock           Code = "tpm.clock"    // clock not safe or went backwards
+	CodeTransport       Code = "transport.invalid"
+	CodeLogMalformed    Code = "eventlog.malformed"
+	CodeLogReplay       Code = "eventlog.replay"    // log does not lead to the quoted value
+	CodeLogStructure    Code = "eventlog.structure" // separator, order or duplicate rule broken
+	CodeEventUnknown    Code = "event.unknown"      // an event no rule allows
+	CodeSecureBootOff   Code = "secureboot.off"
+	CodeSecureBootKeys  Code = "secureboot.keys" // PK, KEK, db or dbx differ from the reference
+	CodeAuthority       Code = "secureboot.authority"
+	CodeImageUnknown    Code = "image.unknown" // what was booted is no allowed image
+	CodeSection         Code = "uki.section"   // a UKI section differs from the allowed image
+	CodeCmdline         Code = "uki.cmdline"   // the kernel command line does
+	CodePCRNotZero      Code = "pcr.not-zero"  // something extended a PCR that must be untouched
+	CodePCRCapped       Code = "pcr.capped"    // the boot was already capped
+	CodeFirmwareUnknown Code = "firmware.unknown"
+	CodeFirmwareDenied  Code = "firmware.denied"
+	CodeFirmwareClaim   Code = "firmware.claim-mismatch" // SMBIOS says another version than the measured one
+	CodeMachineUnknown  Code = "machine.unknown"
+	CodeMachinePending  Code = "machine.pending"
+	CodeMachineRevoked  Code = "machine.revoked"
+	CodeQuarantined     Code = "machine.quarantined"
+	CodeDiskForeign     Code = "disk.foreign"     // the disk belongs to another machine or install
+	CodeStateLost       Code = "disk.state-lost"  // a state partition was made before and is gone
+	CodeReleaseRepeated Code = "release.repeated" // a second release in one boot
+)
+
+// Finding is one failed check. Any finding refuses the evidence.
+type Finding struct {
+	Code    Code   `json:"code"`
+	PCR     *int   `json:"pcr,omitempty"`
+	Message string `json:"message"` // for people: names the component, both sides of a mismatch
+	Got     string `json:"got,omitempty"`
+	Want    string `json:"want,omitempty"`
+	Hint    string `json:"hint,omitempty"` // the command or action that mends it
+}
+
+// Fact is something the evidence says, with how far it is proven.
+type Fact struct {
+	Name  string `json:"name"` // e.g. "firmware.version"
+	Value string `json:"value"`
+	Trust Trust  `json:"trust"`
+}
+
+// Result is the Attestation Result (RFC 9334) of one piece of evidence. It is
+// what the audit log keeps and what a refused machine is told.
+type Result struct {
+	Machine  MachineID       `json:"machine"`
+	Policy   string          `json:"policy"`
+	Allowed  bool            `json:"allowed"`
+	Findings []Finding       `json:"findings"`
+	Facts    []Fact          `json:"facts"`
+	Image    string          `json:"image,omitempty"` // "name version" of the matched image
+	ImageUKI manifest.SHA256 `json:"imageUKI"`        // its Authenticode digest
+	Firmware Firmware        `json:"firmware"`
+
+	verified *Verified
+}
+
+// Firmware is the verdict on the machine's firmware.
+type Firmware struct {
+	Verdict FirmwareVerdict   `json:"verdict"`
+	Version string            `json:"version,omitempty"` // of the matched reference
+	Claimed string            `json:"claimed,omitempty"` // SMBIOS type 0
+	Vendor  string            `json:"vendor,omitempty"`  // SMBIOS type 1, claimed
+	Product string            `json:"product,omitempty"` // SMBIOS type 1, claimed
+	Digests []manifest.SHA256 `json:"digests,omitempty"` // of all firmware blob events in PCR 0
+}
+
+// Verified is what accepted evidence proves. Only Verify makes one, and only
+// a Verified can have a secret wrapped for it.
+type Verified struct {
+	machine      MachineID
+	akName       []byte
+	transport    []byte         // TPMT_PUBLIC of the transport key
+	pcrs         map[int][]byte // SHA-256 bank, PolicyPCRs
+	resetCount   uint32
+	restartCount uint32
+	clock        uint64
+	tpmFirmware  uint64
+}
+
+// Verified returns the proof that the evidence was accepted, or false. A
+// Result that was decoded from JSON never has one.
+func (r *Result) Verified() (*Verified, bool) {
+	if r == nil || !r.Allowed || len(r.Findings) > 0 || r.verified == nil {
+		return nil, false
+	}
+	return r.verified, true
+}
+
+// Machine returns the proven identity.
+func (v *Verified) Machine() MachineID { return v.machine }
+
+// AKName returns the TPM Name of the attestation key.
+func (v *Verified) AKName() []byte { return v.akName }
+
+// Boot returns the TPM's reset and restart counters, which name this boot.
+func (v *Verified) Boot() (resetCount, restartCount uint32) { return v.resetCount, v.restartCount }
+
+// Clock returns the TPM's clock in milliseconds.
+func (v *Verified) Clock() uint64 { return v.clock }
+
+// TPMFirmware returns the TPM's signed firmware version.
+func (v *Verified) TPMFirmware() uint64 { return v.tpmFirmware }
