@@ -1,0 +1,51 @@
+package profiles
+
+// NodeConfigPath is where the agent finds its NodeConfig in the root file system.
+const NodeConfigPath = "/usr/lib/sealift/node.json"
+
+// NodeConfig is what a distro needs the agent to do once the root file system
+// is mounted. It is under dm-verity with everything else there, and holds
+// nothing of one machine.
+type NodeConfig struct {
+	Image   string `json:"image"`   // "name version"
+	Distro  string `json:"distro"`  // of Kubernetes
+	Version string `json:"version"` // of Kubernetes
+
+	// Sysctls are written before the first service starts: name with dots to value.
+	Sysctls map[string]string `json:"sysctls"`
+	// Dirs are made, mode 0755, before the first service starts. All are below
+	// /var or /run.
+	Dirs []string `json:"dirs"`
+	// Services are started in this order.
+	Services []Service `json:"services"`
+	// Import is the command that imports one archive of ImagesDir into the
+	// container runtime; the archive's path is appended.
+	Import []string  `json:"import"`
+	Join   JoinPaths `json:"join"`
+}
+
+// Service is one program that the agent starts, in a cgroup of its own, and
+// starts again when it ends.
+type Service struct {
+	Name string `json:"name"`
+	// Args is the command line; Args[0] is the program's path. In every
+	// argument ${NODE_IP} and ${NODE_NAME} are replaced by the node's own.
+	Args []string `json:"args"`
+	Env  []string `json:"env,omitempty"` // NAME=value; nothing else is passed on
+	// Socket is a Unix socket that must accept connections before the next
+	// service is started. Optional.
+	Socket string `json:"socket,omitempty"`
+}
+
+// JoinPaths say where the agent leaves what the attestation service released.
+type JoinPaths struct {
+	CA         string `json:"ca"`         // PEM of the cluster's CA; kept on the state partition
+	Bootstrap  string `json:"bootstrap"`  // kubeconfig with the bootstrap token; below /run
+	Kubeconfig string `json:"kubeconfig"` // written by the kubelet: its presence means joined
+}
+
+// Variables of Service.Args.
+const (
+	VarNodeIP   = "${NODE_IP}"
+	VarNodeName = "${NODE_NAME}"
+)
