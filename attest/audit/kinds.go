@@ -1,0 +1,139 @@
+package audit
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// Kind says what an entry records, and so which payload type its data is.
+type Kind string
+
+// Kinds of entry. They are stable: a log outlives the program that wrote it.
+const (
+	KindStart            Kind = "service.start"     // Start
+	KindChallengeRefused Kind = "challenge.refused" // ChallengeRefused
+	KindVerdict          Kind = "evidence.verdict"  // Verdict
+	KindRelease          Kind = "release"           // Release
+	KindConfirm          Kind = "release.confirm"   // Confirm
+	KindState            Kind = "machine.state"     // StateChange
+	KindInstall          Kind = "machine.install"   // Install
+	KindToken            Kind = "token"             // Token
+	KindCampaign         Kind = "campaign"          // Campaign
+)
+
+// Start records that the service began to answer. A gap in a log's time is
+// explained by the start that follows it.
+type Start struct {
+	Version    string `json:"version,omitempty"`
+	KEK        string `json:"kek"`        // id of the key that wraps disk keys, never the key
+	ReleaseKey string `json:"releaseKey"` // id of the key that signs releases: SHA-256 of its SubjectPublicKeyInfo
+}
+
+// ChallengeRefused records a request that got no challenge, or that answered
+// one that was not open. Who sent it is not proven.
+type ChallengeRefused struct {
+	Reason  string `json:"reason"`
+	Address string `json:"address"`
+	// Suppressed is the number of further refusals since the entry before
+	// that were not logged, so that a flood cannot fill the log.
+	Suppressed int64 `json:"suppressed,omitempty"`
+}
+
+// Verdict records the appraisal of one piece of evidence.
+type Verdict struct {
+	ChallengeID string          `json:"challengeID"`
+	Address     string          `json:"address"`
+	Evidence    manifest.SHA256 `json:"evidence"` // of the stored evidence; unset if the sender's TPM was not proven and nothing was stored
+	Result      *attest.Result  `json:"result"`
+	Suppressed  int64           `json:"suppressed,omitempty"` // as in ChallengeRefused
+}
+
+// What a release gave.
+const (
+	SecretDiskKey   = "disk-key"
+	SecretJoinToken = "join-token"
+)
+
+// Release records that secrets were released, and of which kind, never their
+// values.
+type Release struct {
+	ID           string   `json:"id"`
+	ChallengeID  string   `json:"challengeID"`
+	Policy       string   `json:"policy"`
+	Image        string   `json:"image"`
+	ResetCount   uint32   `json:"resetCount"`   // with RestartCount, the boot it is for
+	RestartCount uint32   `json:"restartCount"` // TPMS_CLOCK_INFO
+	NodeName     string   `json:"nodeName"`
+	DiskGUID     string   `json:"diskGUID"`
+	NewDiskKey   bool     `json:"newDiskKey"` // the disk key was made for this release
+	Secrets      []string `json:"secrets"`    // SecretDiskKey, SecretJoinToken
+	TokenID      string   `json:"tokenID,omitempty"`
+}
+
+// OutcomeUnlocked is the outcome of a release that opened the disk. Any other
+// outcome is the error that the machine met.
+const OutcomeUnlocked = "unlocked"
+
+// Confirm records what the machine said became of a release, proven by the
+// transport secret that only its TPM could unseal.
+type Confirm struct {
+	ReleaseID string `json:"releaseID"`
+	Outcome   string `json:"outcome"`
+}
+
+// StateChange records a new enrolment state.
+type StateChange struct {
+	From   attest.EnrolmentState `json:"from,omitempty"` // empty: the machine was unknown
+	To     attest.EnrolmentState `json:"to"`
+	By     string                `json:"by"`
+	Reason string                `json:"reason"`
+}
+
+// Install records an install record that was accepted. What the box said of
+// itself (serial, UUID, MAC) is a claim.
+type Install struct {
+	By             string    `json:"by"`
+	DiskGUID       string    `json:"diskGUID"`
+	PreviousDisk   string    `json:"previousDisk,omitempty"` // of the install before, if there was one
+	Serial         string    `json:"serial"`
+	UUID           string    `json:"uuid"`
+	MAC            string    `json:"mac"`
+	Image          string    `json:"image"`
+	ManifestDigest string    `json:"manifestDigest"`
+	SecureBoot     string    `json:"secureBoot"`
+	Finished       time.Time `json:"finished"`
+}
+
+// TokenEvent is a step in the life of a join token.
+type TokenEvent string
+
+// Steps in the life of a join token.
+const (
+	TokenMinted  TokenEvent = "minted"
+	TokenUsed    TokenEvent = "used"    // a certificate was issued for it
+	TokenJoined  TokenEvent = "joined"  // its node is Ready
+	TokenRevoked TokenEvent = "revoked" // taken back before its time
+	TokenExpired TokenEvent = "expired"
+)
+
+// Token records a step in the life of a join token. ID is its public half.
+type Token struct {
+	Event    TokenEvent `json:"event"`
+	ID       string     `json:"id"`
+	NodeName string     `json:"nodeName"`
+	Expires  time.Time  `json:"expires,omitzero"`
+	Reason   string     `json:"reason,omitempty"`
+}
+
+// Campaign records a change of a firmware campaign.
+type Campaign struct {
+	Name   string          `json:"name"`
+	From   string          `json:"from,omitempty"`
+	To     string          `json:"to"`
+	By     string          `json:"by,omitempty"` // an operator, or the service itself
+	Reason string          `json:"reason,omitempty"`
+	Detail json.RawMessage `json:"detail,omitempty"`
+}

@@ -1,0 +1,499 @@
+package audit
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"sort"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// ReportSchema names the format of a Report's JSON.
+const ReportSchema = "sealift.dev/attestation-report/v1"
+
+// ReportOptions says what a report is about.
+type ReportOptions struct {
+	Machine   attest.MachineID // Optional; the whole fleet if unset.
+	From, To  time.Time        // Optional; entries before From or from To on are left out. The whole chain is verified all the same.
+	Generated time.Time        // printed on the report
+}
+
+// Report is what an auditor gets: everything that the log says of one machine
+// or of the fleet, and whether the log is what was written.
+type Report struct {
+	Schema    string           `json:"schema"`
+	Generated time.Time        `json:"generated"`
+	Subject   attest.MachineID `json:"subject,omitzero"` // unset: the fleet
+	From      time.Time        `json:"from,omitzero"`
+	To        time.Time        `json:"to,omitzero"`
+	Chain     ChainState       `json:"chain"`
+	Summary   Summary          `json:"summary"`
+	Machines  []MachineReport  `json:"machines"`
+	Campaigns []CampaignReport `json:"campaigns"`
+	Unproven  []Line           `json:"unproven"` // refusals of senders whose TPM was not proven
+	Service   []Line           `json:"service"`  // starts of the service
+}
+
+// ChainState says whether the whole log verified.
+type ChainState struct {
+	Verified bool   `json:"verified"`
+	Entries  int64  `json:"entries"` // that verified, from the first
+	Head     Head   `json:"head"`    // the last entry that verified
+	Broken   string `json:"broken,omitempty"`
+	// Unverified is the number of entries in the report that come after the
+	// break. Nothing vouches for them.
+	Unverified int64 `json:"unverified,omitempty"`
+}
+
+// Summary counts what the report holds.
+type Summary struct {
+	Machines   int           `json:"machines"`
+	Allowed    int           `json:"allowed"`
+	Refused    int           `json:"refused"`
+	Releases   int           `json:"releases"`
+	Confirmed  int           `json:"confirmed"` // releases that opened the disk
+	Suppressed int64         `json:"suppressed"`
+	Codes      []CodeCount   `json:"codes"` // findings by code, most frequent first
+	Kinds      map[Kind]int  `json:"kinds"`
+	Secrets    []SecretCount `json:"secrets"`
+}
+
+// CodeCount counts the verdicts with a finding.
+type CodeCount struct {
+	Code     attest.Code `json:"code"`
+	Verdicts int         `json:"verdicts"`
+}
+
+// SecretCount counts releases of one kind of secret.
+type SecretCount struct {
+	Kind     string `json:"kind"`
+	Releases int    `json:"releases"`
+}
+
+// MachineReport is one machine's history.
+type MachineReport struct {
+	ID        attest.MachineID      `json:"id"`
+	NodeName  string                `json:"nodeName,omitempty"`
+	State     attest.EnrolmentState `json:"state,omitempty"` // after the last change in the log
+	Reason    string                `json:"reason,omitempty"`
+	DiskGUID  string                `json:"diskGUID,omitempty"`
+	Serial    string                `json:"serial,omitempty"` // claimed
+	FirstSeen time.Time             `json:"firstSeen"`
+	LastSeen  time.Time             `json:"lastSeen"`
+	Allowed   int                   `json:"allowed"`
+	Refused   int                   `json:"refused"`
+	Releases  int                   `json:"releases"`
+	Verdicts  []VerdictLine         `json:"verdicts"`
+	History   []Line                `json:"history"` // everything, in the log's order
+}
+
+// Line is one entry in words.
+type Line struct {
+	Seq      int64            `json:"seq"`
+	Time     time.Time        `json:"time"`
+	Kind     Kind             `json:"kind"`
+	Machine  attest.MachineID `json:"machine,omitzero"`
+	Text     string           `json:"text"`
+	Bad      bool             `json:"bad"`      // a refusal or a step against a machine
+	Verified bool             `json:"verified"` // part of the chain that verified
+	Hash     manifest.SHA256  `json:"hash"`
+}
+
+// VerdictLine is one appraisal with all that it found.
+type VerdictLine struct {
+	Line
+	ChallengeID string          `json:"challengeID"`
+	Address     string          `json:"address"`
+	Evidence    manifest.SHA256 `json:"evidence"`
+	Result      *attest.Result  `json:"result"`
+	Release     *ReleaseLine    `json:"release,omitempty"`
+}
+
+// ReleaseLine is what a verdict released.
+type ReleaseLine struct {
+	Line
+	Release
+	Outcome   string    `json:"outcome,omitempty"` // as confirmed; empty if the machine never confirmed
+	Confirmed time.Time `json:"confirmed,omitzero"`
+}
+
+// CampaignReport is the history of one firmware campaign.
+type CampaignReport struct {
+	Name  string `json:"name"`
+	State string `json:"state"`
+	Lines []Line `json:"lines"`
+}
+
+// Build makes a report from a whole log, verifying the chain as it reads. A
+// broken chain does not stop it: the report says so, and marks what follows
+// the break. Only an error that ends the sequence is returned.
+func Build(entries iter.Seq2[Entry, error], o ReportOptions) (*Report, error) {
+	b := builder{
+		o: o,
+		r: &Report{
+			Schema: ReportSchema, Generated: o.Generated.UTC(), Subject: o.Machine, From: o.From, To: o.To,
+			Machines: []MachineReport{}, Campaigns: []CampaignReport{}, Unproven: []Line{}, Service: []Line{},
+		},
+		machines:  map[attest.MachineID]*MachineReport{},
+		campaigns: map[string]*CampaignReport{},
+		codes:     map[attest.Code]int{},
+		secrets:   map[string]int{},
+		releases:  map[string]*ReleaseLine{},
+		waiting:   map[string]waiting{},
+	}
+	b.r.Chain.Verified = true
+	b.r.Summary.Kinds = map[Kind]int{}
+	for e, err := range entries {
+		if err != nil {
+			var broken *BrokenError
+			if !errors.As(err, &broken) {
+				return nil, err
+			}
+			b.broke(err)
+			continue
+		}
+		if err := b.add(e); err != nil {
+			return nil, err
+		}
+	}
+	return b.finish(), nil
+}
+
+type waiting struct {
+	machine *MachineReport
+	verdict int // index into machine.Verdicts
+}
+
+type builder struct {
+	o         ReportOptions
+	r         *Report
+	v         Verifier
+	machines  map[attest.MachineID]*MachineReport
+	campaigns map[string]*CampaignReport
+	codes     map[attest.Code]int
+	secrets   map[string]int
+	releases  map[string]*ReleaseLine // by release id
+	waiting   map[string]waiting      // allowed verdicts by challenge id
+}
+
+func (b *builder) broke(err error) {
+	if b.r.Chain.Verified {
+		b.r.Chain.Verified = false
+		b.r.Chain.Broken = err.Error()
+	}
+}
+
+func (b *builder) add(e Entry) error {
+	if b.r.Chain.Verified {
+		if err := b.v.Add(e); err != nil {
+			b.broke(err)
+		} else {
+			b.r.Chain.Entries++
+		}
+	}
+	if !b.o.Machine.IsZero() && e.Machine != b.o.Machine && e.Kind != KindCampaign && e.Kind != KindStart {
+		return nil
+	}
+	if !b.o.From.IsZero() && e.Time.Before(b.o.From) || !b.o.To.IsZero() && !e.Time.Before(b.o.To) {
+		return nil
+	}
+	if !b.r.Chain.Verified {
+		b.r.Chain.Unverified++
+	}
+	b.r.Summary.Kinds[e.Kind]++
+	l := Line{Seq: e.Seq, Time: e.Time, Kind: e.Kind, Machine: e.Machine, Verified: b.r.Chain.Verified, Hash: e.Hash}
+	if err := b.describe(e, &l); err != nil {
+		// The entry is in the chain but its data is not what its kind says:
+		// it is shown, not hidden.
+		l.Text, l.Bad = "unreadable: "+err.Error(), true
+		b.file(e, l)
+	}
+	return nil
+}
+
+// file puts a line where it belongs that describe could not place.
+func (b *builder) file(e Entry, l Line) {
+	if e.Machine.IsZero() {
+		b.r.Service = append(b.r.Service, l)
+		return
+	}
+	m := b.machine(e)
+	m.History = append(m.History, l)
+}
+
+func (b *builder) machine(e Entry) *MachineReport {
+	m := b.machines[e.Machine]
+	if m == nil {
+		m = &MachineReport{ID: e.Machine, FirstSeen: e.Time, Verdicts: []VerdictLine{}, History: []Line{}}
+		b.machines[e.Machine] = m
+	}
+	if e.Time.After(m.LastSeen) {
+		m.LastSeen = e.Time
+	}
+	return m
+}
+
+// describe decodes e's data, says it in words and files it.
+func (b *builder) describe(e Entry, l *Line) error {
+	switch e.Kind {
+	case KindVerdict:
+		return b.verdict(e, l)
+	case KindRelease:
+		return b.release(e, l)
+	case KindConfirm:
+		return b.confirm(e, l)
+	case KindCampaign:
+		return b.campaign(e, l)
+	case KindStart:
+		var d Start
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text = fmt.Sprintf("service started, version %s, disk keys wrapped by %s, releases signed by %s", orNone(d.Version), orNone(d.KEK), orNone(d.ReleaseKey))
+		b.r.Service = append(b.r.Service, *l)
+		return nil
+	case KindChallengeRefused:
+		var d ChallengeRefused
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text, l.Bad = fmt.Sprintf("challenge refused to %s: %s%s", d.Address, d.Reason, suppressed(d.Suppressed)), true
+		b.r.Summary.Suppressed += d.Suppressed
+		b.r.Unproven = append(b.r.Unproven, *l)
+		return nil
+	}
+	m := b.machine(e)
+	switch e.Kind {
+	case KindState:
+		var d StateChange
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		from := d.From
+		if from == attest.StateUnknown {
+			from = "unknown"
+		}
+		m.State, m.Reason = d.To, d.Reason
+		l.Bad = d.To == attest.StateRevoked || d.To == attest.StateQuarantined
+		l.Text = fmt.Sprintf("%s → %s by %s: %s", from, d.To, d.By, d.Reason)
+	case KindInstall:
+		var d Install
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		m.DiskGUID, m.Serial = d.DiskGUID, d.Serial
+		l.Text = fmt.Sprintf("installed %s (manifest %s) on disk %s, Secure Boot %s, serial %s and MAC %s as claimed, recorded by %s",
+			orNone(d.Image), orNone(d.ManifestDigest), d.DiskGUID, orNone(d.SecureBoot), orNone(d.Serial), orNone(d.MAC), d.By)
+	case KindToken:
+		var d Token
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		m.NodeName = d.NodeName
+		l.Text = fmt.Sprintf("join token %s for node %s: %s", d.ID, d.NodeName, d.Event)
+		if d.Event == TokenMinted && !d.Expires.IsZero() {
+			l.Text += ", expires " + stamp(d.Expires)
+		}
+		if d.Reason != "" {
+			l.Text += ": " + d.Reason
+		}
+	default:
+		l.Text = "entry of a kind that this report does not know: " + string(e.Data)
+	}
+	m.History = append(m.History, *l)
+	return nil
+}
+
+func (b *builder) verdict(e Entry, l *Line) error {
+	var d Verdict
+	if err := json.Unmarshal(e.Data, &d); err != nil {
+		return err
+	}
+	if d.Result == nil {
+		return errors.New("a verdict without a result")
+	}
+	b.r.Summary.Suppressed += d.Suppressed
+	codes := map[attest.Code]bool{}
+	for _, f := range d.Result.Findings {
+		if !codes[f.Code] {
+			codes[f.Code] = true
+			b.codes[f.Code]++
+		}
+	}
+	l.Bad = !d.Result.Allowed
+	if d.Result.Allowed {
+		b.r.Summary.Allowed++
+		l.Text = fmt.Sprintf("evidence accepted: image %s, firmware %s %s", orNone(d.Result.Image), orNone(d.Result.Firmware.Version), d.Result.Firmware.Verdict)
+	} else {
+		b.r.Summary.Refused++
+		l.Text = "evidence refused: " + findings(d.Result.Findings) + suppressed(d.Suppressed)
+	}
+	if e.Machine.IsZero() {
+		b.r.Unproven = append(b.r.Unproven, *l)
+		return nil
+	}
+	m := b.machine(e)
+	if d.Result.Allowed {
+		m.Allowed++
+	} else {
+		m.Refused++
+	}
+	m.Verdicts = append(m.Verdicts, VerdictLine{Line: *l, ChallengeID: d.ChallengeID, Address: d.Address, Evidence: d.Evidence, Result: d.Result})
+	if d.Result.Allowed && d.ChallengeID != "" {
+		b.waiting[d.ChallengeID] = waiting{m, len(m.Verdicts) - 1}
+	}
+	m.History = append(m.History, *l)
+	return nil
+}
+
+func (b *builder) release(e Entry, l *Line) error {
+	var d Release
+	if err := json.Unmarshal(e.Data, &d); err != nil {
+		return err
+	}
+	m := b.machine(e)
+	m.NodeName = d.NodeName
+	m.Releases++
+	b.r.Summary.Releases++
+	for _, s := range d.Secrets {
+		b.secrets[s]++
+	}
+	l.Text = fmt.Sprintf("released %s for boot %d.%d, release %s", list(d.Secrets), d.ResetCount, d.RestartCount, d.ID)
+	if d.NewDiskKey {
+		l.Text += ", disk key made"
+	}
+	if d.TokenID != "" {
+		l.Text += ", join token " + d.TokenID
+	}
+	rl := &ReleaseLine{Line: *l, Release: d}
+	b.releases[d.ID] = rl
+	if w, ok := b.waiting[d.ChallengeID]; ok && w.machine == m {
+		m.Verdicts[w.verdict].Release = rl
+		delete(b.waiting, d.ChallengeID)
+	}
+	m.History = append(m.History, *l)
+	return nil
+}
+
+func (b *builder) confirm(e Entry, l *Line) error {
+	var d Confirm
+	if err := json.Unmarshal(e.Data, &d); err != nil {
+		return err
+	}
+	m := b.machine(e)
+	l.Text = fmt.Sprintf("machine confirmed release %s: %s", d.ReleaseID, d.Outcome)
+	if rl := b.releases[d.ReleaseID]; rl != nil && rl.Machine == e.Machine {
+		rl.Outcome, rl.Confirmed = d.Outcome, e.Time
+		if d.Outcome == OutcomeUnlocked {
+			b.r.Summary.Confirmed++
+		}
+	}
+	l.Bad = d.Outcome != OutcomeUnlocked
+	m.History = append(m.History, *l)
+	return nil
+}
+
+func (b *builder) campaign(e Entry, l *Line) error {
+	var d Campaign
+	if err := json.Unmarshal(e.Data, &d); err != nil {
+		return err
+	}
+	c := b.campaigns[d.Name]
+	if c == nil {
+		c = &CampaignReport{Name: d.Name, Lines: []Line{}}
+		b.campaigns[d.Name] = c
+	}
+	if d.To != "" {
+		c.State = d.To
+	}
+	from := d.From
+	if from == "" {
+		from = "new"
+	}
+	l.Text = fmt.Sprintf("campaign %s: %s → %s", d.Name, from, d.To)
+	if d.By != "" {
+		l.Text += " by " + d.By
+	}
+	if d.Reason != "" {
+		l.Text += ": " + d.Reason
+	}
+	c.Lines = append(c.Lines, *l)
+	if !e.Machine.IsZero() && (b.o.Machine.IsZero() || e.Machine == b.o.Machine) {
+		m := b.machine(e)
+		m.History = append(m.History, *l)
+	}
+	return nil
+}
+
+func (b *builder) finish() *Report {
+	r := b.r
+	r.Chain.Head = b.v.Head()
+	for _, m := range b.machines {
+		r.Machines = append(r.Machines, *m)
+	}
+	sort.Slice(r.Machines, func(i, j int) bool { return r.Machines[i].ID.String() < r.Machines[j].ID.String() })
+	for _, c := range b.campaigns {
+		r.Campaigns = append(r.Campaigns, *c)
+	}
+	sort.Slice(r.Campaigns, func(i, j int) bool { return r.Campaigns[i].Name < r.Campaigns[j].Name })
+	r.Summary.Machines = len(r.Machines)
+	r.Summary.Codes = []CodeCount{}
+	for c, n := range b.codes {
+		r.Summary.Codes = append(r.Summary.Codes, CodeCount{c, n})
+	}
+	sort.Slice(r.Summary.Codes, func(i, j int) bool {
+		a, c := r.Summary.Codes[i], r.Summary.Codes[j]
+		if a.Verdicts != c.Verdicts {
+			return a.Verdicts > c.Verdicts
+		}
+		return a.Code < c.Code
+	})
+	r.Summary.Secrets = []SecretCount{}
+	for s, n := range b.secrets {
+		r.Summary.Secrets = append(r.Summary.Secrets, SecretCount{s, n})
+	}
+	sort.Slice(r.Summary.Secrets, func(i, j int) bool { return r.Summary.Secrets[i].Kind < r.Summary.Secrets[j].Kind })
+	return r
+}
+
+// findings names the codes of a refusal, each once.
+func findings(fs []attest.Finding) string {
+	var codes []string
+	seen := map[attest.Code]bool{}
+	for _, f := range fs {
+		if !seen[f.Code] {
+			seen[f.Code] = true
+			codes = append(codes, string(f.Code))
+		}
+	}
+	return list(codes)
+}
+
+func list(s []string) string {
+	out := ""
+	for i, v := range s {
+		if i > 0 {
+			out += ", "
+		}
+		out += v
+	}
+	return orNone(out)
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+func suppressed(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d more since the entry before were not logged)", n)
+}
