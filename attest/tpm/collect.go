@@ -1,0 +1,227 @@
+package tpm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/tpm/pcrsig"
+)
+
+// CollectInput is what Evidence is made of, beside what the TPM says.
+type CollectInput struct {
+	Purpose  attest.Purpose
+	Nonce    []byte      // of the challenge, 32 bytes
+	Exporter []byte      // RFC 9266 tls-exporter of the connection that the evidence will go over, 32 bytes
+	EventLog []byte      // TCG event log, at most attest.MaxEventLog bytes
+	SMBIOS   []byte      // Optional; structure table, at most attest.MaxSMBIOS bytes
+	Disk     attest.Disk // the disk booted from
+}
+
+func (in *CollectInput) check() error {
+	switch {
+	case in.Purpose == "":
+		return errors.New("no purpose")
+	case len(in.Nonce) != 32:
+		return fmt.Errorf("nonce: got %d bytes, want 32", len(in.Nonce))
+	case len(in.Exporter) != 32:
+		return fmt.Errorf("tls exporter: got %d bytes, want 32", len(in.Exporter))
+	case len(in.EventLog) == 0 || len(in.EventLog) > attest.MaxEventLog:
+		return fmt.Errorf("event log: got %d bytes, want 1 to %d", len(in.EventLog), attest.MaxEventLog)
+	case len(in.SMBIOS) > attest.MaxSMBIOS:
+		return fmt.Errorf("smbios table: got %d bytes, want at most %d", len(in.SMBIOS), attest.MaxSMBIOS)
+	}
+	return nil
+}
+
+// errPCRsChanged says that quoted PCRs are not the ones read just before.
+var errPCRsChanged = errors.New("PCRs were extended between reading and quoting them")
+
+// Collect makes the evidence for a challenge: it makes the transport key for
+// the present state of the PCRs, lets the attestation key of Identify certify
+// how it was made, and quotes the PCRs of each active bank. An earlier
+// transport key is gone.
+func (t *TPM) Collect(ctx context.Context, in CollectInput) (*attest.Evidence, error) {
+	if t.identity == nil {
+		return nil, fmt.Errorf("collect evidence: %w", errNotIdentified)
+	}
+	if err := in.check(); err != nil {
+		return nil, fmt.Errorf("collect evidence: %w", err)
+	}
+	if err := t.loadAK(); err != nil {
+		return nil, fmt.Errorf("collect evidence: %w", err)
+	}
+	for i := 1; ; i++ {
+		ev, err := t.collect(ctx, in)
+		if err == nil {
+			return ev, nil
+		}
+		if i == retries || !errors.Is(err, errPCRsChanged) {
+			return nil, fmt.Errorf("collect evidence: %w", errors.Join(err, t.flush(&t.tk)))
+		}
+	}
+}
+
+func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, error) {
+	banks, err := t.activeBanks()
+	if err != nil {
+		return nil, err
+	}
+	if len(banks) > attest.MaxBanks {
+		return nil, fmt.Errorf("got %d active pcr banks, want at most %d", len(banks), attest.MaxBanks)
+	}
+	values := make([]map[int][]byte, len(banks))
+	var policy map[int][]byte
+	for i, b := range banks {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if values[i], err = t.readPCRs(b, attest.PolicyPCRs()); err != nil {
+			return nil, err
+		}
+		if b.alg == tpm2.TPMAlgSHA256 {
+			policy = values[i]
+		}
+	}
+	if policy == nil {
+		return nil, errors.New("the sha256 pcr bank is not active: turn it on in the firmware's setup")
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	ev := &attest.Evidence{
+		EKPublic:       t.identity.EK.Public,
+		EKCertificates: t.identity.EK.Certificates,
+		AKPublic:       t.identity.AKPublic,
+		EventLog:       in.EventLog,
+		SMBIOS:         in.SMBIOS,
+		Disk:           in.Disk,
+	}
+	if ev.Transport, err = t.makeTransport(policy, in.Nonce); err != nil {
+		return nil, err
+	}
+	qualifying := attest.QualifyingData(attest.Binding{
+		Purpose:     in.Purpose,
+		Nonce:       in.Nonce,
+		Exporter:    in.Exporter,
+		TransportID: t.tk.name.Buffer,
+	}, ev)
+	for i, b := range banks {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		q, err := t.quote(b, values[i], qualifying)
+		if err != nil {
+			return nil, err
+		}
+		ev.Quotes = append(ev.Quotes, *q)
+	}
+	return ev, nil
+}
+
+// quote quotes attest.PolicyPCRs of one bank (TPM2_Quote, Part 3, 18.4) and
+// fails with errPCRsChanged if they do not have the given values.
+func (t *TPM) quote(b bank, values map[int][]byte, qualifying []byte) (*attest.Quote, error) {
+	rsp, err := tpm2.Quote{
+		SignHandle:     t.ak.auth(tpm2.PasswordAuth(nil)),
+		QualifyingData: tpm2.TPM2BData{Buffer: qualifying},
+		InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+		PCRSelect:      b.selection(attest.PolicyPCRs()...),
+	}.Execute(t.transport)
+	if err != nil {
+		return nil, fmt.Errorf("quote %s PCRs: %w", b.name, err)
+	}
+	quoted, err := rsp.Quoted.Contents()
+	if err != nil {
+		return nil, fmt.Errorf("quote %s PCRs: decode: %w", b.name, err)
+	}
+	info, err := quoted.Attested.Quote()
+	if err != nil {
+		return nil, fmt.Errorf("quote %s PCRs: decode: %w", b.name, err)
+	}
+	if got := selected(info.PCRSelect, b.alg); !slices.Equal(got, attest.PolicyPCRs()) {
+		return nil, fmt.Errorf("quote %s PCRs: got PCRs %d, want %d: the bank is incomplete", b.name, got, attest.PolicyPCRs())
+	}
+	// The digest is by the hash of the signature scheme, whatever the bank.
+	h := sha256.New()
+	for _, p := range attest.PolicyPCRs() {
+		h.Write(values[p])
+	}
+	if !bytes.Equal(h.Sum(nil), info.PCRDigest.Buffer) {
+		return nil, fmt.Errorf("quote %s PCRs: %w", b.name, errPCRsChanged)
+	}
+	return &attest.Quote{
+		Bank:      b.name,
+		Attest:    rsp.Quoted.Bytes(),
+		Signature: tpm2.Marshal(rsp.Signature),
+		PCRs:      values,
+	}, nil
+}
+
+// transportTemplate returns the template of the transport key: an ECC P-256
+// storage key whose only authorization is the policy.
+func transportTemplate(policy []byte) tpm2.TPMTPublic {
+	return tpm2.TPMTPublic{
+		Type:    tpm2.TPMAlgECC,
+		NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{
+			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
+			NoDA: true, Restricted: true, Decrypt: true,
+		},
+		AuthPolicy: tpm2.TPM2BDigest{Buffer: policy},
+		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+			Symmetric: aesCFB(128), CurveID: tpm2.TPMECCNistP256,
+		}),
+		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{}),
+	}
+}
+
+// makeTransport makes the transport key for a state of the SHA-256 PCRs and
+// has the attestation key certify it (TPM2_CertifyCreation, Part 3, 18.3).
+//
+// The key is in the NULL hierarchy, whose seed changes at each TPM reset: what
+// was wrapped to it cannot be opened after a reboot, by anyone. Its creation
+// data names attest.PolicyPCRs of the SHA-256 bank, its parent TPM_RH_NULL,
+// and has no outside info.
+func (t *TPM) makeTransport(pcrs map[int][]byte, nonce []byte) (attest.TransportKey, error) {
+	none := attest.TransportKey{}
+	if err := t.flush(&t.tk); err != nil {
+		return none, err
+	}
+	policy, err := pcrsig.PolicyDigest(pcrs)
+	if err != nil {
+		return none, fmt.Errorf("transport key: %w", err)
+	}
+	sha256Bank, err := bankNamed("sha256")
+	if err != nil {
+		return none, err
+	}
+	tk, rsp, err := t.createPrimary(tpm2.TPMRHNull, "transport key", transportTemplate(policy), sha256Bank.selection(attest.PolicyPCRs()...))
+	if err != nil {
+		return none, err
+	}
+	t.tk, t.tkPolicy = tk, policy
+	cert, err := tpm2.CertifyCreation{
+		SignHandle:     t.ak.auth(tpm2.PasswordAuth(nil)),
+		ObjectHandle:   tk.named(),
+		QualifyingData: tpm2.TPM2BData{Buffer: attest.CertifyData(nonce)},
+		CreationHash:   rsp.CreationHash,
+		InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+		CreationTicket: rsp.CreationTicket,
+	}.Execute(t.transport)
+	if err != nil {
+		return none, fmt.Errorf("certify transport key: %w", err)
+	}
+	return attest.TransportKey{
+		Public:       tk.public,
+		CreationData: rsp.CreationData.Bytes(),
+		Certify:      cert.CertifyInfo.Bytes(),
+		Signature:    tpm2.Marshal(cert.Signature),
+	}, nil
+}

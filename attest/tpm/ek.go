@@ -1,0 +1,274 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/sealift/sealift/attest"
+)
+
+// EK is an endorsement key and what the TPM's maker says about it.
+type EK struct {
+	Kind   string // "ECC P-256", "ECC P-384" or "RSA-2048"
+	Public []byte // TPMT_PUBLIC
+	// Certificates are DER: the certificate of this key first, then the chain
+	// certificates that are in NV. Empty if there is none for this key.
+	Certificates [][]byte
+	// Problems says what was found in NV but could not be used.
+	Problems []error
+}
+
+// ekKind is a way to make an endorsement key, from the TCG EK Credential
+// Profile for TPM Family 2.0, 2.2.1.4 (low range, templates L-n) and 2.2.1.5
+// (high range, templates H-n).
+type ekKind struct {
+	name        string
+	certificate uint32 // NV index
+	nonce       uint32 // NV index, 0 if the range has none
+	template    uint32 // NV index of a vendor's own template
+	public      tpm2.TPMTPublic
+}
+
+// Range of NV indices in which the profile keeps certificates, nonces,
+// templates and chain certificates.
+const (
+	nvFirst      = 0x01c00002
+	nvChainFirst = 0x01c00100
+	nvChainLast  = 0x01c001ff
+)
+
+// ekKinds lists the kinds in the order of preference. ECC before RSA because a
+// chip takes seconds to make an RSA primary key; P-256 before P-384 because
+// each of them can do it. Each kind works with credential activation: go-tpm's
+// CreateCredential follows the key's name algorithm, SHA-384 with AES-256 for
+// P-384. Certificates of P-521, SM2 and longer RSA keys are passed over.
+func ekKinds() []ekKind {
+	return []ekKind{
+		{"ECC P-256", 0x01c0000a, 0x01c0000b, 0x01c0000c, tpm2.ECCEKTemplate},
+		{"ECC P-256", 0x01c00014, 0, 0x01c00015, highRange(tpm2.TPMECCNistP256)},
+		{"ECC P-384", 0x01c00016, 0, 0x01c00017, highRange(tpm2.TPMECCNistP384)},
+		{"RSA-2048", 0x01c00002, 0x01c00003, 0x01c00004, tpm2.RSAEKTemplate},
+		{"RSA-2048", 0x01c00012, 0, 0x01c00013, highRange(0)},
+	}
+}
+
+// policyB are the authPolicies of the high-range templates: PolicySecret of
+// the endorsement hierarchy or PolicyAuthorizeNV (EK Credential Profile,
+// B.6.5). This package uses neither, as userWithAuth is set.
+func policyB(alg tpm2.TPMAlgID) []byte {
+	if alg == tpm2.TPMAlgSHA384 {
+		return []byte{
+			0xb2, 0x6e, 0x7d, 0x28, 0xd1, 0x1a, 0x50, 0xbc, 0x53, 0xd8, 0x82, 0xbc, 0xf5, 0xfd, 0x3a, 0x1a,
+			0x07, 0x41, 0x48, 0xbb, 0x35, 0xd3, 0xb4, 0xe4, 0xcb, 0x1c, 0x0a, 0xd9, 0xbd, 0xe4, 0x19, 0xca,
+			0xcb, 0x47, 0xba, 0x09, 0x69, 0x96, 0x46, 0x15, 0x0f, 0x9f, 0xc0, 0x00, 0xf3, 0xf8, 0x0e, 0x12,
+		}
+	}
+	return []byte{
+		0xca, 0x3d, 0x0a, 0x99, 0xa2, 0xb9, 0x39, 0x06, 0xf7, 0xa3, 0x34, 0x24, 0x14, 0xef, 0xcf, 0xb3,
+		0xa3, 0x85, 0xd4, 0x4c, 0xd1, 0xfd, 0x45, 0x90, 0x89, 0xd1, 0x9b, 0x50, 0x71, 0xc0, 0xb7, 0xa0,
+	}
+}
+
+// highRange returns the template H-1 (RSA-2048, for curve 0), H-2 (P-256) or
+// H-3 (P-384).
+func highRange(curve tpm2.TPMECCCurve) tpm2.TPMTPublic {
+	p := tpm2.RSAEKTemplate
+	if curve != 0 {
+		p = tpm2.ECCEKTemplate
+	}
+	p.ObjectAttributes.UserWithAuth = true
+	bits := tpm2.TPMKeyBits(128)
+	if curve == tpm2.TPMECCNistP384 {
+		p.NameAlg = tpm2.TPMAlgSHA384
+		bits = 256
+	}
+	p.AuthPolicy = tpm2.TPM2BDigest{Buffer: policyB(p.NameAlg)}
+	if curve == 0 {
+		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
+		return p
+	}
+	p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{Symmetric: aesCFB(bits), CurveID: curve})
+	p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+	return p
+}
+
+func aesCFB(bits tpm2.TPMKeyBits) tpm2.TPMTSymDefObject {
+	return tpm2.TPMTSymDefObject{
+		Algorithm: tpm2.TPMAlgAES,
+		KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, bits),
+		Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+	}
+}
+
+// EK chooses the endorsement key, always the same one on the same TPM: the
+// first of ECC P-256, ECC P-384 and RSA-2048 for which NV holds a certificate
+// and whose key, made from its template, is the certificate's. Where there is
+// none it is the ECC P-256 key without a certificate, and the service's policy
+// decides.
+func (t *TPM) EK() (*EK, error) {
+	ek, err := t.chooseEK()
+	if err != nil {
+		return nil, fmt.Errorf("endorsement key: %w", err)
+	}
+	return ek, nil
+}
+
+func (t *TPM) chooseEK() (*EK, error) {
+	if err := t.flush(&t.ek); err != nil {
+		return nil, err
+	}
+	indices, err := t.nvIndices(nvFirst, nvChainLast)
+	if err != nil {
+		return nil, err
+	}
+	ek := &EK{}
+	for _, kind := range ekKinds() {
+		if !slices.Contains(indices, kind.certificate) {
+			continue
+		}
+		cert, err := t.certificate(kind.certificate)
+		if err == nil {
+			err = t.makeEK(kind, indices)
+		}
+		if err == nil && !certifies(cert, t.ek.public) {
+			err = errors.Join(fmt.Errorf("nv index %#x: the certificate is not of the %s key that its template gives", kind.certificate, kind.name), t.flush(&t.ek))
+		}
+		if err != nil {
+			ek.Problems = append(ek.Problems, err)
+			continue
+		}
+		ek.Kind, ek.Public = kind.name, t.ek.public
+		ek.Certificates = append([][]byte{cert}, t.chain(indices, ek)...)
+		return ek, nil
+	}
+	kind := ekKinds()[0]
+	if err := t.makeEK(kind, indices); err != nil {
+		return nil, errors.Join(append(ek.Problems, err)...)
+	}
+	ek.Kind, ek.Public = kind.name, t.ek.public
+	return ek, nil
+}
+
+// makeEK makes the key of a kind, with the template or the nonce in NV where
+// there are any (EK Credential Profile, 2.2.1.4), and keeps it in t.ek.
+func (t *TPM) makeEK(kind ekKind, indices []uint32) error {
+	public := kind.public
+	if slices.Contains(indices, kind.template) {
+		data, err := t.readNV(kind.template)
+		if err != nil {
+			return err
+		}
+		p, err := tpm2.Unmarshal[tpm2.TPMTPublic](data)
+		if err != nil {
+			return fmt.Errorf("nv index %#x: decode template: %w", kind.template, err)
+		}
+		public = *p
+	} else if kind.nonce != 0 && slices.Contains(indices, kind.nonce) {
+		nonce, err := t.readNV(kind.nonce)
+		if err != nil {
+			return err
+		}
+		if public.Unique, err = uniqueNonce(public.Type, nonce); err != nil {
+			return fmt.Errorf("nv index %#x: %w", kind.nonce, err)
+		}
+	}
+	t.ekTemplate = public
+	return t.loadEK()
+}
+
+// loadEK makes the endorsement key of t.ekTemplate where it is not loaded.
+func (t *TPM) loadEK() (err error) {
+	if t.ek != nil {
+		return nil
+	}
+	t.ek, _, err = t.createPrimary(tpm2.TPMRHEndorsement, "endorsement key", t.ekTemplate, tpm2.TPMLPCRSelection{})
+	return err
+}
+
+// uniqueNonce returns the unique field of a low-range template with a nonce,
+// which stands in front of zeros.
+func uniqueNonce(alg tpm2.TPMAlgID, nonce []byte) (tpm2.TPMUPublicID, error) {
+	if alg == tpm2.TPMAlgRSA {
+		if len(nonce) > 256 {
+			return tpm2.TPMUPublicID{}, fmt.Errorf("nonce: got %d bytes, want at most 256", len(nonce))
+		}
+		n := make([]byte, 256)
+		copy(n, nonce)
+		return tpm2.NewTPMUPublicID(alg, &tpm2.TPM2BPublicKeyRSA{Buffer: n}), nil
+	}
+	if len(nonce) > 32 {
+		return tpm2.TPMUPublicID{}, fmt.Errorf("nonce: got %d bytes, want at most 32", len(nonce))
+	}
+	x := make([]byte, 32)
+	copy(x, nonce)
+	return tpm2.NewTPMUPublicID(alg, &tpm2.TPMSECCPoint{
+		X: tpm2.TPM2BECCParameter{Buffer: x},
+		Y: tpm2.TPM2BECCParameter{Buffer: make([]byte, 32)},
+	}), nil
+}
+
+// certifies reports whether cert is a certificate of the key in public, a
+// TPMT_PUBLIC: whether it holds the modulus, or both coordinates. A strict
+// parser would not read some real endorsement certificates, which have the key
+// algorithm RSAES-OAEP, sets out of DER order and other faults; what to think
+// of those is for the service to decide.
+func certifies(cert, public []byte) bool {
+	p, err := tpm2.Unmarshal[tpm2.TPMTPublic](public)
+	if err != nil {
+		return false
+	}
+	pub, err := tpm2.Pub(*p)
+	if err != nil {
+		return false
+	}
+	var bits []byte
+	switch pub := pub.(type) {
+	case *rsa.PublicKey:
+		bits = pub.N.Bytes()
+	case *ecdsa.PublicKey:
+		if bits, err = pub.Bytes(); err != nil {
+			return false
+		}
+	}
+	return len(bits) > 32 && bytes.Contains(cert, bits)
+}
+
+// chain returns the certificates of the issuers that the TPM brings along:
+// concatenated over consecutive NV indices (EK Credential Profile, 2.2.1.5.2).
+// What cannot be read is a problem of ek, not an error: the service may have
+// the chain itself.
+func (t *TPM) chain(indices []uint32, ek *EK) [][]byte {
+	var certs [][]byte
+	var rest []byte
+	for _, i := range indices {
+		if i < nvChainFirst || i > nvChainLast {
+			continue
+		}
+		data, err := t.readNV(i)
+		if err != nil {
+			ek.Problems = append(ek.Problems, err)
+			return certs
+		}
+		var more [][]byte
+		more, rest, err = splitCertificates(append(rest, data...))
+		certs = append(certs, more...)
+		if err != nil {
+			ek.Problems = append(ek.Problems, fmt.Errorf("nv index %#x: %w", i, err))
+			return certs
+		}
+	}
+	if len(rest) > 0 {
+		ek.Problems = append(ek.Problems, fmt.Errorf("the chain certificates in nv end in the middle of one"))
+	}
+	if limit := attest.MaxCertificates - 1; len(certs) > limit {
+		ek.Problems = append(ek.Problems, fmt.Errorf("nv holds %d chain certificates, want at most %d", len(certs), limit))
+		certs = certs[:limit]
+	}
+	return certs
+}
