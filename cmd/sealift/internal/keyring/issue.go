@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/sealift/sealift/attest/api"
 )
 
 // Lifetimes of issued certificates.
@@ -91,7 +93,7 @@ func (i *Issuer) IssueOperator(name string, roles []string) (tls.Certificate, er
 		}
 	}
 	return i.issue(&x509.Certificate{
-		Subject:     pkix.Name{CommonName: name, OrganizationalUnit: slices.Compact(slices.Sorted(slices.Values(roles)))},
+		Subject:     pkix.Name{Organization: []string{api.OperatorOrganization}, CommonName: name, OrganizationalUnit: slices.Compact(slices.Sorted(slices.Values(roles)))},
 		NotAfter:    i.now.Add(operatorLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
