@@ -39,7 +39,7 @@ func (t *TPM) Unwrap(w attest.WrappedKey) (attest.Secret, error) {
 		secret, err = t.unwrap(w)
 		return err
 	})
-	if errors.Is(err, tpm2.TPMRCPolicyFail) || errors.Is(err, tpm2.TPMRCValue) {
+	if errors.Is(err, tpm2.TPMRCPolicyFail) {
 		err = fmt.Errorf("%w: the PCRs are not the ones that were quoted", err)
 	}
 	if err != nil {

@@ -127,7 +127,7 @@ func (ca *CA) certifyP256(tb testing.TB, d *TPM) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defineNV(tb, d, nvP256, ca.Certify(tb, pub).Raw)
+	d.DefineNV(nvP256, ca.Certify(tb, pub).Raw)
 }
 
 // Certify issues an endorsement certificate with the extensions of the TCG EK
@@ -156,40 +156,4 @@ func (ca *CA) Certify(tb testing.TB, pub any) *x509.Certificate {
 		// basicConstraints says that this is no authority.
 		BasicConstraintsValid: true,
 	}, ca.Issuer, pub, ca.key)
-}
-
-// defineNV makes an NV index that everyone may read, with data in it.
-func defineNV(tb testing.TB, d *TPM, index uint32, data []byte) {
-	tb.Helper()
-	public := tpm2.TPMSNVPublic{
-		NVIndex:    tpm2.TPMHandle(index),
-		NameAlg:    tpm2.TPMAlgSHA256,
-		Attributes: tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, AuthRead: true, NoDA: true, NT: tpm2.TPMNTOrdinary},
-		DataSize:   uint16(len(data)),
-	}
-	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
-	if _, err := (tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(public)}).Execute(d); err != nil {
-		tb.Fatalf("tpmtest: define NV index %#x: %v", index, err)
-	}
-	rsp, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(index)}.Execute(d)
-	if err != nil {
-		tb.Fatalf("tpmtest: read public area of NV index %#x: %v", index, err)
-	}
-	for off := 0; off < len(data); {
-		n := min(512, len(data)-off)
-		_, err := tpm2.NVWrite{
-			AuthHandle: owner,
-			NVIndex:    tpm2.NamedHandle{Handle: tpm2.TPMHandle(index), Name: rsp.NVName},
-			Data:       tpm2.TPM2BMaxNVBuffer{Buffer: data[off : off+n]},
-			Offset:     uint16(off),
-		}.Execute(d)
-		if err != nil {
-			tb.Fatalf("tpmtest: write NV index %#x: %v", index, err)
-		}
-		// The name covers the attribute "written", which the first write sets.
-		if rsp, err = (tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(index)}).Execute(d); err != nil {
-			tb.Fatalf("tpmtest: read public area of NV index %#x: %v", index, err)
-		}
-		off += n
-	}
 }

@@ -94,7 +94,7 @@ func (c Config) Open(tb testing.TB) *TPM {
 		c.CA.certifyP256(tb, d)
 	}
 	if c.Chain {
-		defineNV(tb, d, nvChain, c.CA.Issuer.Raw)
+		d.DefineNV(nvChain, c.CA.Issuer.Raw)
 	}
 	return d
 }
