@@ -1,0 +1,87 @@
+// Package sign signs manifests, and so everything whose digest stands in one,
+// with a key loaded by sigstore. A Signer makes sigstore bundles; package
+// image/sign/bundle verifies them with the standard library alone.
+//
+// Bundles are put together here and not by sigstore-go: a message signature by
+// a key is a few fixed fields, and sigstore-go links the clients of Fulcio,
+// Rekor and TUF for it. Its verifier is the oracle in the tests.
+package sign
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"errors"
+	"fmt"
+
+	"github.com/sigstore/sigstore/pkg/signature"
+
+	"github.com/sealift/sealift/image/sign/bundle"
+)
+
+// BundleSuffix is what a bundle's file name has more than that of the signed file.
+const BundleSuffix = ".sigstore.json"
+
+// Signer signs with one ECDSA P-256 key.
+type Signer struct {
+	signer signature.Signer
+	public *ecdsa.PublicKey
+}
+
+// New returns a Signer for any signer that sigstore can load: a file, a
+// PKCS #11 token or a key management service.
+func New(s signature.Signer) (*Signer, error) {
+	if s == nil {
+		return nil, errors.New("image signer: no key")
+	}
+	key, err := s.PublicKey()
+	if err != nil {
+		return nil, fmt.Errorf("image signer: public key: %w", err)
+	}
+	public, ok := key.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("image signer: key is %T, want ECDSA P-256", key)
+	}
+	if public.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("image signer: key is on curve %s, want P-256", public.Params().Name)
+	}
+	return &Signer{signer: s, public: public}, nil
+}
+
+// FromKey returns a Signer for a private key in memory.
+func FromKey(key *ecdsa.PrivateKey) (*Signer, error) {
+	s, err := signature.LoadECDSASigner(key, crypto.SHA256)
+	if err != nil {
+		return nil, fmt.Errorf("image signer: %w", err)
+	}
+	return New(s)
+}
+
+// FromFile returns a Signer for a private key in a PEM file. password is
+// called if the file is encrypted; it may be nil.
+func FromFile(path string, password func() ([]byte, error)) (*Signer, error) {
+	s, err := signature.LoadSignerFromPEMFile(path, crypto.SHA256, func(bool) ([]byte, error) {
+		if password == nil {
+			return nil, errors.New("the key file is encrypted and there is no password")
+		}
+		return password()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("image signer: load %s: %w", path, err)
+	}
+	return New(s)
+}
+
+// Public returns the key that verifies.
+func (s *Signer) Public() *ecdsa.PublicKey { return s.public }
+
+// Sign returns the bundle for message. ECDSA signatures are randomised, so two
+// bundles for one message differ.
+func (s *Signer) Sign(message []byte) ([]byte, error) {
+	sig, err := s.signer.SignMessage(bytes.NewReader(message))
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	return bundle.Encode(message, sig, s.public)
+}
