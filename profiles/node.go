@@ -27,21 +27,21 @@ type NodeConfig struct {
 // Service is one program that the agent starts, in a cgroup of its own, and
 // starts again when it ends.
 type Service struct {
-	Name string `json:"name"`
+	Name string `json:"name" yaml:"name"`
 	// Args is the command line; Args[0] is the program's path. In every
 	// argument ${NODE_IP} and ${NODE_NAME} are replaced by the node's own.
-	Args []string `json:"args"`
-	Env  []string `json:"env,omitempty"` // NAME=value; nothing else is passed on
+	Args []string `json:"args" yaml:"args"`
+	Env  []string `json:"env,omitempty" yaml:"env"` // NAME=value; nothing else is passed on
 	// Socket is a Unix socket that must accept connections before the next
 	// service is started. Optional.
-	Socket string `json:"socket,omitempty"`
+	Socket string `json:"socket,omitempty" yaml:"socket"`
 }
 
 // JoinPaths say where the agent leaves what the attestation service released.
 type JoinPaths struct {
-	CA         string `json:"ca"`         // PEM of the cluster's CA; kept on the state partition
-	Bootstrap  string `json:"bootstrap"`  // kubeconfig with the bootstrap token; below /run
-	Kubeconfig string `json:"kubeconfig"` // written by the kubelet: its presence means joined
+	CA         string `json:"ca" yaml:"ca"`                 // PEM of the cluster's CA; kept on the state partition
+	Bootstrap  string `json:"bootstrap" yaml:"bootstrap"`   // kubeconfig with the bootstrap token; below /run
+	Kubeconfig string `json:"kubeconfig" yaml:"kubeconfig"` // written by the kubelet: its presence means joined
 }
 
 // Variables of Service.Args.

@@ -1,0 +1,290 @@
+package inputs
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/profiles"
+)
+
+// build is one run of the go command, and all that decides its output.
+type build struct {
+	Name      string // for messages
+	Dir       string // module directory
+	Package   string // argument of go build
+	LDFlags   string
+	Toolchain string // e.g. go1.26.8
+	Arch      string // GOARCH
+	// Inputs are digests of what is compiled; with the fields above they are
+	// the key under which the output is remembered.
+	Inputs []string
+}
+
+// maxProgram bounds a built program, in bytes.
+const maxProgram = 1 << 30
+
+// GoBuild builds programs of the lock's distro that are named, or all those
+// that have a place in the root file system if none is, and returns their
+// files by name. The output of an earlier build with the same inputs is taken
+// from the cache. The Go command checks every module against the distro's
+// go.sum, which the lock pins.
+func (f *Fetcher) GoBuild(ctx context.Context, lock *profiles.Lock, d *profiles.Distro, v *profiles.DistroVersion, names ...string) (_ map[string]string, err error) {
+	m, err := d.Module(v)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkGoLock(lock, v, m); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "sealift-go-")
+	if err != nil {
+		return nil, fmt.Errorf("build programs: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := writeModule(dir, m); err != nil {
+		return nil, fmt.Errorf("build programs: %w", err)
+	}
+	out := map[string]string{}
+	for _, b := range v.Builds {
+		if !chosen(b, names) {
+			continue
+		}
+		run := build{
+			Name:      b.Name,
+			Dir:       dir,
+			Package:   b.Package,
+			LDFlags:   v.LDFlags,
+			Toolchain: lock.Go.Toolchain,
+			Arch:      lock.Arch,
+			Inputs:    []string{lock.Go.ModSHA256, lock.Go.SumSHA256},
+		}
+		if b.Main != "" {
+			run.Package = "./" + b.Name
+			run.Inputs = append(run.Inputs, hexSum(m.Mains[b.Name]))
+		}
+		if out[b.Name], err = f.goBuild(ctx, run); err != nil {
+			return nil, fmt.Errorf("build %s %s: %w", b.Name, v.Version, err)
+		}
+	}
+	for _, name := range names {
+		if out[name] == "" {
+			return nil, fmt.Errorf("build programs: distro %s %s has no program %s", d.Name, v.Version, name)
+		}
+	}
+	return out, nil
+}
+
+func chosen(b profiles.GoBuild, names []string) bool {
+	if len(names) == 0 {
+		return b.Path != ""
+	}
+	for _, n := range names {
+		if b.Name == n {
+			return true
+		}
+	}
+	return false
+}
+
+// checkGoLock compares the distro's module files with what the lock pins.
+func checkGoLock(lock *profiles.Lock, v *profiles.DistroVersion, m *profiles.GoModule) error {
+	if got := hexSum(m.Mod); got != lock.Go.ModSHA256 {
+		return fmt.Errorf("go.mod of the distro %s has SHA-256 %s, the lock pins %s", v.Version, got, lock.Go.ModSHA256)
+	}
+	if got := hexSum(m.Sum); got != lock.Go.SumSHA256 {
+		return fmt.Errorf("go.sum of the distro %s has SHA-256 %s, the lock pins %s", v.Version, got, lock.Go.SumSHA256)
+	}
+	locked := map[string]profiles.LockedBuild{}
+	for _, b := range lock.Go.Builds {
+		locked[b.Name] = b
+	}
+	for _, b := range v.Builds {
+		want := lockedBuild(b, v, m)
+		if locked[b.Name] != want {
+			return fmt.Errorf("build of %s is %+v, the lock pins %+v", b.Name, want, locked[b.Name])
+		}
+	}
+	return nil
+}
+
+func lockedBuild(b profiles.GoBuild, v *profiles.DistroVersion, m *profiles.GoModule) profiles.LockedBuild {
+	l := profiles.LockedBuild{Name: b.Name, Package: b.Package, LDFlags: v.LDFlags}
+	if b.Main != "" {
+		l.Package, l.MainSHA256 = b.Main, hexSum(m.Mains[b.Name])
+	}
+	return l
+}
+
+// writeModule lays out the module in which a distro's programs are built. Its
+// path is not part of the output: -trimpath keeps it out.
+func writeModule(dir string, m *profiles.GoModule) error {
+	errs := []error{
+		os.WriteFile(filepath.Join(dir, "go.mod"), m.Mod, 0o644),
+		os.WriteFile(filepath.Join(dir, "go.sum"), m.Sum, 0o644),
+	}
+	for name, src := range m.Mains {
+		errs = append(errs,
+			os.MkdirAll(filepath.Join(dir, name), 0o755),
+			os.WriteFile(filepath.Join(dir, name, "main.go"), src, 0o644))
+	}
+	return errors.Join(errs...)
+}
+
+// memo is what a finished build leaves in the cache.
+type memo struct {
+	SHA256 manifest.SHA256 `json:"sha256"`
+}
+
+func (b build) key() string {
+	h := sha256.New()
+	for _, s := range append([]string{"sealift.dev/go-build/v1", b.Package, b.LDFlags, b.Toolchain, b.Arch}, b.Inputs...) {
+		fmt.Fprintf(h, "%q\n", s)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+func (f *Fetcher) goBuild(ctx context.Context, b build) (string, error) {
+	memoPath := filepath.Join(f.Cache.Dir, "go-build", b.key()+".json")
+	if raw, err := os.ReadFile(memoPath); err == nil {
+		var m memo
+		// A memo that cannot be read costs a build, nothing else.
+		if json.Unmarshal(raw, &m) == nil && !m.SHA256.IsZero() {
+			file, err := f.Cache.Lookup(ctx, m.SHA256)
+			if err == nil {
+				return file, nil
+			}
+			if !errors.Is(err, fs.ErrNotExist) {
+				return "", err
+			}
+		}
+	}
+	sum, file, err := f.runGo(ctx, b)
+	if err != nil {
+		return "", err
+	}
+	raw, err := json.Marshal(memo{SHA256: sum})
+	if err != nil {
+		return "", err
+	}
+	return file, writeAtomic(memoPath, raw)
+}
+
+// runGo runs go build and stores the program in the cache.
+func (f *Fetcher) runGo(ctx context.Context, b build) (_ manifest.SHA256, _ string, err error) {
+	var none manifest.SHA256
+	tmp, err := os.MkdirTemp("", "sealift-out-")
+	if err != nil {
+		return none, "", err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	out := filepath.Join(tmp, "program")
+	cmd := exec.CommandContext(ctx, "go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false",
+		"-ldflags="+b.LDFlags, "-o", out, b.Package)
+	cmd.Dir = b.Dir
+	cmd.Env = f.goEnv(b.Toolchain, b.Arch)
+	cmd.WaitDelay = 10 * time.Second
+	start := time.Now()
+	f.report(Event{Item: "program " + b.Name, Line: "building with " + b.Toolchain})
+	if err := f.runLines(cmd, "program "+b.Name); err != nil {
+		return none, "", err
+	}
+	p, err := os.Open(out)
+	if err != nil {
+		return none, "", err
+	}
+	sum, file, err := f.Cache.Put(ctx, p, none, maxProgram)
+	if err := errors.Join(err, p.Close()); err != nil {
+		return none, "", err
+	}
+	f.report(Event{Item: "program " + b.Name, Line: fmt.Sprintf("built in %s", time.Since(start).Round(time.Second))})
+	return sum, file, nil
+}
+
+// goEnv is the environment of the go command: the user's own, so that module
+// proxy, checksum database and caches are theirs, with everything set that
+// changes the output.
+func (f *Fetcher) goEnv(toolchain, arch string) []string {
+	env := append(os.Environ(),
+		"CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOAMD64=v1", "GOARM64=v8.0",
+		"GOFLAGS=", "GOEXPERIMENT=", "GOWORK=off", "GODEBUG=", "GOFIPS140=off",
+		// The toolchain that the lock names. The go command takes itself if it
+		// is that one, and else fetches and checks it as it does a module.
+		"GOTOOLCHAIN="+toolchain,
+	)
+	if f.Offline {
+		env = append(env, "GOPROXY=off")
+	}
+	return env
+}
+
+// maxOutput bounds what of a failed command's output is kept, in bytes.
+const maxOutput = 8 << 10
+
+// runLines runs a command, reports each line that it prints, and puts the last
+// ones into the error if it fails.
+func (f *Fetcher) runLines(cmd *exec.Cmd, item string) error {
+	pr, pw := io.Pipe()
+	cmd.Stdout, cmd.Stderr = pw, pw
+	var tail bytes.Buffer
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s := bufio.NewScanner(pr)
+		s.Buffer(nil, 1<<20)
+		for s.Scan() {
+			if tail.Len() < maxOutput {
+				tail.WriteString("\n" + s.Text())
+			}
+			f.report(Event{Item: item, Line: s.Text()})
+		}
+		// Whatever is left must be read, or the command would block.
+		_, _ = io.Copy(io.Discard, pr)
+	}()
+	err := cmd.Run()
+	// Closing a pipe's writing end never fails.
+	_ = pw.Close()
+	<-done
+	if err != nil {
+		return fmt.Errorf("%s: %w%s", strings.Join(cmd.Args[:2], " "), err, tail.String())
+	}
+	return nil
+}
+
+func hexSum(b []byte) string {
+	s := sha256.Sum256(b)
+	return hex.EncodeToString(s[:])
+}
+
+// writeAtomic writes a small file so that it is there whole or not at all.
+func writeAtomic(path string, b []byte) (err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}

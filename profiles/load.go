@@ -1,0 +1,101 @@
+package profiles
+
+import (
+	"fmt"
+	"io"
+	"os"
+)
+
+// Load reads a profile, fills in its defaults and validates it. Every fault of
+// the file is found in one run; the error is then a *FileError.
+func Load(path string) (*Profile, error) {
+	b, err := readFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("load profile: %w", err)
+	}
+	return Parse(path, b)
+}
+
+// Parse is Load for bytes that were read already. The file's name is used in
+// errors only.
+func Parse(file string, b []byte) (*Profile, error) {
+	p := Defaults()
+	d := decodeStrict(file, b, p)
+	if len(d.problems) == 0 {
+		p.setDependentDefaults()
+		p.validate(d.at)
+	}
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// readFile reads a file of at most MaxSize bytes.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // only read
+	b, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > MaxSize {
+		return nil, fmt.Errorf("%s: more than %d bytes", path, MaxSize)
+	}
+	return b, nil
+}
+
+// Defaults returns a profile with the values that hold where a file leaves a
+// field out. Fields without a default are empty: apiVersion, kind, name,
+// version, kubernetes.version, attest.url.
+func Defaults() *Profile {
+	return &Profile{
+		Arch:   "amd64",
+		Base:   "minimal",
+		Debian: Debian{Suite: "bookworm", Mirror: "http://deb.debian.org"},
+		Kubernetes: Kubernetes{
+			Distro:        "kubernetes",
+			PodCIDR:       "10.88.0.0/24",
+			ClusterDNS:    "10.96.0.10",
+			ClusterDomain: "cluster.local",
+		},
+		Disk:    Disk{ESP: 128, Slot: 512, UKI: 32},
+		Install: Install{},
+	}
+}
+
+// setDependentDefaults fills in defaults that follow from other fields.
+func (p *Profile) setDependentDefaults() {
+	if p.Kernel.Package == "" {
+		p.Kernel.Package = "linux-image-cloud-" + p.Arch
+	}
+	if p.Disk.Verity == 0 {
+		p.Disk.Verity = minVerity(p.Disk.Slot)
+	}
+	if p.Install.MinDisk == 0 {
+		p.Install.MinDisk = p.Disk.fixed() + minState
+	}
+}
+
+// minState is the smallest state partition that a node can live on, in MiB:
+// an unpacked workload image and the container runtime's own files.
+const minState = 512
+
+// fixed is what the partitions of an image need, in MiB, with alignment and
+// both partition tables.
+func (d Disk) fixed() int { return d.ESP + 2*(d.Slot+d.Verity) + 2 }
+
+// minVerity is the size in MiB of a hash tree over a slot of that many MiB:
+// one 4096-byte block holds 128 digests, on each level, and the superblock
+// takes one more block.
+func minVerity(slot int) int {
+	blocks, total := slot*256, 1
+	for blocks > 1 {
+		blocks = (blocks + 127) / 128
+		total += blocks
+	}
+	return (total + 255) / 256
+}
