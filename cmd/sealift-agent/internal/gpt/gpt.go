@@ -57,6 +57,17 @@ type Partition struct {
 	Name       string // at most 36 UTF-16 code units
 }
 
+// New returns an empty table for a disk of that size in bytes.
+func New(disk guid.GUID, size int64) (*Table, error) {
+	const entries = 128
+	first := 2 + arraySectors(entries)
+	t := &Table{Disk: disk, FirstUsable: first, LastUsable: first, entries: entries}
+	if err := t.Grow(size); err != nil {
+		return nil, err
+	}
+	return t, t.check()
+}
+
 // Offset is where the partition starts on the disk, in bytes.
 func (p Partition) Offset() int64 { return int64(p.First) * SectorSize }
 

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -71,7 +74,7 @@ func protect(mbr []byte, last uint64) {
 // Announce tells the kernel of a partition that was added to a disk in use
 // (BLKPG_ADD_PARTITION). Reread does not work while another partition of the
 // disk is open. A partition that the kernel knows already is no error if it
-// has the same number.
+// is in the same place.
 func Announce(disk *os.File, p Partition) error {
 	arg := unix.BlkpgPartition{Start: p.Offset(), Length: p.Size(), Pno: int32(p.Number)}
 	op := unix.BlkpgIoctlArg{
@@ -80,10 +83,41 @@ func Announce(disk *os.File, p Partition) error {
 		Data:    (*byte)(unsafe.Pointer(&arg)),
 	}
 	_, _, e := unix.Syscall(unix.SYS_IOCTL, disk.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&op)))
-	if e != 0 && e != unix.EBUSY {
+	// EBUSY means that the number is taken or the space overlaps.
+	if e == unix.EBUSY && known(disk, p) {
+		return nil
+	}
+	if e != 0 {
 		return fmt.Errorf("add partition %d of %s to the kernel: %w", p.Number, disk.Name(), e)
 	}
 	return nil
+}
+
+// known reports whether the kernel has that partition of the disk, by sysfs.
+func known(disk *os.File, p Partition) bool {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(disk.Fd()), &st); err != nil {
+		return false
+	}
+	dirs, err := filepath.Glob(fmt.Sprintf("/sys/dev/block/%d:%d/*/partition", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
+	if err != nil {
+		return false
+	}
+	for _, f := range dirs {
+		same := true
+		for name, want := range map[string]uint64{
+			"partition": uint64(p.Number),
+			"start":     p.First,
+			"size":      p.Last - p.First + 1,
+		} {
+			b, err := os.ReadFile(filepath.Join(filepath.Dir(f), name))
+			same = same && err == nil && strings.TrimSpace(string(b)) == strconv.FormatUint(want, 10)
+		}
+		if same {
+			return true
+		}
+	}
+	return false
 }
 
 // Reread makes the kernel read a disk's table again (BLKRRPART). It fails

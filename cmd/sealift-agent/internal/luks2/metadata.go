@@ -62,6 +62,10 @@ type kdf struct {
 	Hash       string `json:"hash"`
 	Iterations int    `json:"iterations"`
 	Salt       []byte `json:"salt"`
+	// Of Argon2, which is refused; named so that the error can say so.
+	Time   int `json:"time,omitempty"`
+	Memory int `json:"memory,omitempty"`
+	CPUs   int `json:"cpus,omitempty"`
 }
 
 type segment struct {

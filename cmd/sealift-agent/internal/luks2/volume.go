@@ -70,7 +70,10 @@ func Prepare(d Device, size int64, key attest.Secret, o Options) (*Volume, error
 		data []byte
 		at   int64
 	}{
-		{"erase the old headers", make([]byte, 2*headerSize), 0},
+		// The primary first: a power cut in between leaves the old volume or
+		// none, never two damaged headers.
+		{"erase the old primary header", make([]byte, headerSize), 0},
+		{"erase the old secondary header", make([]byte, headerSize), headerSize},
 		{"write the key area", keyArea, 2 * headerSize},
 	} {
 		if _, err := d.WriteAt(w.data, w.at); err != nil {
