@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
+	"encoding/binary"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/tpm/pcrsig"
@@ -21,7 +22,7 @@ func random(n int) []byte {
 }
 
 // credential makes what the service sends to be activated.
-func credential(t *testing.T, id *Identity, value []byte) (blob, secret []byte) {
+func credential(t testing.TB, id *Identity, value []byte) (blob, secret []byte) {
 	t.Helper()
 	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](id.EK.Public)
 	if err != nil {
@@ -39,7 +40,7 @@ func credential(t *testing.T, id *Identity, value []byte) (blob, secret []byte) 
 }
 
 // wrap makes what the service sends to be unwrapped in a state of the PCRs.
-func wrap(t *testing.T, transport []byte, pcrs map[int][]byte, secret []byte) attest.WrappedKey {
+func wrap(t testing.TB, transport []byte, pcrs map[int][]byte, secret []byte) attest.WrappedKey {
 	t.Helper()
 	parent, err := tpm2.Unmarshal[tpm2.TPMTPublic](transport)
 	if err != nil {
@@ -72,8 +73,50 @@ func wrap(t *testing.T, transport []byte, pcrs map[int][]byte, secret []byte) at
 	return attest.WrappedKey{Public: tpm2.Marshal(public), Duplicate: dup, Seed: seed}
 }
 
+// input is a well-formed CollectInput.
+func input() CollectInput {
+	return CollectInput{
+		Purpose: attest.PurposeUnlock, Nonce: random(32), Exporter: random(32),
+		EventLog: []byte("log"), SMBIOS: []byte("smbios"), Disk: attest.Disk{GUID: "g", StateExists: true},
+	}
+}
+
+// sha256Quote is the quote of the SHA-256 bank.
+func sha256Quote(t testing.TB, ev *attest.Evidence) attest.Quote {
+	t.Helper()
+	for _, q := range ev.Quotes {
+		if q.Bank == "sha256" {
+			return q
+		}
+	}
+	t.Fatal("no quote of the sha256 bank")
+	return attest.Quote{}
+}
+
+// empty fails the test if the TPM holds any object or session.
+func empty(t testing.TB, d *tpmtest.TPM, dev *TPM) {
+	t.Helper()
+	if err := dev.Close(); err != nil {
+		t.Error(err)
+	}
+	if n := d.Objects(); n != 0 {
+		t.Errorf("%d objects or sessions are left in the TPM, want none", n)
+	}
+}
+
+// interposed calls before for each command on its way to the TPM.
+type interposed struct {
+	transport.TPM
+	before func(command tpm2.TPMCC)
+}
+
+func (i *interposed) Send(b []byte) ([]byte, error) {
+	i.before(tpm2.TPMCC(binary.BigEndian.Uint32(b[6:10])))
+	return i.TPM.Send(b)
+}
+
 // collected is a TPM that has given evidence.
-func collected(t *testing.T, c tpmtest.Config) (*tpmtest.TPM, *TPM, *attest.Evidence, CollectInput) {
+func collected(t testing.TB, c tpmtest.Config) (*tpmtest.TPM, *TPM, *attest.Evidence, CollectInput) {
 	t.Helper()
 	d := c.Open(t)
 	for i := range 8 {
@@ -83,83 +126,12 @@ func collected(t *testing.T, c tpmtest.Config) (*tpmtest.TPM, *TPM, *attest.Evid
 	if _, err := dev.Identify("test"); err != nil {
 		t.Fatal(err)
 	}
-	in := CollectInput{
-		Purpose: attest.PurposeUnlock, Nonce: random(32), Exporter: random(32),
-		EventLog: []byte("log"), SMBIOS: []byte("smbios"), Disk: attest.Disk{GUID: "g", StateExists: true},
-	}
+	in := input()
 	ev, err := dev.Collect(t.Context(), in)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d, dev, ev, in
-}
-
-func TestIdentifyChoosesAndActivatesEachKindOfEndorsementKey(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		conf  tpmtest.Config
-		kind  string
-		certs int
-	}{
-		{"P-384 before RSA", tpmtest.Config{}, "ECC P-384", 1},
-		{"P-256 before P-384", tpmtest.Config{P256Certificate: true}, "ECC P-256", 1},
-		{"with the chain in NV", tpmtest.Config{Chain: true}, "ECC P-384", 2},
-		{"P-256 where there is no certificate", tpmtest.Config{NoCertificates: true}, "ECC P-256", 0},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			d := tt.conf.Open(t)
-			dev := New(d)
-			id, err := dev.Identify("test")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if id.EK.Kind != tt.kind || len(id.EK.Certificates) != tt.certs || len(id.EK.Problems) > 0 {
-				t.Fatalf("got %s with %d certificates, problems %v, want %s with %d", id.EK.Kind, len(id.EK.Certificates), id.EK.Problems, tt.kind, tt.certs)
-			}
-			for i, der := range id.EK.Certificates {
-				c, err := x509.ParseCertificate(der)
-				if err != nil {
-					t.Fatalf("certificate %d: %v", i, err)
-				}
-				if i == 1 && !c.Equal(d.CA.Issuer) {
-					t.Errorf("certificate %d: got %s, want the issuer's", i, c.Subject)
-				}
-			}
-			for range 2 {
-				want := random(32)
-				got, err := dev.Activate(credential(t, id, want))
-				if err != nil || !bytes.Equal(got, want) {
-					t.Fatalf("activate: got equal %v, error %v", bytes.Equal(got, want), err)
-				}
-			}
-			again, err := New(d).Identify("test")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(again.AKName, id.AKName) || !bytes.Equal(again.EK.Public, id.EK.Public) {
-				t.Error("the keys are not the same the second time")
-			}
-		})
-	}
-}
-
-func TestUnwrap(t *testing.T) {
-	secret := random(32)
-	d, dev, ev, _ := collected(t, tpmtest.Config{})
-	w := wrap(t, ev.Transport.Public, ev.Quotes[1].PCRs, secret)
-	got, err := dev.Unwrap(w)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, secret) {
-		t.Errorf("got another secret")
-	}
-	if err := dev.Close(); err != nil {
-		t.Error(err)
-	}
-	if n := d.Objects(); n != 0 {
-		t.Errorf("%d objects left", n)
-	}
 }
 
 func hashed(parts ...[]byte) []byte {

@@ -1,0 +1,87 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/hmac"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/sealift/sealift/attest/tpm/tpmtest"
+)
+
+func TestCapExtendsEveryActiveBank(t *testing.T) {
+	d := tpmtest.Config{Banks: []string{"sha1", "sha256", "sha384", "sha512"}}.Open(t)
+	dev := New(d)
+	key := random(32)
+	if err := dev.Cap("state", key, "6d0d7a1e"); err != nil {
+		t.Fatal(err)
+	}
+	for bank, h := range map[string]crypto.Hash{"sha1": crypto.SHA1, "sha256": crypto.SHA256, "sha384": crypto.SHA384, "sha512": crypto.SHA512} {
+		extended := func(digest []byte) []byte {
+			e := h.New()
+			e.Write(make([]byte, h.Size()))
+			e.Write(digest)
+			return e.Sum(nil)
+		}
+		m := hmac.New(h.New, key)
+		m.Write([]byte("cryptsetup:state:6d0d7a1e"))
+		if got, want := d.PCR(bank, 15), extended(m.Sum(nil)); !bytes.Equal(got, want) {
+			t.Errorf("%s PCR 15: got %x, want %x", bank, got, want)
+		}
+		r := h.New()
+		r.Write([]byte("sealift released"))
+		if got, want := d.PCR(bank, 12), extended(r.Sum(nil)); !bytes.Equal(got, want) {
+			t.Errorf("%s PCR 12: got %x, want %x", bank, got, want)
+		}
+	}
+	empty(t, d, dev)
+}
+
+func TestCapRefusesBadInput(t *testing.T) {
+	d := tpmtest.Open(t)
+	dev := New(d)
+	for name, in := range map[string]struct {
+		label string
+		key   []byte
+		uuid  string
+	}{
+		"no label":            {"", random(32), "u"},
+		"no uuid":             {"state", random(32), ""},
+		"a colon":             {"a:b", random(32), "u"},
+		"no key":              {"state", nil, "u"},
+		"a key of 15 bytes":   {"state", random(15), "u"},
+		"a colon in the uuid": {"state", random(32), "u:"},
+	} {
+		if err := dev.Cap(in.label, in.key, in.uuid); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if !bytes.Equal(d.PCR("sha256", 15), make([]byte, 32)) {
+		t.Error("PCR 15 was extended")
+	}
+}
+
+// swallowing answers one command for the TPM, with success, without telling it.
+type swallowing struct {
+	*tpmtest.TPM
+	command tpm2.TPMCC
+	rsp     []byte
+}
+
+func (s *swallowing) Send(b []byte) ([]byte, error) {
+	if len(b) >= 10 && tpm2.TPMCC(uint32(b[6])<<24|uint32(b[7])<<16|uint32(b[8])<<8|uint32(b[9])) == s.command {
+		return s.rsp, nil
+	}
+	return s.TPM.Send(b)
+}
+
+func TestCapFailsIfThePCRDoesNotChange(t *testing.T) {
+	d := tpmtest.Open(t)
+	// A successful response to a command with one password session.
+	ok := []byte{0x80, 0x02, 0, 0, 0, 19, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0}
+	if err := New(&swallowing{d, tpm2.TPMCCPCRExtend, ok}).Cap("state", random(32), "u"); err == nil {
+		t.Error("no error")
+	}
+}

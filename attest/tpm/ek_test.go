@@ -1,0 +1,251 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/tpm/tpmtest"
+)
+
+func TestEachKindOfEndorsementKeyIsChosenAndActivates(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		conf  tpmtest.Config
+		with  func(*tpmtest.TPM)
+		kind  string
+		certs int
+		fault string // in the one problem that is reported
+	}{
+		{name: "P-384 before RSA", kind: "ECC P-384", certs: 1},
+		{name: "P-256 before P-384", conf: tpmtest.Config{P256Certificate: true}, kind: "ECC P-256", certs: 1},
+		{name: "RSA where it alone has a certificate", kind: "RSA-2048", certs: 1,
+			with: func(d *tpmtest.TPM) { d.UndefineNV(0x01c00016) }},
+		{name: "P-256 where there is no certificate", conf: tpmtest.Config{NoCertificates: true}, kind: "ECC P-256"},
+		{name: "with the chain from one index", conf: tpmtest.Config{Chain: true}, kind: "ECC P-384", certs: 2},
+		{name: "with the chain from two indices", kind: "ECC P-384", certs: 3, with: func(d *tpmtest.TPM) {
+			der := slices.Concat(d.CA.Issuer.Raw, d.CA.Root.Raw)
+			d.DefineNV(0x01c00100, der[:500])
+			d.DefineNV(0x01c00101, append(der[500:], 0xff, 0xff))
+		}},
+		{name: "without a chain that is cut off", kind: "ECC P-384", certs: 1, fault: "middle",
+			with: func(d *tpmtest.TPM) { d.DefineNV(0x01c00100, d.CA.Issuer.Raw[:100]) }},
+		{name: "not the key whose certificate is of another", kind: "ECC P-384", certs: 1, fault: "0x1c0000a",
+			with: func(d *tpmtest.TPM) { d.DefineNV(0x01c0000a, d.CA.Issuer.Raw) }},
+		{name: "not the key whose certificate is damaged", kind: "ECC P-384", certs: 1, fault: "no DER certificate",
+			with: func(d *tpmtest.TPM) { d.DefineNV(0x01c0000a, make([]byte, 700)) }},
+		{name: "P-256 with a nonce in NV", kind: "ECC P-256", certs: 1, with: func(d *tpmtest.TPM) {
+			nonce := []byte("a nonce of the vendor's")
+			p := tpm2.ECCEKTemplate
+			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+				X: tpm2.TPM2BECCParameter{Buffer: append(nonce, make([]byte, 32-len(nonce))...)},
+				Y: tpm2.TPM2BECCParameter{Buffer: make([]byte, 32)},
+			})
+			d.DefineNV(0x01c0000a, certify(t, d, p))
+			d.DefineNV(0x01c0000b, nonce)
+		}},
+		{name: "P-256 with the vendor's template in NV", kind: "ECC P-256", certs: 1, with: func(d *tpmtest.TPM) {
+			p := tpm2.ECCEKTemplate
+			p.ObjectAttributes.UserWithAuth = true
+			d.DefineNV(0x01c0000a, append(certify(t, d, p), make([]byte, 40)...))
+			d.DefineNV(0x01c0000c, tpm2.Marshal(p))
+		}},
+		{name: "P-256 of the high range", kind: "ECC P-256", certs: 1, with: func(d *tpmtest.TPM) {
+			d.DefineNV(0x01c00014, certify(t, d, highRange(tpm2.TPMECCNistP256)))
+		}},
+		{name: "RSA of the high range", conf: tpmtest.Config{NoCertificates: true}, kind: "RSA-2048", certs: 1, with: func(d *tpmtest.TPM) {
+			d.DefineNV(0x01c00012, certify(t, d, highRange(0)))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := tt.conf.Open(t)
+			if tt.with != nil {
+				tt.with(d)
+			}
+			dev := New(d)
+			id, err := dev.Identify("test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if id.EK.Kind != tt.kind || len(id.EK.Certificates) != tt.certs {
+				t.Fatalf("got %s with %d certificates, problems %v, want %s with %d", id.EK.Kind, len(id.EK.Certificates), id.EK.Problems, tt.kind, tt.certs)
+			}
+			if tt.fault == "" && len(id.EK.Problems) > 0 {
+				t.Errorf("got the problems %v, want none", id.EK.Problems)
+			}
+			if tt.fault != "" && (len(id.EK.Problems) != 1 || !strings.Contains(id.EK.Problems[0].Error(), tt.fault)) {
+				t.Errorf("got the problems %v, want one with %q", id.EK.Problems, tt.fault)
+			}
+			for i, der := range id.EK.Certificates {
+				c, err := x509.ParseCertificate(der)
+				if err != nil {
+					t.Fatalf("certificate %d: %v", i, err)
+				}
+				if want := []*x509.Certificate{c, d.CA.Issuer, d.CA.Root}[i]; !c.Equal(want) {
+					t.Errorf("certificate %d: got %s, want %s", i, c.Subject, want.Subject)
+				}
+			}
+			for range 2 {
+				want := random(32)
+				got, err := dev.Activate(credential(t, id, want))
+				if err != nil || !bytes.Equal(got, want) {
+					t.Fatalf("activate: got equal %v, error %v", bytes.Equal(got, want), err)
+				}
+			}
+			empty(t, d, dev)
+
+			d.Reset()
+			again, err := New(d).Identify("test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(again.AKName, id.AKName) || !bytes.Equal(again.EK.Public, id.EK.Public) {
+				t.Error("the keys are not the same after a reboot")
+			}
+		})
+	}
+}
+
+// certify makes the endorsement key of a template and returns a certificate of it.
+func certify(t *testing.T, d *tpmtest.TPM, template tpm2.TPMTPublic) []byte {
+	t.Helper()
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: hierarchy(tpm2.TPMRHEndorsement), InPublic: tpm2.New2B(template)}.Execute(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tpm2.FlushContext{FlushHandle: rsp.ObjectHandle}.Execute(d)
+	public, err := rsp.OutPublic.Contents()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := tpm2.Pub(*public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.CA.Certify(t, pub).Raw
+}
+
+func TestPolicyBIsPolicySecretOrAuthorizeNV(t *testing.T) {
+	for _, tt := range []struct {
+		alg tpm2.TPMAlgID
+		nv  []byte // PolicyC: TPM2_PolicyAuthorizeNV of the index that the profile names
+	}{
+		{tpm2.TPMAlgSHA256, []byte{
+			0x37, 0x67, 0xe2, 0xed, 0xd4, 0x3f, 0xf4, 0x5a, 0x3a, 0x7e, 0x1e, 0xae, 0xfc, 0xef, 0x78, 0x64,
+			0x3d, 0xca, 0x96, 0x46, 0x32, 0xe7, 0xaa, 0xd8, 0x2c, 0x67, 0x3a, 0x30, 0xd8, 0x63, 0x3f, 0xde,
+		}},
+	} {
+		calc, err := tpm2.NewPolicyCalculator(tt.alg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := (tpm2.PolicySecret{AuthHandle: tpm2.TPMRHEndorsement}).Update(calc); err != nil {
+			t.Fatal(err)
+		}
+		a := calc.Hash().Digest
+		calc.Reset()
+		or := tpm2.PolicyOr{PHashList: tpm2.TPMLDigest{Digests: []tpm2.TPM2BDigest{{Buffer: a}, {Buffer: tt.nv}}}}
+		if err := or.Update(calc); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := policyB(tt.alg), calc.Hash().Digest; !bytes.Equal(got, want) {
+			t.Errorf("policy B with %#x: got %x, want %x", uint16(tt.alg), got, want)
+		}
+	}
+}
+
+func TestAttestationKeyDependsOnTheService(t *testing.T) {
+	d := tpmtest.Open(t)
+	dev := New(d)
+	a, err := dev.Identify("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := dev.Identify("b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(a.AKName, b.AKName) {
+		t.Error("two services get the same attestation key")
+	}
+	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](b.AKPublic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, Restricted: true, SignEncrypt: true, NoDA: true}
+	if public.ObjectAttributes != want {
+		t.Errorf("attributes: got %+v, want %+v", public.ObjectAttributes, want)
+	}
+	empty(t, d, dev)
+}
+
+func TestActivateRefuses(t *testing.T) {
+	d := tpmtest.Open(t)
+	dev := New(d)
+	if _, err := dev.Activate([]byte{1}, []byte{1}); !errors.Is(err, errNotIdentified) {
+		t.Errorf("before Identify: got %v", err)
+	}
+	id, err := dev.Identify("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, secret := credential(t, id, random(32))
+	other := *id
+	other.AKName = append([]byte{0, 0xb}, random(32)...)
+	otherBlob, otherSecret := credential(t, &other, random(32))
+	damaged := bytes.Clone(blob)
+	damaged[len(damaged)-1] ^= 1
+	for name, in := range map[string][2][]byte{
+		"no credential":           {nil, secret},
+		"no secret":               {blob, nil},
+		"a long credential":       {make([]byte, maxCredential+1), secret},
+		"a long secret":           {blob, make([]byte, maxEncryptedSecret+1)},
+		"a damaged credential":    {damaged, secret},
+		"garbage":                 {random(64), random(64)},
+		"one for another key":     {otherBlob, otherSecret},
+		"the parts of two":        {blob, otherSecret},
+		"the longest that it may": {make([]byte, maxCredential), make([]byte, maxEncryptedSecret)},
+	} {
+		if got, err := dev.Activate(in[0], in[1]); err == nil {
+			t.Errorf("%s: got %d bytes, want an error", name, len(got))
+		}
+	}
+	if _, err := dev.Activate(blob, secret); err != nil {
+		t.Errorf("the right one after all of these: %v", err)
+	}
+	empty(t, d, dev)
+}
+
+func TestOpenNamesWhatIsMissing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tpm")
+	if _, err := Open(path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
+		t.Errorf("got %v, want an error that names %s", err, path)
+	}
+}
+
+func FuzzSplitCertificates(f *testing.F) {
+	f.Add([]byte{0x30, 3, 2, 1, 1, 0x30, 0, 0xff})
+	f.Add([]byte{0x30, 0x82, 0x10, 0})
+	f.Add([]byte{0x30, 0x84, 0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		certs, rest, _ := splitCertificates(b)
+		n := len(rest)
+		for _, c := range certs {
+			if len(c) > attest.MaxCertificate {
+				t.Fatalf("a certificate of %d bytes", len(c))
+			}
+			n += len(c)
+		}
+		if n > len(b) {
+			t.Fatalf("%d bytes came out of %d", n, len(b))
+		}
+	})
+}
