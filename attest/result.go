@@ -49,6 +49,7 @@ const (
 	CodeQuoteSelection  Code = "quote.selection"
 	CodeQuoteDigest     Code = "quote.digest" // PCR values sent are not the ones quoted
 	CodeClock           Code = "tpm.clock"    // clock not safe or went backwards
+	CodeTPMFirmware     Code = "tpm.firmware" // the TPM's own firmware is older than before
 	CodeTransport       Code = "transport.invalid"
 	CodeLogMalformed    Code = "eventlog.malformed"
 	CodeLogReplay       Code = "eventlog.replay"    // log does not lead to the quoted value

@@ -1,0 +1,358 @@
+package attest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"strings"
+
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// Strings that firmware measures as EV_EFI_ACTION events, without a NUL (TCG
+// PFP, 10.4.4).
+const (
+	actionCalling      = "Calling EFI Application from Boot Option"
+	actionReturning    = "Returning from EFI Application from Boot Option"
+	actionExit         = "Exit Boot Services Invocation"
+	actionExitDone     = "Exit Boot Services Returned with Success"
+	actionExitFailed   = "Exit Boot Services Returned with Failure" // the kernel then tries again with a new memory map
+	firstUntouched     = 12                                         // PCR 12 to 15 are zero in a boot of a closed image
+	capPCR             = 15
+	lastSeparatedPCR   = 7
+	maxListed          = 4 // digests of a list that a message shows
+	reasonRetyped      = "a known digest under another type: the log was altered"
+	hintInspectLog     = "keep the evidence and inspect the firmware: tpm2_eventlog shows the log"
+	hintRemoveHardware = "remove or disable the device or firmware option that measures it"
+)
+
+// separatorDigests are the digests of the two valid separators: four bytes of
+// 00 or of FF. Another value tells of an error in the firmware (PFP, 3.3.2.2).
+func isSeparator(d manifest.SHA256) bool {
+	return d == sha256.Sum256([]byte{0, 0, 0, 0}) || d == sha256.Sum256([]byte{0xff, 0xff, 0xff, 0xff})
+}
+
+// checkSeparators requires exactly one valid separator in each of PCR 0 to 7,
+// known by its digest and not by its type, and nothing after it in the PCRs
+// that only firmware measures into. A log from which all events of a PCR were
+// deleted has none.
+func (v *verification) checkSeparators(l *EventLog, sound map[int]bool) {
+	for pcr := 0; pcr <= lastSeparatedPCR; pcr++ {
+		if !sound[pcr] {
+			continue
+		}
+		bad := func(e *Event, format string, args ...any) {
+			m := fmt.Sprintf("PCR %d: ", pcr) + fmt.Sprintf(format, args...)
+			if e != nil {
+				m = fmt.Sprintf("PCR %d, event %d: ", pcr, e.Number) + fmt.Sprintf(format, args...)
+			}
+			v.findPCR(pcr, Finding{Code: CodeLogStructure, Message: m, Hint: hintInspectLog})
+		}
+		n := 0
+		for _, e := range l.ForPCR(pcr) {
+			valid := isSeparator(e.SHA256())
+			switch {
+			case valid && e.UntrustedType != EventSeparator:
+				bad(e, "the digest of a separator in a %s event: %s", e.UntrustedType, reasonRetyped)
+			case !valid && e.UntrustedType == EventSeparator:
+				bad(e, "an invalid separator, digest %s: the firmware reports an error, or the log was altered", e.SHA256())
+			case valid:
+				n++
+			case n > 0 && (pcr == 0 || pcr == 2 || pcr == 3 || pcr == 6):
+				bad(e, "a %s event after the separator, digest %s", e.UntrustedType, e.SHA256())
+			}
+		}
+		if n != 1 {
+			bad(nil, "%d separators, want exactly 1", n)
+		}
+	}
+}
+
+// checkUntouched requires PCR 12 to 15 to be zero in every bank: nothing from
+// outside the image was taken in (12, 13), no shim ran (14), and no boot that
+// was already given its secrets asks again (15, which the agent extends).
+func (v *verification) checkUntouched(l *EventLog, banks []*quoted) {
+	capped := false
+	for _, q := range banks {
+		capped = capped || !allBytes(q.values[capPCR], 0)
+	}
+	for pcr := firstUntouched; pcr <= capPCR; pcr++ {
+		for _, q := range banks {
+			value := q.values[pcr]
+			if allBytes(value, 0) {
+				continue
+			}
+			f := Finding{Code: CodePCRNotZero, Got: fmt.Sprintf("%x", value), Want: "zero"}
+			f.Message = fmt.Sprintf("PCR %d, bank %s, is %x, want zero: %s", pcr, q.bank, value, map[int]string{
+				12: "a command line, credential or addon from outside the image was used",
+				13: "a system extension from outside the image was used",
+				14: "a shim or another boot loader ran",
+				15: "the boot was already capped",
+			}[pcr])
+			f.Hint = "boot the image as it was installed: no command line, credentials or extensions from outside"
+			if pcr == capPCR || pcr == firstUntouched && capped {
+				f.Code = CodePCRCapped
+				f.Hint = "restart the machine: secrets are released once in a boot"
+			}
+			v.findPCR(pcr, f)
+			break // one bank is enough to say so
+		}
+	}
+}
+
+// measuredBoot judges what booted, PCR by PCR. A PCR whose SHA-256 digests are
+// not authentic is not judged: replay has found it.
+type measuredBoot struct {
+	v     *verification
+	log   *EventLog
+	sound map[int]bool
+
+	secureBootOff bool               // measured as off
+	image         *manifest.Manifest // in PCR 4, nil if unknown
+	reference     *manifest.Manifest // image, or the allowed image that is most like what booted
+}
+
+func (b *measuredBoot) appraise() {
+	sb := b.readSecureBoot()
+	b.secureBootOff = sb != nil && sb.off
+	apps := b.appraiseApplications()
+	sections := b.readSections()
+	b.chooseReference(sections)
+	if len(b.v.p.Images) == 0 {
+		b.v.find(Finding{Code: CodeImageUnknown, Message: "the policy allows no image", Hint: "give the service the signed manifest of the image"})
+	}
+	if b.image != nil {
+		b.v.r.Image, b.v.r.ImageUKI = imageName(b.image), b.image.UKI.Authenticode
+		b.v.fact("image", imageName(b.image), TrustQuoted)
+	}
+	b.findUnknownApplications(apps)
+	if b.reference != nil {
+		b.appraiseSections(sections)
+		b.appraiseKernel()
+	}
+	if sb != nil {
+		b.appraiseSecureBoot(sb)
+	}
+	b.appraisePartitions()
+	for _, pcr := range []int{2, 3, 6} {
+		b.appraiseNothingElse(pcr)
+	}
+}
+
+// unknown adds a finding about an event that no rule allows.
+func (b *measuredBoot) unknown(e *Event, what, hint string) {
+	b.v.findPCR(e.PCR, Finding{
+		Code:    CodeEventUnknown,
+		Message: fmt.Sprintf("PCR %d, event %d: %s, a %s event with the digest %s%s", e.PCR, e.Number, what, e.UntrustedType, e.SHA256(), dataHint(e)),
+		Got:     e.SHA256().String(), Hint: hint,
+	})
+}
+
+// retyped adds a finding about a known digest under another type.
+func (b *measuredBoot) retyped(e *Event, what string) {
+	b.v.findPCR(e.PCR, Finding{
+		Code:    CodeLogStructure,
+		Message: fmt.Sprintf("PCR %d, event %d: the digest of %s in a %s event: %s", e.PCR, e.Number, what, e.UntrustedType, reasonRetyped),
+		Got:     e.SHA256().String(), Hint: hintInspectLog,
+	})
+}
+
+// dataHint shows an event's data in a message, and whether it is what was
+// measured.
+func dataHint(e *Event) string {
+	data, verified := e.VerifiedData()
+	text := cleanText(string(data))
+	if strings.ContainsRune(text, '?') {
+		text = cleanText(decodeUTF16(data))
+	}
+	if text == "" || strings.ContainsRune(text, '?') {
+		return ""
+	}
+	if verified {
+		return fmt.Sprintf(", text %q", text)
+	}
+	return fmt.Sprintf(", said to be %q", text)
+}
+
+// isAction reports whether an event is one of the actions. It is known by its
+// digest; its type must agree.
+func (b *measuredBoot) isAction(e *Event, actions ...string) bool {
+	for _, a := range actions {
+		if e.SHA256() != sha256.Sum256([]byte(a)) {
+			continue
+		}
+		if e.UntrustedType != EventAction {
+			b.retyped(e, fmt.Sprintf("the action %q", a))
+		}
+		return true
+	}
+	return false
+}
+
+// appraiseApplications finds the image in PCR 4 and returns the events of
+// applications and drivers that are of none. The image is the last allowed UKI
+// that was loaded, and its kernel counts only where Secure Boot is off: with
+// it on, the stub does not let firmware load the kernel.
+func (b *measuredBoot) appraiseApplications() []*Event {
+	if !b.sound[4] {
+		return nil
+	}
+	var unknown []*Event
+	for _, e := range b.log.ForPCR(4) {
+		d := e.SHA256()
+		if isSeparator(d) || b.isAction(e, actionCalling, actionReturning) {
+			continue
+		}
+		if m := imageOf(b.v.p.Images, d); m != nil {
+			if e.UntrustedType != EventBootApplication {
+				b.retyped(e, "the UKI of image "+imageName(m))
+			}
+			b.image = m
+			continue
+		}
+		if b.secureBootOff && b.image != nil && d == b.image.UKI.Kernel && !d.IsZero() {
+			if e.UntrustedType != EventBootApplication {
+				b.retyped(e, "the kernel of image "+imageName(b.image))
+			}
+			continue
+		}
+		switch e.UntrustedType {
+		case EventBootApplication, EventBootDriver, EventRuntimeDriver:
+			unknown = append(unknown, e)
+		default:
+			b.unknown(e, "nothing but boot applications and their actions belongs here", hintInspectLog)
+		}
+	}
+	return unknown
+}
+
+// imageOf returns the image whose UKI has this Authenticode digest.
+func imageOf(images []*manifest.Manifest, d manifest.SHA256) *manifest.Manifest {
+	for _, m := range images {
+		if m != nil && d == m.UKI.Authenticode && !d.IsZero() {
+			return m
+		}
+	}
+	return nil
+}
+
+func (b *measuredBoot) findUnknownApplications(apps []*Event) {
+	var allowed []string
+	for _, m := range b.v.p.Images {
+		if m == nil {
+			continue
+		}
+		if len(allowed) == maxListed {
+			allowed = append(allowed, "...")
+			break
+		}
+		allowed = append(allowed, m.UKI.Authenticode.String())
+	}
+	likely := ""
+	if b.image == nil && b.reference != nil {
+		likely = fmt.Sprintf("; what was measured is most like image %s, whose UKI has %s", imageName(b.reference), b.reference.UKI.Authenticode)
+	}
+	for _, e := range apps {
+		b.v.findPCR(4, Finding{
+			Code: CodeImageUnknown,
+			Message: fmt.Sprintf("PCR 4, event %d: the boot application or driver with the Authenticode digest %s is the UKI of none of %d allowed images%s",
+				e.Number, e.SHA256(), len(b.v.p.Images), likely),
+			Got: e.SHA256().String(), Want: strings.Join(allowed, " "),
+			Hint: "install an allowed image, or give the service the signed manifest of this one",
+		})
+	}
+	if b.sound[4] && b.image == nil && len(apps) == 0 {
+		b.v.findPCR(4, Finding{
+			Code: CodeImageUnknown, Message: "PCR 4: no boot application was measured" + likely,
+			Want: strings.Join(allowed, " "), Hint: hintInspectLog,
+		})
+	}
+}
+
+// appraiseKernel allows in PCR 9 what the kernel's EFI stub measures: its
+// command line, in UTF-16 with a NUL, and the initrd. Its EV_EVENT_TAG data is
+// only a label.
+func (b *measuredBoot) appraiseKernel() {
+	if !b.sound[9] {
+		return
+	}
+	u := &b.reference.UKI
+	cmdline := manifest.SHA256(sha256.Sum256(encodeUTF16(u.Cmdline)))
+	seen := map[manifest.SHA256]bool{}
+	for _, e := range b.log.ForPCR(9) {
+		d := e.SHA256()
+		what, code := "", CodeEventUnknown
+		switch {
+		case d == cmdline:
+			what = "the command line"
+		case d == u.Initrd && !d.IsZero():
+			what = "the initrd"
+		case bytes.Contains(e.UntrustedData, []byte("LoadOptions")):
+			code = CodeCmdline
+		}
+		switch {
+		case what == "" && code == CodeCmdline:
+			b.v.findPCR(9, Finding{
+				Code: CodeCmdline,
+				Message: fmt.Sprintf("PCR 9, event %d: the kernel got another command line than image %s has: digest %s, want %s (%q)",
+					e.Number, imageName(b.reference), d, cmdline, u.Cmdline),
+				Got: d.String(), Want: cmdline.String(), Hint: hintReinstall,
+			})
+		case what == "":
+			b.unknown(e, "neither the initrd nor the command line of image "+imageName(b.reference), hintReinstall)
+		case e.UntrustedType != EventTag:
+			b.retyped(e, what)
+		case seen[d]:
+			b.unknown(e, what+" for a second time", hintInspectLog)
+		}
+		seen[d] = true
+	}
+}
+
+// appraisePartitions allows in PCR 5 the partition table of the boot disk and
+// the end of boot services, and compares the disk's GUID with the claim.
+func (b *measuredBoot) appraisePartitions() {
+	if !b.sound[5] {
+		return
+	}
+	for _, e := range b.log.ForPCR(5) {
+		if isSeparator(e.SHA256()) || b.isAction(e, actionExit, actionExitDone, actionExitFailed) {
+			continue
+		}
+		data, verified := e.VerifiedData()
+		if e.UntrustedType != EventGPT || !verified {
+			b.unknown(e, "neither a partition table nor the end of boot services", hintInspectLog)
+			continue
+		}
+		guid, err := gptDiskGUID(data)
+		if err != nil {
+			b.unknown(e, err.Error(), hintInspectLog)
+			continue
+		}
+		b.v.fact("disk.guid.measured", guid, TrustQuoted)
+		if guid != b.v.ev.Disk.GUID {
+			b.v.findPCR(5, Finding{
+				Code:    CodeDiskForeign,
+				Message: fmt.Sprintf("PCR 5: firmware booted from disk %s, the agent says %s", guid, b.v.ev.Disk.GUID),
+				Got:     b.v.ev.Disk.GUID, Want: guid,
+				Hint: "remove the other disk, or put the right one first in the boot order",
+			})
+		}
+	}
+}
+
+// appraiseNothingElse allows nothing but the separator.
+func (b *measuredBoot) appraiseNothingElse(pcr int) {
+	if !b.sound[pcr] {
+		return
+	}
+	for _, e := range b.log.ForPCR(pcr) {
+		if !isSeparator(e.SHA256()) {
+			b.unknown(e, map[int]string{
+				2: "a driver or option ROM that no policy allows",
+				3: "the configuration of a driver that no policy allows",
+				6: "something of the maker's own that no policy allows",
+			}[pcr], hintRemoveHardware)
+		}
+	}
+}

@@ -1,0 +1,205 @@
+package attest
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// maxCRTMVersion bounds the text of EV_S_CRTM_VERSION, in bytes. What is larger
+// is taken for code, not for a text.
+const maxCRTMVersion = 512
+
+// measuredFirmware is what PCR 0 proves of the firmware.
+type measuredFirmware struct {
+	crtm  string            // text of EV_S_CRTM_VERSION, empty if it was not measured as text
+	blobs []manifest.SHA256 // digest of every other event but the separator, in order
+}
+
+// readFirmware decodes PCR 0. A type is not authenticated, so whatever is not
+// proven to be the version text or a separator counts as firmware code: a
+// blob that hides under another type has to be in the reference all the same.
+func readFirmware(l *EventLog) *measuredFirmware {
+	f := &measuredFirmware{}
+	text := false
+	for _, e := range l.ForPCR(0) {
+		if isSeparator(e.SHA256()) {
+			continue
+		}
+		data, verified := e.VerifiedData()
+		if e.UntrustedType == EventSCRTMVersion && verified && !text && len(data) <= maxCRTMVersion {
+			text = true
+			f.crtm = versionText(data)
+			continue
+		}
+		f.blobs = append(f.blobs, e.SHA256())
+	}
+	return f
+}
+
+// versionText reads a version that is UTF-16 (edk2) or ASCII.
+func versionText(b []byte) string {
+	if len(b) >= 2 && len(b)%2 == 0 && b[1] == 0 {
+		return cleanText(strings.TrimRight(decodeUTF16(b), "\x00"))
+	}
+	return cleanText(strings.TrimRight(string(b), "\x00"))
+}
+
+// matches reports whether the measured blobs are the build's: each of Digests
+// once, and as many others as the build leaves unpinned.
+func (r *FirmwareReference) matches(blobs []manifest.SHA256) bool {
+	if len(r.Digests) == 0 || len(blobs) != len(r.Digests)+r.Unpinned {
+		return false
+	}
+	rest := slices.Clone(blobs)
+	for _, d := range r.Digests {
+		i := slices.Index(rest, d)
+		if i < 0 || d.IsZero() {
+			return false
+		}
+		rest = slices.Delete(rest, i, i+1)
+	}
+	return true
+}
+
+// forModel reports whether the reference is of the model that is claimed.
+func (r *FirmwareReference) forModel(s *SMBIOS) bool {
+	return (r.Vendor == "" || r.Vendor == s.Manufacturer) && (r.Product == "" || r.Product == s.Product)
+}
+
+// findReference returns the reference of what was measured and how far that is
+// proven. Denied references win over allowed ones of the same build.
+func findReference(refs []FirmwareReference, m *measuredFirmware, s *SMBIOS) (*FirmwareReference, FirmwareVerdict) {
+	var best *FirmwareReference
+	for i := range refs {
+		r := &refs[i]
+		if r.forModel(s) && r.matches(m.blobs) && (best == nil || r.Status != FirmwareAllowed) {
+			best = r
+		}
+	}
+	if best != nil {
+		return best, FirmwareMeasured
+	}
+	// Builds without digests are known by the version text in PCR 0. Makers
+	// measure a BIOS id, of which the SMBIOS version is the long form:
+	// "N32ET68W" and "N32ET68W (1.44 )".
+	for i := range refs {
+		r := &refs[i]
+		if len(r.Digests) == 0 && m.crtm != "" && r.forModel(s) && sameVersion(m.crtm, r.Version) && sameVersion(m.crtm, s.BIOSVersion) &&
+			(best == nil || r.Status != FirmwareAllowed) {
+			best = r
+		}
+	}
+	if best != nil {
+		return best, FirmwareCrossChecked
+	}
+	for i := range refs {
+		r := &refs[i]
+		if r.forModel(s) && s.BIOSVersion != "" && r.Version == s.BIOSVersion && r.Status == FirmwareAllowed {
+			return nil, FirmwareClaimedOnly
+		}
+	}
+	return nil, FirmwareUnknown
+}
+
+// sameVersion reports whether a version is the measured one, alone or followed
+// by a space and more.
+func sameVersion(measured, version string) bool {
+	return version == measured || strings.HasPrefix(version, measured+" ")
+}
+
+// appraiseFirmware judges PCR 0 and compares it with what the machine claims.
+func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBIOS) {
+	fw := &v.r.Firmware
+	fw.Claimed, fw.Vendor, fw.Product = s.BIOSVersion, s.Manufacturer, s.Product
+	if !sound[0] {
+		return
+	}
+	m := readFirmware(l)
+	fw.Digests = m.blobs[:min(maxFindings, len(m.blobs))]
+	v.fact("firmware.crtm", m.crtm, TrustQuoted)
+	for _, d := range fw.Digests {
+		v.fact("firmware.digest", d.String(), TrustDigest)
+	}
+	ref, verdict := findReference(v.p.Firmware.References, m, s)
+	fw.Verdict = verdict
+	if ref == nil {
+		claim := "claims no version"
+		if s.BIOSVersion != "" {
+			claim = fmt.Sprintf("claims version %q", s.BIOSVersion)
+		}
+		v.findPCR(0, Finding{
+			Code: CodeFirmwareUnknown,
+			Message: fmt.Sprintf("PCR 0: the firmware of %q %q %s, but what was measured (%s) is none of %d known builds",
+				s.Manufacturer, s.Product, claim, listDigests(m.blobs), len(v.p.Firmware.References)),
+			Got: listDigests(m.blobs), Want: expectedDigests(v.p.Firmware.References, s),
+			Hint: "compare with the known builds: sealift firmware catalogue; add this one if you trust it",
+		})
+		return
+	}
+	fw.Version = ref.Version
+	v.fact("firmware.version", ref.Version, TrustQuoted)
+	if ref.Status != FirmwareAllowed {
+		fw.Verdict = FirmwareVerdictDenied
+		reason := ""
+		if ref.Reason != "" {
+			reason = ": " + ref.Reason
+		}
+		v.findPCR(0, Finding{
+			Code:    CodeFirmwareDenied,
+			Message: fmt.Sprintf("PCR 0: firmware version %s, as %s, is not allowed%s", ref.Version, verdict, reason),
+			Got:     ref.Version, Want: strings.Join(allowedVersions(v.p.Firmware.References, s), " "),
+			Hint: "update the firmware, or allow this version: sealift firmware campaign create",
+		})
+	}
+	// A reference found by version text agrees with the claim already.
+	if verdict == FirmwareMeasured && ref.Version != s.BIOSVersion {
+		claimed := "says nothing"
+		if s.BIOSVersion != "" {
+			claimed = fmt.Sprintf("says %q", s.BIOSVersion)
+		}
+		v.findPCR(0, Finding{
+			Code:    CodeFirmwareClaim,
+			Message: fmt.Sprintf("the machine's SMBIOS %s, the measured firmware is version %q", claimed, ref.Version),
+			Got:     s.BIOSVersion, Want: ref.Version,
+			Hint: "the machine lies about its firmware, or the catalogue has a wrong version: sealift firmware catalogue",
+		})
+	}
+}
+
+func listDigests(ds []manifest.SHA256) string {
+	var parts []string
+	for _, d := range ds[:min(maxListed, len(ds))] {
+		parts = append(parts, d.String())
+	}
+	if len(ds) > maxListed {
+		parts = append(parts, fmt.Sprintf("and %d more", len(ds)-maxListed))
+	}
+	if len(ds) == 0 {
+		return "nothing"
+	}
+	return strings.Join(parts, " ")
+}
+
+// expectedDigests lists the digests of the allowed builds for the model.
+func expectedDigests(refs []FirmwareReference, s *SMBIOS) string {
+	var parts []string
+	for i := range refs {
+		if r := &refs[i]; r.Status == FirmwareAllowed && r.forModel(s) && len(parts) < maxListed {
+			parts = append(parts, fmt.Sprintf("%s: %s", cleanText(r.Version), listDigests(r.Digests)))
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+func allowedVersions(refs []FirmwareReference, s *SMBIOS) []string {
+	var out []string
+	for i := range refs {
+		if r := &refs[i]; r.Status == FirmwareAllowed && r.forModel(s) && len(out) < maxListed {
+			out = append(out, cleanText(r.Version))
+		}
+	}
+	return out
+}

@@ -1,0 +1,81 @@
+package attest
+
+import "fmt"
+
+// checkMachine compares the evidence with the service's record of the machine.
+// proof is nil if there is no valid quote.
+func (v *verification) checkMachine(proof *Verified) {
+	v.fact("machine.state", stateName(v.known.State), TrustRecorded)
+	v.checkState()
+	v.checkDisk()
+	if proof != nil && v.known.Released && proof.resetCount == v.known.ResetCount && proof.restartCount == v.known.RestartCount {
+		v.find(Finding{
+			Code:    CodeReleaseRepeated,
+			Message: fmt.Sprintf("secrets were already released in this boot (TPM reset %d, restart %d)", proof.resetCount, proof.restartCount),
+			Hint:    "restart the machine; if it asked only once, someone else holds its keys: sealift machine revoke " + v.machineArg(),
+		})
+	}
+}
+
+func stateName(s EnrolmentState) string {
+	if s == StateUnknown {
+		return "unknown"
+	}
+	return string(s)
+}
+
+func (v *verification) checkState() {
+	id := v.r.Machine.Short()
+	reason := ""
+	if v.known.StateReason != "" {
+		reason = ": " + v.known.StateReason
+	}
+	f := Finding{Got: stateName(v.known.State), Want: string(StateEnrolled)}
+	switch v.known.State {
+	case StateEnrolled:
+		return
+	case StatePending:
+		f.Code, f.Hint = CodeMachinePending, "sealift machine approve "+v.machineArg()
+		f.Message = fmt.Sprintf("machine %s waits for approval%s", id, reason)
+	case StateRevoked:
+		f.Code, f.Hint = CodeMachineRevoked, "sealift machine reinstate "+v.machineArg()
+		f.Message = fmt.Sprintf("machine %s is revoked%s", id, reason)
+	case StateQuarantined:
+		f.Code, f.Hint = CodeQuarantined, "inspect the machine, then: sealift machine reinstate "+v.machineArg()
+		f.Message = fmt.Sprintf("machine %s is quarantined%s", id, reason)
+	default: // StateUnknown, and any state that this version does not know
+		f.Code, f.Hint = CodeMachineUnknown, "install it again, or, if you know it: sealift machine approve "+v.machineArg()
+		f.Message = fmt.Sprintf("machine %s is not enrolled: no install record names its endorsement key", id)
+	}
+	v.find(f)
+}
+
+func (v *verification) checkDisk() {
+	d := v.ev.Disk
+	v.fact("disk.guid", d.GUID, TrustClaimed)
+	v.fact("disk.state", map[bool]string{true: "present", false: "absent"}[d.StateExists], TrustClaimed)
+	if owner := v.known.DiskOwner; !owner.IsZero() && owner != v.r.Machine {
+		v.find(Finding{
+			Code:    CodeDiskForeign,
+			Message: fmt.Sprintf("disk %s belongs to machine %s, not to machine %s: it was moved or copied", d.GUID, owner.Short(), v.r.Machine.Short()),
+			Got:     v.r.Machine.String(), Want: owner.String(),
+			Hint: "put the disk back, or install this machine anew",
+		})
+	}
+	if v.known.DiskGUID != "" && v.known.DiskGUID != d.GUID {
+		v.find(Finding{
+			Code:    CodeDiskForeign,
+			Message: fmt.Sprintf("machine %s was installed on disk %s, it booted from disk %s", v.r.Machine.Short(), v.known.DiskGUID, d.GUID),
+			Got:     d.GUID, Want: v.known.DiskGUID,
+			Hint: "put the right disk in, or install this machine anew",
+		})
+	}
+	if v.known.StateMade && !d.StateExists {
+		v.find(Finding{
+			Code:    CodeStateLost,
+			Message: fmt.Sprintf("machine %s had a state partition on disk %s, which is gone: it was wiped, or an older copy of the disk is booted", v.r.Machine.Short(), d.GUID),
+			Got:     "absent", Want: "present",
+			Hint: "restore the disk, or install this machine anew",
+		})
+	}
+}

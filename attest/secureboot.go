@@ -1,0 +1,246 @@
+package attest
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// secureBoot is what firmware measured into PCR 7.
+type secureBoot struct {
+	off         bool // SecureBoot was measured as 00
+	variables   map[string]*measuredVariable
+	authorities []*Event
+}
+
+type measuredVariable struct {
+	event *Event
+	data  []byte
+}
+
+// readSecureBoot decodes PCR 7 (PFP, 3.3.4.8). Each EV_EFI_VARIABLE_DRIVER_CONFIG
+// event must be of a variable that belongs there, with data that is what was
+// measured, once, and before the separator. It returns nil if the PCR's
+// digests are not authentic.
+func (b *measuredBoot) readSecureBoot() *secureBoot {
+	if !b.sound[7] {
+		return nil
+	}
+	sb := &secureBoot{variables: map[string]*measuredVariable{}}
+	separated := false
+	for _, e := range b.log.ForPCR(7) {
+		switch {
+		case isSeparator(e.SHA256()):
+			separated = true
+		case e.UntrustedType == EventAuthority:
+			sb.authorities = append(sb.authorities, e)
+		case e.UntrustedType == EventVariableConfig:
+			b.readVariable(sb, e, separated)
+		default:
+			b.unknown(e, "nothing but the Secure Boot variables and authorities belongs here", hintInspectLog)
+		}
+	}
+	if v := sb.variables["SecureBoot"]; v != nil {
+		sb.off = bytes.Equal(v.data, []byte{0})
+	}
+	return sb
+}
+
+func (b *measuredBoot) readVariable(sb *secureBoot, e *Event, separated bool) {
+	data, verified := e.VerifiedData()
+	if !verified {
+		b.unknown(e, "a variable whose data is not what was measured", hintInspectLog)
+		return
+	}
+	v, err := parseVariable(data)
+	if err != nil {
+		b.unknown(e, err.Error(), hintInspectLog)
+		return
+	}
+	guid, ok := map[string]string{
+		"SecureBoot": guidGlobal, "PK": guidGlobal, "KEK": guidGlobal, "AuditMode": guidGlobal, "DeployedMode": guidGlobal,
+		"db": guidSecurity, "dbx": guidSecurity, "dbt": guidSecurity, "dbr": guidSecurity,
+	}[v.Name]
+	if !ok || guid != v.GUID {
+		b.unknown(e, fmt.Sprintf("variable %q of %s does not belong here", cleanText(v.Name), v.GUID), hintInspectLog)
+		return
+	}
+	structure := func(what string) {
+		b.v.findPCR(7, Finding{Code: CodeLogStructure, Message: fmt.Sprintf("PCR 7, event %d: variable %s was measured %s", e.Number, v.Name, what), Hint: hintInspectLog})
+	}
+	if sb.variables[v.Name] != nil {
+		structure("twice")
+		return
+	}
+	if separated {
+		structure("after the separator")
+	}
+	sb.variables[v.Name] = &measuredVariable{e, v.Data}
+}
+
+// appraiseSecureBoot requires Secure Boot to be on, PK, KEK and db to be those
+// that the reference image was signed for, dbx to be one of the policy's if it
+// names any, and the image's certificate to be the only authority.
+func (b *measuredBoot) appraiseSecureBoot(sb *secureBoot) {
+	switch v := sb.variables["SecureBoot"]; {
+	case v == nil:
+		b.v.findPCR(7, Finding{Code: CodeSecureBootOff, Message: "PCR 7: the variable SecureBoot was not measured", Hint: hintInspectLog})
+	case bytes.Equal(v.data, []byte{1}):
+		b.v.fact("secureboot", "on", TrustQuoted)
+	default:
+		b.v.fact("secureboot", "off", TrustQuoted)
+		b.v.findPCR(7, Finding{
+			Code: CodeSecureBootOff, Message: fmt.Sprintf("PCR 7: Secure Boot is off: the variable SecureBoot is %x, want 01", v.data),
+			Got: fmt.Sprintf("%x", v.data), Want: "01",
+			Hint: "turn Secure Boot on in the firmware's setup; if its keys were cleared, let the installer enrol them again",
+		})
+	}
+	// Only values that cannot let an unsigned image boot.
+	for name, allowed := range map[string][]string{"AuditMode": {"\x00"}, "DeployedMode": {"\x00", "\x01"}, "dbt": {""}, "dbr": {""}} {
+		if v := sb.variables[name]; v != nil && !slices.Contains(allowed, string(v.data)) {
+			b.unknown(v.event, fmt.Sprintf("variable %s has a value that no policy allows", name), hintInspectLog)
+		}
+	}
+	b.appraiseDBX(sb.variables["dbx"])
+	if b.reference == nil {
+		return // the policy allows no image, which was found
+	}
+	ref := &b.reference.SecureBoot
+	for _, k := range []struct {
+		name string
+		want manifest.SHA256
+	}{{"PK", ref.PK}, {"KEK", ref.KEK}, {"db", ref.DB}} {
+		b.appraiseKeys(sb.variables[k.name], k.name, k.want)
+	}
+	b.appraiseAuthorities(sb)
+}
+
+const hintKeys = "enrol the key set that the image was signed for: put the firmware into setup mode and run the installer; or build the image with the keys of this machine"
+
+func (b *measuredBoot) appraiseKeys(v *measuredVariable, name string, want manifest.SHA256) {
+	f := Finding{Code: CodeSecureBootKeys, Want: want.String(), Hint: hintKeys}
+	image := imageName(b.reference)
+	switch {
+	case v == nil:
+		f.Message = fmt.Sprintf("PCR 7: the variable %s was not measured", name)
+		f.Hint = hintInspectLog
+	case want.IsZero():
+		f.Message, f.Want = fmt.Sprintf("the manifest of image %s has no digest of %s to compare with", image, name), ""
+		f.Hint = "build the image with a key directory, and give the service its manifest"
+	case v.event.SHA256() == want:
+		return
+	default:
+		f.Got = v.event.SHA256().String()
+		f.Message = fmt.Sprintf("PCR 7: %s holds %s (digest %s), image %s was signed for another %s (digest %s)",
+			name, describeSignatures(v.data), f.Got, image, name, want)
+	}
+	b.v.findPCR(7, f)
+}
+
+func (b *measuredBoot) appraiseDBX(v *measuredVariable) {
+	if v == nil {
+		b.v.findPCR(7, Finding{Code: CodeSecureBootKeys, Message: "PCR 7: the variable dbx was not measured", Hint: hintInspectLog})
+		return
+	}
+	d := v.event.SHA256()
+	b.v.fact("secureboot.dbx", d.String(), TrustQuoted)
+	if len(b.v.p.DBX) > 0 && !slices.Contains(b.v.p.DBX, d) {
+		var want []string
+		for _, a := range b.v.p.DBX[:min(maxListed, len(b.v.p.DBX))] {
+			want = append(want, a.String())
+		}
+		b.v.findPCR(7, Finding{
+			Code: CodeSecureBootKeys,
+			Message: fmt.Sprintf("PCR 7: dbx holds %s (digest %s), which is none of the %d that the policy allows",
+				describeSignatures(v.data), d, len(b.v.p.DBX)),
+			Got: d.String(), Want: strings.Join(want, " "),
+			Hint: "update the machine's dbx, or allow this one in the policy",
+		})
+	}
+}
+
+func (b *measuredBoot) appraiseAuthorities(sb *secureBoot) {
+	want := b.reference.SecureBoot.Authority
+	seen := false
+	for _, e := range sb.authorities {
+		f := Finding{Code: CodeAuthority, Got: e.SHA256().String(), Want: want.String(),
+			Hint: "something signed with another certificate was loaded: " + hintRemoveHardware}
+		switch {
+		case e.SHA256() != want || want.IsZero():
+			f.Message = fmt.Sprintf("PCR 7, event %d: an image or driver was verified with %s (digest %s), want only the certificate of image %s (digest %s)",
+				e.Number, describeAuthority(e), f.Got, imageName(b.reference), want)
+		case seen:
+			f.Message, f.Hint = fmt.Sprintf("PCR 7, event %d: the certificate of image %s was measured twice", e.Number, imageName(b.reference)), hintInspectLog
+		default:
+			seen = true
+			continue
+		}
+		b.v.findPCR(7, f)
+	}
+	if on := sb.variables["SecureBoot"]; on != nil && bytes.Equal(on.data, []byte{1}) && len(sb.authorities) == 0 {
+		b.v.findPCR(7, Finding{Code: CodeAuthority, Message: "PCR 7: Secure Boot is on, but no certificate was measured that verified an image",
+			Want: want.String(), Hint: hintInspectLog})
+	}
+}
+
+// describeAuthority names the certificate of an authority event for people.
+func describeAuthority(e *Event) string {
+	if data, verified := e.VerifiedData(); verified {
+		if v, err := parseVariable(data); err == nil && len(v.Data) > 16 {
+			if c, err := x509.ParseCertificate(v.Data[16:]); err == nil {
+				return fmt.Sprintf("the certificate %q of %s", cleanText(c.Subject.String()), cleanText(v.Name))
+			}
+			return "an entry of " + cleanText(v.Name)
+		}
+	}
+	return "an unknown authority"
+}
+
+// EFI_CERT_X509_GUID in its binary form (UEFI 2.10, 32.4.1).
+const certX509 = "\xa1\x59\xc0\xa5\xe4\x94\xa7\x4a\x87\xb5\xab\x15\x5c\x2b\xf0\x72"
+
+// describeSignatures says what is in EFI_SIGNATURE_LISTs, for people.
+func describeSignatures(b []byte) string {
+	if len(b) == 0 {
+		return "nothing"
+	}
+	var certs []string
+	hashes := 0
+	for len(b) > 0 {
+		if len(b) < 28 {
+			return "damaged signature lists"
+		}
+		list, head, size := int64(binary.LittleEndian.Uint32(b[16:])), int64(binary.LittleEndian.Uint32(b[20:])), int64(binary.LittleEndian.Uint32(b[24:]))
+		if list < 28+head || list > int64(len(b)) || size <= 16 || (list-28-head)%size != 0 {
+			return "damaged signature lists"
+		}
+		for e := b[28+head : list]; len(e) > 0; e = e[size:] {
+			if string(b[:16]) != certX509 {
+				hashes++
+				continue
+			}
+			name := "an unreadable certificate"
+			if c, err := x509.ParseCertificate(e[16:size]); err == nil {
+				name = fmt.Sprintf("%q", cleanText(c.Subject.String()))
+			}
+			certs = append(certs, name)
+		}
+		b = b[list:]
+	}
+	var parts []string
+	if n := len(certs); n > maxListed {
+		certs = append(certs[:maxListed], fmt.Sprintf("and %d more", n-maxListed))
+	}
+	if len(certs) > 0 {
+		parts = append(parts, strings.Join(certs, ", "))
+	}
+	if hashes > 0 {
+		parts = append(parts, fmt.Sprintf("%d hashes", hashes))
+	}
+	return strings.Join(parts, " and ")
+}

@@ -1,0 +1,415 @@
+package attest
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/hmac"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// maxFindings bounds a Result, so that hostile evidence cannot fill an audit
+// log. What is beyond it is counted.
+const maxFindings = 64
+
+// verification is the state of one Verify.
+type verification struct {
+	ev    *Evidence
+	ch    *Challenge
+	ses   *Session
+	known *Known
+	p     *Policy
+
+	r       *Result
+	dropped int
+
+	// rooted is whether the attestation key is proven to be in a TPM that a
+	// trusted authority vouches for. Without it nothing is quoted by a TPM,
+	// and all facts are claims.
+	rooted bool
+}
+
+// Verify appraises evidence. It checks, in this order:
+//
+//   - sizes: nothing larger than its limit is parsed;
+//   - the challenge: not expired, for this purpose and these two keys, on a
+//     connection with a channel binding;
+//   - the endorsement key: VerifyEK;
+//   - the attestation key: AKName, proof of activation, and the same key as
+//     last time;
+//   - each quote: magic, type, signature and its scheme, extraData, signer,
+//     exact PCR selection, digest of the values sent; SHA-256 and every bank
+//     of the event log quoted, all of one boot;
+//   - the transport key: checkTransport, certified in the same boot;
+//   - the TPM's counters, clock and firmware version against the last accepted
+//     evidence;
+//   - the event log: strict format, replay of every bank to the quoted values,
+//     one valid separator in each of PCR 0 to 7;
+//   - what booted: Secure Boot on with the image's keys (PCR 7), an allowed
+//     image and nothing else (PCR 4), its sections (PCR 11), initrd and command
+//     line (PCR 9), no other driver or event (PCR 2, 3, 5, 6), PCR 12 to 15
+//     untouched;
+//   - the firmware: the digests of an allowed build in PCR 0, and a machine
+//     that claims the same version;
+//   - the machine: enrolled, its own disk, its state partition, no second
+//     release in this boot.
+//
+// It goes on after a failed check and lists all that can be judged: PCRs are
+// judged only where a quote by the attestation key covers them and the log
+// leads to the quoted value. Nothing is allowed while there is a finding.
+func Verify(ev *Evidence, ch *Challenge, s *Session, known *Known, p *Policy) *Result {
+	v := &verification{ev: ev, ch: ch, ses: s, known: known, p: p, r: &Result{
+		Findings: []Finding{}, Facts: []Fact{}, Firmware: Firmware{Verdict: FirmwareUnknown},
+	}}
+	if ev == nil || ch == nil || s == nil || known == nil || p == nil {
+		v.find(Finding{Code: CodeMalformed, Message: "evidence, challenge, session, record or policy is missing"})
+		return v.r
+	}
+	v.r.Policy = p.ID
+	if err := checkSizes(ev); err != nil {
+		v.find(Finding{Code: CodeMalformed, Message: err.Error(), Hint: hintAgent})
+		return v.r
+	}
+	v.checkChallenge()
+	ek := v.checkEndorsement()
+	key, akName := v.checkAttestationKey()
+	v.rooted = ek && key != nil && len(v.r.Findings) == 0
+
+	var proof *Verified
+	var banks []*quoted
+	if key != nil {
+		banks, proof = v.checkQuotes(key, akName)
+	}
+	log := v.parseLog()
+	if log != nil {
+		v.checkBanks(log)
+	}
+	smbios := v.parseSMBIOS()
+	if log != nil && len(banks) > 0 {
+		v.appraise(log, banks, smbios)
+	}
+	v.checkMachine(proof)
+	if v.dropped > 0 {
+		v.r.Findings = append(v.r.Findings, Finding{Code: CodeEventUnknown, Message: fmt.Sprintf("%d more findings are not listed", v.dropped)})
+	}
+	if len(v.r.Findings) == 0 && proof != nil && v.rooted {
+		v.r.Allowed, v.r.verified = true, proof
+	}
+	return v.r
+}
+
+// Hints that more than one finding gives.
+const (
+	hintAgent = "use an agent of this version"
+	hintRetry = "let the agent ask for a new challenge: it does so by itself after a while"
+)
+
+func (v *verification) find(f Finding) {
+	if len(v.r.Findings) >= maxFindings {
+		v.dropped++
+		return
+	}
+	v.r.Findings = append(v.r.Findings, f)
+}
+
+func (v *verification) fail(e *checkError, hint string) {
+	v.find(Finding{Code: e.code, Message: e.message, Got: e.got, Want: e.want, Hint: hint})
+}
+
+// findPCR adds a finding about a PCR.
+func (v *verification) findPCR(pcr int, f Finding) {
+	f.PCR = &pcr
+	v.find(f)
+}
+
+// fact records a fact. Nothing is proven while the root of trust is not.
+func (v *verification) fact(name, value string, t Trust) {
+	if value == "" {
+		return
+	}
+	if !v.rooted && t != TrustRecorded {
+		t = TrustClaimed
+	}
+	v.r.Facts = append(v.r.Facts, Fact{Name: name, Value: value, Trust: t})
+}
+
+// machineArg names the machine in a hint's command.
+func (v *verification) machineArg() string {
+	if v.r.Machine.IsZero() {
+		return "ID"
+	}
+	return v.r.Machine.String()
+}
+
+func checkSizes(ev *Evidence) error {
+	switch {
+	case len(ev.EventLog) > MaxEventLog:
+		return fmt.Errorf("event log has %d bytes, at most %d allowed", len(ev.EventLog), MaxEventLog)
+	case len(ev.SMBIOS) > MaxSMBIOS:
+		return fmt.Errorf("smbios table has %d bytes, at most %d allowed", len(ev.SMBIOS), MaxSMBIOS)
+	case len(ev.EKCertificates) > MaxCertificates:
+		return fmt.Errorf("%d endorsement certificates, at most %d allowed", len(ev.EKCertificates), MaxCertificates)
+	case len(ev.Quotes) > MaxBanks:
+		return fmt.Errorf("%d quotes, at most %d allowed", len(ev.Quotes), MaxBanks)
+	}
+	if err := checkGUID(ev.Disk.GUID); err != nil {
+		return fmt.Errorf("disk: %w", err)
+	}
+	return nil
+}
+
+// checkGUID requires the usual text form in lower case.
+func checkGUID(s string) error {
+	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' ||
+		strings.Trim(s, "0123456789abcdef-") != "" || strings.Count(s, "-") != 4 {
+		return fmt.Errorf("guid is %s, want 36 lower-case characters", printable([]byte(s), 40))
+	}
+	return nil
+}
+
+func (v *verification) checkChallenge() {
+	bad := func(hint, format string, args ...any) {
+		v.find(Finding{Code: CodeChallenge, Message: "challenge: " + fmt.Sprintf(format, args...), Hint: hint})
+	}
+	if !v.ses.Now.Before(v.ch.Expires) {
+		bad(hintRetry, "it expired at %s, now is %s", v.ch.Expires.UTC().Format(time.RFC3339), v.ses.Now.UTC().Format(time.RFC3339))
+	}
+	if v.ch.Purpose != PurposeUnlock {
+		bad(hintAgent, "its purpose is %q, want %q", v.ch.Purpose, PurposeUnlock)
+	}
+	if len(v.ch.Nonce) != 32 || len(v.ch.ActivationSecret) != activationSecretSize {
+		bad(hintRetry, "it has a nonce of %d and a secret of %d bytes, want 32 and %d", len(v.ch.Nonce), len(v.ch.ActivationSecret), activationSecretSize)
+	}
+	if !bytes.Equal(v.ev.EKPublic, v.ch.EKPublic) {
+		bad(hintRetry, "it was made for another endorsement key than the evidence has")
+	}
+	if !bytes.Equal(v.ev.AKPublic, v.ch.AKPublic) {
+		bad(hintRetry, "it was made for another attestation key than the evidence has")
+	}
+	if len(v.ses.Exporter) != 32 {
+		bad("connect with TLS 1.3", "the connection has a channel binding of %d bytes, want 32", len(v.ses.Exporter))
+	}
+}
+
+// checkEndorsement checks the endorsement key and names the machine. It
+// reports whether a trusted authority vouches for the key.
+func (v *verification) checkEndorsement() bool {
+	if id, err := EKMachineID(v.ev.EKPublic); err == nil {
+		v.r.Machine = id
+	}
+	ek, findings := VerifyEK(v.ev.EKPublic, v.ev.EKCertificates, &v.p.TPM, v.ses.Now)
+	for _, f := range findings {
+		v.find(f)
+	}
+	if ek == nil {
+		return false
+	}
+	// The certificate is what says these; that the TPM is the certificate's is
+	// what activation proves.
+	v.fact("tpm.class", string(ek.Class()), TrustRecorded)
+	v.fact("tpm.certificate", certificateName(ek.Certificate()), TrustRecorded)
+	return true
+}
+
+// checkAttestationKey returns the attestation key and its Name, or nil.
+func (v *verification) checkAttestationKey() (*ecdsa.PublicKey, []byte) {
+	// ActivationProof binds the secret to this challenge and key; an unset
+	// secret proves nothing and checkChallenge has refused it.
+	want := activationProof(v.ch.ActivationSecret, v.ch.ID, v.ch.Nonce, v.ev.AKPublic)
+	if !hmac.Equal(want, v.ses.ActivationProof) {
+		v.find(Finding{
+			Code:    CodeActivation,
+			Message: "attestation key and endorsement key are not proven to be in one TPM: the activation proof is wrong",
+			Hint:    hintRetry,
+		})
+	}
+	key, err := checkAK(v.ev.AKPublic)
+	if err != nil {
+		v.find(Finding{Code: CodeAKAttributes, Message: err.Error(), Hint: hintAgent})
+		return nil, nil
+	}
+	name := nameOf(v.ev.AKPublic)
+	if v.known.AKName != nil && !bytes.Equal(name, v.known.AKName) {
+		v.find(Finding{
+			Code:    CodeAKChanged,
+			Message: fmt.Sprintf("machine %s has another attestation key than before", v.r.Machine.Short()),
+			Got:     hex.EncodeToString(name), Want: hex.EncodeToString(v.known.AKName),
+			Hint: "if the TPM's endorsement hierarchy was reset or the service was renamed on purpose: sealift machine approve " + v.machineArg(),
+		})
+	}
+	return key, name
+}
+
+// checkQuotes checks all that the attestation key signed. It returns the valid
+// quotes, none of them unless the SHA-256 bank is among them, and what they
+// prove. The proof is worth something only if there is no finding at all.
+func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quoted, *Verified) {
+	extra := QualifyingData(Binding{
+		Purpose: v.ch.Purpose, Nonce: v.ch.Nonce, Exporter: v.ses.Exporter, TransportID: transportName(&v.ev.Transport),
+	}, v.ev)
+	var banks []*quoted
+	var main *quoted
+	seen := map[string]bool{}
+	for i := range v.ev.Quotes {
+		if bank := v.ev.Quotes[i].Bank; seen[bank] {
+			v.find(Finding{Code: CodeMalformed, Message: fmt.Sprintf("bank %s is quoted twice", printable([]byte(bank), 8)), Hint: hintAgent})
+			continue
+		} else {
+			seen[bank] = true
+		}
+		q, err := checkQuote(&v.ev.Quotes[i], key, akName, extra)
+		if err != nil {
+			v.fail(err, quoteHint(err.code))
+			continue
+		}
+		banks = append(banks, q)
+		if q.bank == "sha256" {
+			main = q
+		}
+	}
+	if main == nil {
+		if !seen["sha256"] {
+			v.find(Finding{Code: CodeQuoteMissing, Message: "the sha256 bank is not quoted: SHA-1 never suffices",
+				Hint: "activate the SHA-256 bank in the firmware's setup"})
+		}
+		return nil, nil
+	}
+	t, err := checkTransport(&v.ev.Transport, main.values, key, akName, v.ch.Nonce)
+	if err != nil {
+		v.fail(err, hintAgent)
+	}
+	for _, q := range banks {
+		if !q.time.sameBoot(main.time) {
+			v.find(Finding{Code: CodeClock, Message: fmt.Sprintf("the quotes of the banks %s and %s are not of one boot of one TPM", q.bank, main.bank), Hint: hintRetry})
+		}
+	}
+	if err == nil && !t.sameBoot(main.time) {
+		v.find(Finding{Code: CodeClock, Message: "the certification of the transport key and the quote are not of one boot of one TPM", Hint: hintRetry})
+	}
+	for _, m := range checkClock(main.time, v.known) {
+		v.find(Finding{Code: CodeClock, Message: m, Hint: "if the TPM was cleared on purpose: sealift machine approve " + v.machineArg()})
+	}
+	if main.time.firmware < v.known.TPMFirmware {
+		v.find(Finding{
+			Code:    CodeTPMFirmware,
+			Message: fmt.Sprintf("the TPM's own firmware is older than before: version %#x, it was %#x", main.time.firmware, v.known.TPMFirmware),
+			Got:     fmt.Sprintf("%#x", main.time.firmware), Want: fmt.Sprintf("%#x", v.known.TPMFirmware),
+			Hint: "update the TPM's firmware; if it was set back on purpose: sealift machine approve " + v.machineArg(),
+		})
+	}
+	v.fact("tpm.firmware", fmt.Sprintf("%#x", main.time.firmware), TrustQuoted)
+	v.fact("tpm.resets", fmt.Sprint(main.time.resetCount), TrustQuoted)
+	v.fact("tpm.restarts", fmt.Sprint(main.time.restartCount), TrustQuoted)
+	v.fact("tpm.clock.safe", fmt.Sprint(main.time.safe), TrustQuoted)
+	return banks, &Verified{
+		machine:      v.r.Machine,
+		akName:       akName,
+		transport:    bytes.Clone(v.ev.Transport.Public),
+		pcrs:         cloneValues(main.values),
+		resetCount:   main.time.resetCount,
+		restartCount: main.time.restartCount,
+		clock:        main.time.clock,
+		tpmFirmware:  main.time.firmware,
+	}
+}
+
+func cloneValues(m map[int][]byte) map[int][]byte {
+	m = maps.Clone(m)
+	for k, b := range m {
+		m[k] = bytes.Clone(b)
+	}
+	return m
+}
+
+// quoteHint says what mends a quote that failed a check.
+func quoteHint(c Code) string {
+	switch c {
+	case CodeQuoteNonce:
+		return "evidence answers one challenge on one connection: " + hintRetry
+	case CodeQuoteDigest:
+		return "a PCR was extended between reading and quoting it: " + hintRetry
+	}
+	return hintAgent
+}
+
+func (v *verification) parseLog() *EventLog {
+	l, err := ParseEventLog(v.ev.EventLog)
+	if err != nil {
+		v.find(Finding{Code: CodeLogMalformed, Message: err.Error(), Hint: "the firmware must keep a TCG 2 crypto-agile event log with SHA-256: update it, or activate the bank in its setup"})
+		return nil
+	}
+	return l
+}
+
+// parseSMBIOS returns what the machine claims to be, empty if it claims
+// nothing: the firmware check then refuses for want of a claim.
+func (v *verification) parseSMBIOS() *SMBIOS {
+	s, err := ParseSMBIOS(v.ev.SMBIOS)
+	if err != nil {
+		v.find(Finding{Code: CodeMalformed, Message: err.Error(), Hint: "the agent sends /sys/firmware/dmi/tables/DMI: look at it with dmidecode"})
+		return &SMBIOS{}
+	}
+	for _, f := range []struct{ name, value string }{
+		{"smbios.manufacturer", s.Manufacturer}, {"smbios.product", s.Product}, {"smbios.serial", s.Serial}, {"smbios.uuid", s.UUID},
+		{"smbios.bios.vendor", s.BIOSVendor}, {"smbios.bios.version", s.BIOSVersion}, {"smbios.bios.date", s.BIOSDate},
+		{"smbios.board.manufacturer", s.BoardManufacturer}, {"smbios.board.product", s.BoardProduct},
+	} {
+		v.fact(f.name, f.value, TrustClaimed)
+	}
+	return s
+}
+
+// appraise judges the event log against the valid quotes.
+func (v *verification) appraise(l *EventLog, banks []*quoted, smbios *SMBIOS) {
+	sound := v.replay(l, banks)
+	v.checkSeparators(l, sound)
+	v.checkUntouched(l, banks)
+	boot := &measuredBoot{v: v, log: l, sound: sound}
+	boot.appraise()
+	v.appraiseFirmware(l, sound, smbios)
+}
+
+// replay compares each PCR's replayed with its quoted value, in every bank.
+// It returns the PCRs whose SHA-256 digests are authentic.
+func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
+	sound := map[int]bool{}
+	for _, q := range banks {
+		if !slices.Contains(l.Banks, q.bank) {
+			v.find(Finding{Code: CodeLogReplay, Message: fmt.Sprintf("bank %s is active and quoted, but the event log has only %q", q.bank, l.Banks),
+				Hint: "deactivate the bank in the firmware's setup"})
+			continue
+		}
+		for _, pcr := range PolicyPCRs() {
+			if pcr >= firstUntouched && len(l.ForPCR(pcr)) == 0 {
+				continue // checkUntouched says more
+			}
+			got, err := l.Replay(q.bank, pcr)
+			if err == nil && bytes.Equal(got, q.values[pcr]) {
+				if q.bank == "sha256" {
+					sound[pcr] = true
+				}
+				continue
+			}
+			if err == nil {
+				err = errors.New("the event log does not lead to the quoted value")
+			}
+			v.findPCR(pcr, Finding{
+				Code:    CodeLogReplay,
+				Message: fmt.Sprintf("PCR %d, bank %s: %v: replayed %x, quoted %x", pcr, q.bank, err, got, q.values[pcr]),
+				Got:     hex.EncodeToString(got), Want: hex.EncodeToString(q.values[pcr]),
+				Hint: "the log was altered or is incomplete, or something measured without logging: restart the machine; if it stays, keep the evidence and inspect the firmware",
+			})
+		}
+	}
+	return sound
+}
+
+// imageName names an image in a result.
+func imageName(m *manifest.Manifest) string { return cleanText(m.Name + " " + m.Version) }
