@@ -180,3 +180,7 @@ type InstallRecord struct {
 	Finished       time.Time       `json:"finished"`
 	Detail         json.RawMessage `json:"detail,omitempty"`
 }
+
+// OperatorOrganization is the subject organization of operators' client
+// certificates. Nothing else that the same authority issues has it.
+const OperatorOrganization = "sealift:operators"

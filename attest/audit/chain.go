@@ -210,7 +210,7 @@ func Lines(r io.Reader) iter.Seq2[Entry, error] {
 		var line int64
 		for s.Scan() {
 			line++
-			e, err := parseLine(s.Bytes())
+			e, err := ParseLine(s.Bytes())
 			if err != nil {
 				err = &BrokenError{Line: line, Reason: err.Error()}
 			}
@@ -238,10 +238,10 @@ func AppendLine(b []byte, e Entry) ([]byte, error) {
 	return append(append(b, line...), '\n'), nil
 }
 
-// parseLine decodes one line. The line must be byte for byte what AppendLine
-// writes: JSON allows a field twice, other spellings of names and of strings,
+// ParseLine decodes one line, without its newline. It does not verify the
+// entry. The line must be byte for byte what AppendLine writes: JSON allows a field twice, other spellings of names and of strings,
 // and each would show a reader something else than what was hashed.
-func parseLine(line []byte) (Entry, error) {
+func ParseLine(line []byte) (Entry, error) {
 	d := json.NewDecoder(bytes.NewReader(line))
 	d.DisallowUnknownFields()
 	var e Entry
