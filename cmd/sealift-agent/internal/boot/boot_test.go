@@ -1,0 +1,217 @@
+package boot
+
+import (
+	"bytes"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sealift/sealift/profiles"
+)
+
+func TestParseCmdline(t *testing.T) {
+	tests := map[string]struct {
+		in   string
+		want Cmdline
+	}{
+		"parameters are split at blanks":           {"console=ttyS0  ro\tquiet\n", Cmdline{"console": {"ttyS0"}, "ro": {""}, "quiet": {""}}},
+		"a repeated parameter keeps its order":     {"console=tty0 console=ttyS0,115200", Cmdline{"console": {"tty0", "ttyS0,115200"}}},
+		"a quoted value keeps its blanks":          {`a="b c" d`, Cmdline{"a": {"b c"}, "d": {""}}},
+		"a quoted parameter keeps its blanks":      {`"a=b c" d`, Cmdline{"a": {"b c"}, "d": {""}}},
+		"what is for init is left out":             {"a=1 -- sealift.roothash=00", Cmdline{"a": {"1"}}},
+		"a value may hold an equals sign":          {"root=UUID=1", Cmdline{"root": {"UUID=1"}}},
+		"an unclosed quote ends with the line":     {`a="b c`, Cmdline{"a": {"b c"}}},
+		"an empty line has no parameters":          {" \n", Cmdline{}},
+		"a value without a name is no parameter":   {"=x y", Cmdline{"y": {""}}},
+		"a lone quote is no parameter and no hang": {`"`, Cmdline{}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := ParseCmdline(tt.in); !maps.EqualFunc(got, tt.want, slices.Equal) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func FuzzParseCmdline(f *testing.F) {
+	f.Add(`console=ttyS0 a="b c" -- x`)
+	f.Add(`"" "="`)
+	f.Fuzz(func(t *testing.T, s string) {
+		n := 0
+		for name, values := range ParseCmdline(s) {
+			if name == "" {
+				t.Error("a parameter without a name")
+			}
+			n += len(values)
+		}
+		if n > len(s) {
+			t.Errorf("%d parameters from %d bytes", n, len(s))
+		}
+	})
+}
+
+func TestRootHash(t *testing.T) {
+	hash := strings.Repeat("0f", 32)
+	tests := map[string]struct{ in, err string }{
+		"64 hex digits are the root hash":  {profiles.ParamRootHash + "=" + hash, ""},
+		"a missing one is an error":        {"ro", "is missing"},
+		"two of them are an error":         {profiles.ParamRootHash + "=" + hash + " " + profiles.ParamRootHash + "=" + hash, "given 2 times"},
+		"a short one is an error":          {profiles.ParamRootHash + "=0f", "has 2 characters"},
+		"one that is not hex is an error":  {profiles.ParamRootHash + "=" + strings.Repeat("zz", 32), "invalid byte"},
+		"one meant for init is not a hash": {"-- " + profiles.ParamRootHash + "=" + hash, "is missing"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			h, err := ParseCmdline(tt.in).RootHash()
+			if tt.err == "" {
+				if err != nil || h.String() != hash {
+					t.Errorf("got %s, %v", h, err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("got error %v, want one with %q", err, tt.err)
+			}
+		})
+	}
+}
+
+// structure makes an SMBIOS structure of n bytes with its strings.
+func structure(typ byte, formatted []byte, strs ...string) []byte {
+	b := append([]byte{typ, byte(4 + len(formatted)), 0, 0}, formatted...)
+	for _, s := range strs {
+		b = append(append(b, s...), 0)
+	}
+	if len(strs) == 0 {
+		b = append(b, 0)
+	}
+	return append(b, 0)
+}
+
+func TestParseSystem(t *testing.T) {
+	id := []byte{0x33, 0x22, 0x11, 0x00, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff}
+	type1 := func(uuid []byte) []byte {
+		return structure(1, append([]byte{1, 2, 3, 4}, append(slices.Clone(uuid), 6, 0, 0)...), "QEMU", "Standard PC", "pc-q35", " 4711 ")
+	}
+	end := structure(127, nil)
+	join := func(p ...[]byte) []byte { return bytes.Join(p, nil) }
+	tests := map[string]struct {
+		table []byte
+		want  System
+		err   string
+	}{
+		"the UUID's first fields are little-endian": {
+			table: join(structure(0, []byte{1, 2}, "EDK II", "0.0.0"), type1(id), end),
+			want:  System{Manufacturer: "QEMU", Product: "Standard PC", Serial: "4711", UUID: "00112233-4455-6677-8899-aabbccddeeff"},
+		},
+		"an unset UUID is empty": {
+			table: join(type1(make([]byte, 16)), end),
+			want:  System{Manufacturer: "QEMU", Product: "Standard PC", Serial: "4711"},
+		},
+		"an old short structure has no UUID": {
+			table: join(structure(1, []byte{1, 0, 0, 9}, "Old"), end),
+			want:  System{Manufacturer: "Old"},
+		},
+		"a table without type 1 is an error":           {table: end, err: "no system information"},
+		"type 1 after the end is not read":             {table: join(end, type1(id)), err: "no system information"},
+		"a length beyond the table is an error":        {table: []byte{1, 200, 0, 0, 1}, err: "length is 200"},
+		"a length below the header is an error":        {table: []byte{1, 3, 0, 0, 0, 0}, err: "length is 3"},
+		"strings that are cut short are an error":      {table: []byte{1, 4, 0, 0, 'x', 0}, err: "strings have no end"},
+		"an empty table is an error":                   {err: "no system information"},
+		"a table that ends without type 127 is usable": {table: type1(id), want: System{Manufacturer: "QEMU", Product: "Standard PC", Serial: "4711", UUID: "00112233-4455-6677-8899-aabbccddeeff"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := ParseSystem(tt.table)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Fatalf("got error %v, want one with %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil || got != tt.want {
+				t.Errorf("got %+v, %v\nwant %+v", got, err, tt.want)
+			}
+		})
+	}
+}
+
+func FuzzParseSystem(f *testing.F) {
+	f.Add(structure(1, append([]byte{1, 2, 3, 4}, make([]byte, 19)...), "a", "b", "c", "d"))
+	f.Add([]byte{1, 4, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := ParseSystem(b)
+		if err == nil && s.UUID != "" && len(s.UUID) != 36 {
+			t.Errorf("UUID %q", s.UUID)
+		}
+	})
+}
+
+func TestParseConfig(t *testing.T) {
+	bootConfig := `{"mode":"boot","image":"demo 1","debug":false,"modules":["/m.ko"],"attestURL":"https://a:1","attestCA":"c","releaseKey":"r","pcrKey":"p"}`
+	tests := map[string]struct{ in, err string }{
+		"a boot configuration is read":             {bootConfig, ""},
+		"an install configuration is read":         {`{"mode":"install","image":"demo 1","debug":true,"modules":[],"imageKey":"k"}`, ""},
+		"an unknown mode is refused":               {`{"mode":"rescue","image":"demo 1"}`, `mode is "rescue"`},
+		"an unknown field is refused":              {`{"mode":"boot","shell":true}`, "unknown field"},
+		"boot without the release key is refused":  {strings.Replace(bootConfig, `"releaseKey":"r",`, "", 1), "releaseKey is missing in mode boot"},
+		"boot without the CA is refused":           {strings.Replace(bootConfig, `"attestCA":"c",`, "", 1), "attestCA is missing in mode boot"},
+		"install without the image key is refused": {`{"mode":"install","image":"demo 1"}`, "imageKey is missing in mode install"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := ParseConfig([]byte(tt.in))
+			if (tt.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("got error %v, want %q", err, tt.err)
+			}
+		})
+	}
+}
+
+func TestRemoveFileSystemDeletesFilesDirectoriesAndLinksOnly(t *testing.T) {
+	dir, outside := t.TempDir(), t.TempDir()
+	kept := filepath.Join(outside, "kept")
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(dir, "a/b"), 0o755),
+		os.WriteFile(filepath.Join(dir, "a/b/file"), []byte("x"), 0o400),
+		os.WriteFile(kept, []byte("x"), 0o400),
+		os.Symlink(outside, filepath.Join(dir, "link")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removeFileSystem(dir); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+	if _, err := os.Stat(kept); err != nil {
+		t.Errorf("what a link points to was deleted: %v", err)
+	}
+}
+
+func TestSwitchRootRefusesARootThatIsNoInitramfs(t *testing.T) {
+	if InInitramfs() {
+		t.Skip("the tests run on a tmpfs root")
+	}
+	if err := SwitchRoot(t.TempDir(), "/init", nil, nil); err == nil || !strings.Contains(err.Error(), "not an initramfs") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestParseEnd(t *testing.T) {
+	for _, s := range []string{"reboot", "poweroff", "halt"} {
+		if e, err := ParseEnd(s); err != nil || string(e) != s {
+			t.Errorf("%s: got %v, %v", s, e, err)
+		}
+	}
+	if _, err := ParseEnd("shell"); err == nil {
+		t.Error("shell: no error")
+	}
+}
