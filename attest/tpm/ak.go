@@ -25,10 +25,10 @@ type Identity struct {
 }
 
 // akTemplate returns the template of the attestation key for a service. It is
-// in the endorsement hierarchy, because TPMS_ATTEST shows resetCount,
-// restartCount and firmwareVersion in clear only to such keys (Part 1, 36.7),
-// and its unique field depends on the service, so that two services cannot
-// tell that they talk to the same TPM by this key.
+// in the endorsement hierarchy, because a TPM obfuscates resetCount,
+// restartCount and firmwareVersion in what other keys sign (TPMS_ATTEST, Part
+// 2, 10.12.12), and its unique field depends on the service, so that two
+// services cannot tell by this key that they talk to the same TPM.
 func akTemplate(service string) tpm2.TPMTPublic {
 	x := sha256.Sum256([]byte("sealift attestation key v1\x00" + service))
 	return tpm2.TPMTPublic{

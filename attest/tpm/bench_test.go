@@ -22,7 +22,7 @@ func BenchmarkBoot(b *testing.B) {
 					}
 				}
 			})
-			blob, secret := credential(b, dev.identity, random(32))
+			blob, secret, _ := credential(b, dev.identity)
 			b.Run("Activate", func(b *testing.B) {
 				for b.Loop() {
 					if _, err := dev.Activate(blob, secret); err != nil {

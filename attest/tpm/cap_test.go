@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/hmac"
+	"strings"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -83,5 +84,19 @@ func TestCapFailsIfThePCRDoesNotChange(t *testing.T) {
 	ok := []byte{0x80, 0x02, 0, 0, 0, 19, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0}
 	if err := New(&swallowing{d, tpm2.TPMCCPCRExtend, ok}).Cap("state", random(32), "u"); err == nil {
 		t.Error("no error")
+	}
+}
+
+func TestUnknownBankIsAnError(t *testing.T) {
+	d := tpmtest.Open(t)
+	// TPM2_GetCapability answers that SM3-256 is active: no more data,
+	// TPM_CAP_PCRS, one selection with hash 0x0012 and three bytes.
+	rsp := []byte{0x80, 0x01, 0, 0, 0, 25, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0x12, 3, 0xff, 0xff, 0xff}
+	err := New(&swallowing{d, tpm2.TPMCCGetCapability, rsp}).Cap("state", random(32), "u")
+	if err == nil || !strings.Contains(err.Error(), "0x12") {
+		t.Errorf("got %v, want an error that names the bank", err)
+	}
+	if !bytes.Equal(d.PCR("sha256", 15), make([]byte, 32)) {
+		t.Error("PCR 15 was extended in the other banks")
 	}
 }

@@ -59,7 +59,7 @@ func ekKinds() []ekKind {
 }
 
 // policyB are the authPolicies of the high-range templates: PolicySecret of
-// the endorsement hierarchy or PolicyAuthorizeNV (EK Credential Profile,
+// the endorsement hierarchy or PolicyAuthorizeNV (EK Credential Profile 2.1,
 // B.6.5). This package uses neither, as userWithAuth is set.
 func policyB(alg tpm2.TPMAlgID) []byte {
 	if alg == tpm2.TPMAlgSHA384 {

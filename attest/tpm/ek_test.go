@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -93,9 +94,21 @@ func TestEachKindOfEndorsementKeyIsChosenAndActivates(t *testing.T) {
 					t.Errorf("certificate %d: got %s, want %s", i, c.Subject, want.Subject)
 				}
 			}
+			if tt.certs > 0 {
+				policy := &attest.TPMPolicy{
+					Roots: []attest.TPMRoot{
+						{Class: attest.TPMSoftware, Certificate: d.CA.Root},
+						{Class: attest.TPMSoftware, Certificate: d.CA.Issuer, Intermediate: true},
+					},
+					Allowed: []attest.TPMClass{attest.TPMSoftware},
+				}
+				if _, findings := attest.VerifyEK(id.EK.Public, id.EK.Certificates, policy, time.Now()); len(findings) > 0 {
+					t.Errorf("a service that trusts the authority finds %+v", findings)
+				}
+			}
 			for range 2 {
-				want := random(32)
-				got, err := dev.Activate(credential(t, id, want))
+				blob, secret, want := credential(t, id)
+				got, err := dev.Activate(blob, secret)
 				if err != nil || !bytes.Equal(got, want) {
 					t.Fatalf("activate: got equal %v, error %v", bytes.Equal(got, want), err)
 				}
@@ -141,6 +154,11 @@ func TestPolicyBIsPolicySecretOrAuthorizeNV(t *testing.T) {
 		{tpm2.TPMAlgSHA256, []byte{
 			0x37, 0x67, 0xe2, 0xed, 0xd4, 0x3f, 0xf4, 0x5a, 0x3a, 0x7e, 0x1e, 0xae, 0xfc, 0xef, 0x78, 0x64,
 			0x3d, 0xca, 0x96, 0x46, 0x32, 0xe7, 0xaa, 0xd8, 0x2c, 0x67, 0x3a, 0x30, 0xd8, 0x63, 0x3f, 0xde,
+		}},
+		{tpm2.TPMAlgSHA384, []byte{
+			0xd6, 0x03, 0x2c, 0xe6, 0x1f, 0x2f, 0xb3, 0xc2, 0x40, 0xeb, 0x3c, 0xf6, 0xa3, 0x32, 0x37, 0xef,
+			0x2b, 0x6a, 0x16, 0xf4, 0x29, 0x3c, 0x22, 0xb4, 0x55, 0xe2, 0x61, 0xcf, 0xfd, 0x21, 0x7a, 0xd5,
+			0xb4, 0x94, 0x7c, 0x2d, 0x73, 0xe6, 0x30, 0x05, 0xee, 0xd2, 0xdc, 0x2b, 0x35, 0x93, 0xd1, 0x65,
 		}},
 	} {
 		calc, err := tpm2.NewPolicyCalculator(tt.alg)
@@ -197,10 +215,15 @@ func TestActivateRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blob, secret := credential(t, id, random(32))
-	other := *id
-	other.AKName = append([]byte{0, 0xb}, random(32)...)
-	otherBlob, otherSecret := credential(t, &other, random(32))
+	blob, secret, _ := credential(t, id)
+	other, err := dev.Identify("another service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherBlob, otherSecret, _ := credential(t, other)
+	if _, err = dev.Identify("test"); err != nil {
+		t.Fatal(err)
+	}
 	damaged := bytes.Clone(blob)
 	damaged[len(damaged)-1] ^= 1
 	for name, in := range map[string][2][]byte{
@@ -248,4 +271,20 @@ func FuzzSplitCertificates(f *testing.F) {
 			t.Fatalf("%d bytes came out of %d", n, len(b))
 		}
 	})
+}
+
+func TestHierarchyWithAPasswordIsNamed(t *testing.T) {
+	d := tpmtest.Open(t)
+	_, err := tpm2.HierarchyChangeAuth{
+		AuthHandle: hierarchy(tpm2.TPMRHEndorsement),
+		NewAuth:    tpm2.TPM2BAuth{Buffer: []byte("password")},
+	}.Execute(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := New(d)
+	if _, err := dev.Identify("test"); err == nil || !strings.Contains(err.Error(), "clear the TPM") {
+		t.Errorf("got %v, want an error that says what to do", err)
+	}
+	empty(t, d, dev)
 }

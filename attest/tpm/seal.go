@@ -14,7 +14,7 @@ import (
 	"github.com/sealift/sealift/attest/tpm/pcrsig"
 )
 
-// maxSealed is the most that a TPM seals, bytes (MAX_SYM_DATA, Part 2, A.2).
+// maxSealed is the most that a TPM seals, bytes (MAX_SYM_DATA).
 const maxSealed = 128
 
 // maxDeviceHalf bounds a device half's blob, bytes.

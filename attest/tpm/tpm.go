@@ -27,8 +27,8 @@ import (
 // TPM is a connection to a TPM. It is not safe for concurrent use.
 //
 // It keeps the endorsement, attestation and transport keys loaded between
-// calls, at most two of them together with what one call loads, because a TPM
-// without a resource manager has room for only three objects.
+// calls. A TPM without a resource manager has room for only three objects, so
+// a call that loads others first removes those keys that it can make again.
 type TPM struct {
 	transport transport.TPM
 	closer    io.Closer // nil if the connection is the caller's
@@ -145,6 +145,8 @@ func hint(err error) error {
 	switch {
 	case errors.Is(err, tpm2.TPMRCAuthFail), errors.Is(err, tpm2.TPMRCBadAuth):
 		return fmt.Errorf("%w: the hierarchy has an authorization value, which must be empty: clear the TPM in the firmware's setup", err)
+	case errors.Is(err, tpm2.TPMRCHierarchy):
+		return fmt.Errorf("%w: the hierarchy is disabled: enable it in the firmware's setup", err)
 	case errors.Is(err, tpm2.TPMRCLockout):
 		return fmt.Errorf("%w: too many wrong authorizations: clear the TPM in the firmware's setup or wait until it recovers", err)
 	}

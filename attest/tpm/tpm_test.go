@@ -21,22 +21,14 @@ func random(n int) []byte {
 	return b
 }
 
-// credential makes what the service sends to be activated.
-func credential(t testing.TB, id *Identity, value []byte) (blob, secret []byte) {
+// credential makes what the service sends to be activated, and what is in it.
+func credential(t testing.TB, id *Identity) (blob, secret []byte, want attest.Secret) {
 	t.Helper()
-	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](id.EK.Public)
+	blob, secret, want, err := attest.MakeCredential(id.EK.Public, id.AKPublic)
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := tpm2.ImportEncapsulationKey(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blob, secret, err = tpm2.CreateCredential(rand.Reader, key, id.AKName, value)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return blob, secret
+	return blob, secret, want
 }
 
 // wrap makes what the service sends to be unwrapped in a state of the PCRs.
