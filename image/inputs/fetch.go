@@ -23,11 +23,10 @@ import (
 	"github.com/sealift/sealift/profiles"
 )
 
-// Progress is one step forward. It is called from several goroutines, never
-// from two at once.
+// Progress takes an Event. It is never called from two goroutines at once.
 type Progress func(Event)
 
-// Event says how far an input is.
+// Event says how far an input is. Fetches come one after another.
 type Event struct {
 	Item  string // what is being fetched or built, e.g. "package runc 1.1.5"
 	Done  int64  // bytes; 0 for a build
@@ -49,8 +48,8 @@ type Fetcher struct {
 // Inputs are the files of a lock. All were checked against it.
 type Inputs struct {
 	Lock     *profiles.Lock
-	Packages map[string]string // package name: .deb file
-	Programs map[string]string // name of a GoBuild: static executable
+	Packages map[string]string // package name: data archive; see ReadPackage
+	Programs map[string]string // name of a GoBuild with a Path: static executable
 	Archives map[string]string // image reference: OCI archive
 	Sources  map[string]string // image reference: static executable, the image's program
 }
@@ -81,10 +80,35 @@ func (e *GoneError) Unwrap() []error { return append([]error{ErrGone}, e.Tried..
 // Hint is the command that mends it.
 func (e *GoneError) Hint() string { return "sealift profile lock " + e.Profile }
 
+// StaleError says that a lock is not of what the profile asks for now.
+type StaleError struct {
+	Profile string // file
+	Reason  error
+}
+
+func (e *StaleError) Error() string { return "the lock is stale: " + e.Reason.Error() }
+
+// Unwrap returns the reason.
+func (e *StaleError) Unwrap() error { return e.Reason }
+
+// Hint is the command that mends it.
+func (e *StaleError) Hint() string { return "sealift profile lock " + e.Profile }
+
 // Fetch makes every package, archive and node program of the lock available.
-// A package that the mirror does not have is looked for at its other
+// The profile is the one that the lock was made for. A package that the mirror does not have is looked for at its other
 // addresses; if it is at none, the error is a *GoneError.
-func (f *Fetcher) Fetch(ctx context.Context, lock *profiles.Lock) (*Inputs, error) {
+func (f *Fetcher) Fetch(ctx context.Context, p *profiles.Profile, lock *profiles.Lock) (*Inputs, error) {
+	if err := lock.CheckProfile(p); err != nil {
+		return nil, &StaleError{Profile: f.Profile, Reason: err}
+	}
+	distro, err := profiles.LoadDistro(p.Kubernetes.Distro)
+	if err != nil {
+		return nil, fmt.Errorf("fetch inputs: %w", err)
+	}
+	version, err := distro.Version(p.Kubernetes.Version)
+	if err != nil {
+		return nil, fmt.Errorf("fetch inputs: %w", err)
+	}
 	in := &Inputs{
 		Lock:     lock,
 		Packages: map[string]string{},
@@ -92,12 +116,12 @@ func (f *Fetcher) Fetch(ctx context.Context, lock *profiles.Lock) (*Inputs, erro
 		Sources:  map[string]string{},
 	}
 	for i := range lock.Debian.Packages {
-		p := &lock.Debian.Packages[i]
-		file, err := f.fetchPackage(ctx, p)
+		pkg := &lock.Debian.Packages[i]
+		file, err := f.fetchPackage(ctx, pkg)
 		if err != nil {
 			return nil, fmt.Errorf("fetch inputs: %w", err)
 		}
-		in.Packages[p.Name] = file
+		in.Packages[pkg.Name] = file
 	}
 	for _, a := range lock.Archives {
 		file, err := f.fetchArchive(ctx, a)
@@ -112,6 +136,9 @@ func (f *Fetcher) Fetch(ctx context.Context, lock *profiles.Lock) (*Inputs, erro
 			return nil, fmt.Errorf("fetch inputs: %w", err)
 		}
 		in.Sources[s.Name] = file
+	}
+	if in.Programs, err = f.GoBuild(ctx, lock, distro, version); err != nil {
+		return nil, fmt.Errorf("fetch inputs: %w", err)
 	}
 	return in, nil
 }
@@ -143,6 +170,15 @@ func (f *Fetcher) fetchPackage(ctx context.Context, p *profiles.LockedPackage) (
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", item, err)
 	}
+	deb, err := f.cachedDeb(ctx, item, p, want)
+	if err != nil {
+		return "", err
+	}
+	return f.unpack(ctx, item, deb, want)
+}
+
+// cachedDeb returns the package's file, from the cache or from the network.
+func (f *Fetcher) cachedDeb(ctx context.Context, item string, p *profiles.LockedPackage, want manifest.SHA256) (string, error) {
 	file, err := f.Cache.Lookup(ctx, want)
 	if err == nil {
 		return file, nil

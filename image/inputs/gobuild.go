@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -48,7 +47,7 @@ func (f *Fetcher) GoBuild(ctx context.Context, lock *profiles.Lock, d *profiles.
 		return nil, err
 	}
 	if err := checkGoLock(lock, v, m); err != nil {
-		return nil, err
+		return nil, &StaleError{Profile: f.Profile, Reason: err}
 	}
 	dir, err := os.MkdirTemp("", "sealift-go-")
 	if err != nil {
@@ -144,11 +143,6 @@ func writeModule(dir string, m *profiles.GoModule) error {
 	return errors.Join(errs...)
 }
 
-// memo is what a finished build leaves in the cache.
-type memo struct {
-	SHA256 manifest.SHA256 `json:"sha256"`
-}
-
 func (b build) key() string {
 	h := sha256.New()
 	for _, s := range append([]string{"sealift.dev/go-build/v1", b.Package, b.LDFlags, b.Toolchain, b.Arch}, b.Inputs...) {
@@ -158,29 +152,16 @@ func (b build) key() string {
 }
 
 func (f *Fetcher) goBuild(ctx context.Context, b build) (string, error) {
-	memoPath := filepath.Join(f.Cache.Dir, "go-build", b.key()+".json")
-	if raw, err := os.ReadFile(memoPath); err == nil {
-		var m memo
-		// A memo that cannot be read costs a build, nothing else.
-		if json.Unmarshal(raw, &m) == nil && !m.SHA256.IsZero() {
-			file, err := f.Cache.Lookup(ctx, m.SHA256)
-			if err == nil {
-				return file, nil
-			}
-			if !errors.Is(err, fs.ErrNotExist) {
-				return "", err
-			}
-		}
+	key := b.key()
+	file, err := f.Cache.recall(ctx, memoGoBuild, key)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return file, err
 	}
 	sum, file, err := f.runGo(ctx, b)
 	if err != nil {
 		return "", err
 	}
-	raw, err := json.Marshal(memo{SHA256: sum})
-	if err != nil {
-		return "", err
-	}
-	return file, writeAtomic(memoPath, raw)
+	return file, f.Cache.remember(memoGoBuild, key, sum)
 }
 
 // runGo runs go build and stores the program in the cache.
@@ -267,24 +248,4 @@ func (f *Fetcher) runLines(cmd *exec.Cmd, item string) error {
 func hexSum(b []byte) string {
 	s := sha256.Sum256(b)
 	return hex.EncodeToString(s[:])
-}
-
-// writeAtomic writes a small file so that it is there whole or not at all.
-func writeAtomic(path string, b []byte) (err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }

@@ -32,7 +32,7 @@ func (f *Fetcher) buildSource(ctx context.Context, toolchain, arch string, s pro
 		return "", fmt.Errorf("image %s: %w", s.Name, err)
 	}
 	if got != s.Sum {
-		return "", fmt.Errorf("image %s: sources in %s have digest %s, the lock pins %s", s.Name, dir, got, s.Sum)
+		return "", &StaleError{Profile: f.Profile, Reason: fmt.Errorf("image %s: sources in %s have digest %s, the lock pins %s", s.Name, dir, got, s.Sum)}
 	}
 	file, err := f.goBuild(ctx, build{
 		Name:      s.Name,
