@@ -49,9 +49,11 @@ func pattern(size int) []byte {
 	return b
 }
 
+var sizes = Sizes{ESP: MinESP, Slot: 8 << 20, Verity: 1 << 20}
+
 func layout(t *testing.T) *Layout {
 	t.Helper()
-	id, partitions, err := AB("amd64", Sizes{ESP: MinESP, Slot: 8 << 20, Verity: 1 << 20}, [32]byte{0: 0xab, 16: 0xcd, 31: 1})
+	id, partitions, err := AB("amd64", sizes, [32]byte{0: 0xab, 16: 0xcd, 31: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,16 +76,19 @@ func image(t *testing.T, path string, epoch time.Time, uki []byte) *Layout {
 	if err := f.Truncate(l.Size); err != nil {
 		t.Fatal(err)
 	}
-	esp, err := l.Window(f, manifest.RoleESP)
+	esp, err := sizes.Window(f, manifest.RoleESP)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := WriteESP(esp, []ESPFile{{Path: "/EFI/BOOT/BOOTX64.EFI", Data: uki}}, [4]byte{1, 2, 3, 4}, epoch); err != nil {
 		t.Fatal(err)
 	}
-	root, err := l.Window(f, manifest.RoleRootA)
+	root, err := sizes.Window(f, manifest.RoleRootA)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if p := l.Partitions[1]; p.Role != manifest.RoleRootA || root.off != int64(p.FirstLBA)*SectorSize || root.size != int64(p.Sectors)*SectorSize {
+		t.Fatalf("window is at %d+%d, partition is %+v", root.off, root.size, p)
 	}
 	if _, err := root.Write(pattern(5 << 20)); err != nil {
 		t.Fatal(err)

@@ -83,6 +83,34 @@ type Sizes struct {
 	Verity int64 // hash tree, each of two
 }
 
+// sized is a partition of an A/B image before anything but its size is known.
+type sized struct {
+	role string
+	size int64
+}
+
+// order returns the partitions of an A/B image in the order of the disk.
+func (s Sizes) order() []sized {
+	return []sized{
+		{manifest.RoleESP, s.ESP},
+		{manifest.RoleRootA, s.Slot}, {manifest.RoleRootVerityA, s.Verity},
+		{manifest.RoleRootB, s.Slot}, {manifest.RoleRootVerityB, s.Verity},
+	}
+}
+
+// Window returns the place of a partition in an A/B image. It depends on sizes
+// alone, so a root file system can be written before its hash is known.
+func (s Sizes) Window(f File, role string) (*Window, error) {
+	at := int64(Alignment)
+	for _, p := range s.order() {
+		if p.role == role {
+			return NewWindow(f, "partition "+role, at, p.size), nil
+		}
+		at += p.size
+	}
+	return nil, fmt.Errorf("A/B image has no partition %s", role)
+}
+
 // Partition types of the EFI system partition (UEFI 2.10, 5.3.3) and of the
 // Discoverable Partitions Specification.
 const (
@@ -117,13 +145,24 @@ func AB(arch string, sizes Sizes, rootHash [32]byte) (disk guid.GUID, _ []Partit
 		return disk, nil, err
 	}
 	derive := func(what string) guid.GUID { return guid.Derive("dev.sealift.disk."+what, rootHash[:]) }
-	return derive("disk"), []Partition{
-		{Role: manifest.RoleESP, Type: esp, GUID: derive(manifest.RoleESP), Size: sizes.ESP},
-		{Role: manifest.RoleRootA, Type: root, GUID: guid.FromBytes([16]byte(rootHash[:16])), Size: sizes.Slot},
-		{Role: manifest.RoleRootVerityA, Type: verity, GUID: guid.FromBytes([16]byte(rootHash[16:])), Size: sizes.Verity},
-		{Role: manifest.RoleRootB, Type: root, GUID: derive(manifest.RoleRootB), Size: sizes.Slot},
-		{Role: manifest.RoleRootVerityB, Type: verity, GUID: derive(manifest.RoleRootVerityB), Size: sizes.Verity},
-	}, nil
+	var partitions []Partition
+	for _, p := range sizes.order() {
+		q := Partition{Role: p.role, GUID: derive(p.role), Size: p.size}
+		switch p.role {
+		case manifest.RoleESP:
+			q.Type = esp
+		case manifest.RoleRootA:
+			q.Type, q.GUID = root, guid.FromBytes([16]byte(rootHash[:16]))
+		case manifest.RoleRootB:
+			q.Type = root
+		case manifest.RoleRootVerityA:
+			q.Type, q.GUID = verity, guid.FromBytes([16]byte(rootHash[16:]))
+		default:
+			q.Type = verity
+		}
+		partitions = append(partitions, q)
+	}
+	return derive("disk"), partitions, nil
 }
 
 func parseTwo(a, b string) (guid.GUID, guid.GUID, error) {

@@ -6,16 +6,6 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 )
 
-// Window returns the window on the partition of that role.
-func (l *Layout) Window(f File, role string) (*Window, error) {
-	for _, p := range l.Partitions {
-		if p.Role == role {
-			return NewWindow(f, "partition "+role, int64(p.FirstLBA)*SectorSize, int64(p.Sectors)*SectorSize), nil
-		}
-	}
-	return nil, fmt.Errorf("disk layout has no partition %s", role)
-}
-
 // WriteTable writes the protective MBR and both partition tables.
 func (l *Layout) WriteTable(f File) error {
 	t := &gpt.Table{

@@ -1,0 +1,433 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sealift/sealift/image/efivar"
+	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/pkcs7"
+	"github.com/sealift/sealift/image/sign"
+	"github.com/sealift/sealift/image/sign/bundle"
+	"github.com/sealift/sealift/image/tree"
+	"github.com/sealift/sealift/profiles"
+)
+
+func needTool(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		if path, err = exec.LookPath("/usr/sbin/" + name); err == nil {
+			return path
+		}
+		if os.Getenv("REQUIRE_TOOLS") != "" {
+			t.Fatalf("%s is required: %v", name, err)
+		}
+		t.Skipf("%s is not installed", name)
+	}
+	return path
+}
+
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(needTool(t, name), args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+func needFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && os.Getenv("REQUIRE_TOOLS") == "" {
+		t.Skipf("%s is not installed", path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// rsaKeys are made once: each takes up to a second.
+var rsaKeys = sync.OnceValues(func() (map[string]*rsa.PrivateKey, error) {
+	keys := make(map[string]*rsa.PrivateKey)
+	for _, name := range []string{"PK", "KEK", "db", "other", "pcr"} {
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			return nil, err
+		}
+		keys[name] = key
+	}
+	return keys, nil
+})
+
+func rsaKey(t *testing.T, name string) *rsa.PrivateKey {
+	t.Helper()
+	keys, err := rsaKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys[name]
+}
+
+func certificate(t *testing.T, name string) *pkcs7.Signer {
+	t.Helper()
+	key := rsaKey(t, name)
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Unix(1600000000, 0), NotAfter: time.Unix(2100000000, 0),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &pkcs7.Signer{Key: key, Certificate: cert}
+}
+
+// trees returns a root file system and two initramfs. The nodes are added in
+// another order each time.
+func trees(t *testing.T, reverse bool) (root, boot, installer *tree.Tree) {
+	t.Helper()
+	big := make([]byte, 3<<20+5)
+	for i := range big {
+		big[i] = byte(i * i >> 7)
+	}
+	files := []struct {
+		name string
+		data []byte
+	}{{"usr/bin/tool", big}, {"etc/hostname", []byte("box\n")}, {"etc/os-release", []byte("ID=sealift\n")}, {"empty", nil}}
+	if reverse {
+		for i, j := 0, len(files)-1; i < j; i, j = i+1, j-1 {
+			files[i], files[j] = files[j], files[i]
+		}
+	}
+	root = tree.New()
+	for _, f := range files {
+		if err := root.WriteFile(f.name, f.data, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	boot, installer = tree.New(), tree.New()
+	if err := errors.Join(boot.WriteFile("init", []byte("boot"), 0o755), installer.WriteFile("init", []byte("install"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return root, boot, installer
+}
+
+// input is an image of small trees. In place of a kernel it has another EFI
+// program: to the builder one PE image is like another.
+func input(t *testing.T) BuildInput {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := sign.FromKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := certificate(t, "db")
+	in := BuildInput{
+		Profile: &profiles.Profile{
+			Name: "demo", Version: "1", Arch: "amd64",
+			Kubernetes: profiles.Kubernetes{Distro: "kubernetes", Version: "v1.34.4"},
+			Disk:       profiles.Disk{ESP: 64, Slot: 8, Verity: 1, UKI: 4},
+			Kernel:     profiles.Kernel{Cmdline: []string{"net.ifnames=0"}},
+		},
+		LockDigest: sha256.Sum256([]byte("lock")),
+		Epoch:      time.Unix(1750000000, 0),
+		Kernel:     needFile(t, "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"),
+		Stub:       needFile(t, "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"),
+		OSRelease:  []byte("ID=sealift\n"),
+		DB:         db,
+		Enrolment:  efivar.Enrolment{PK: certificate(t, "PK").Certificate, KEK: certificate(t, "KEK").Certificate, DB: db.Certificate},
+		PCR:        rsaKey(t, "pcr"),
+		Signer:     signer,
+		Output:     filepath.Join(t.TempDir(), "out"),
+	}
+	in.Root, in.Boot, in.Installer = trees(t, false)
+	return in
+}
+
+func TestBuildGivesTheSameBytesElsewhere(t *testing.T) {
+	first := input(t)
+	if _, err := Build(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	second := first
+	second.Output = filepath.Join(t.TempDir(), "a", "longer", "path")
+	second.Workers = 5
+	second.Root, second.Boot, second.Installer = trees(t, true)
+	old := syscall.Umask(0o077)
+	_, err := Build(t.Context(), second)
+	syscall.Umask(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(second.Output)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != len(outputFiles()) {
+		t.Errorf("output holds %v, want exactly %q", entries, outputFiles())
+	}
+	for _, name := range outputFiles() {
+		a, err1 := os.ReadFile(filepath.Join(first.Output, name))
+		b, err2 := os.ReadFile(filepath.Join(second.Output, name))
+		if err := errors.Join(err1, err2); err != nil {
+			t.Error(err)
+		} else if name != FileBundle && !bytes.Equal(a, b) {
+			t.Errorf("%s differs between two builds", name)
+		}
+	}
+}
+
+func TestToolsAcceptTheBuild(t *testing.T) {
+	in := input(t)
+	m, err := Build(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := func(name string) string { return filepath.Join(in.Output, name) }
+	text, err1 := os.ReadFile(path(FileManifest))
+	signature, err2 := os.ReadFile(path(FileBundle))
+	der, err3 := x509.MarshalPKIXPublicKey(in.Signer.Public())
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	if err := bundle.Verify(text, signature, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})); err != nil {
+		t.Error(err)
+	}
+	if again, err := m.Encode(); err != nil || !bytes.Equal(again, text) {
+		t.Errorf("returned manifest is not the written one (%v)", err)
+	}
+	for _, a := range m.Artifacts {
+		b, err := os.ReadFile(path(a.Name))
+		if err != nil || int64(len(b)) != a.Size || sha256.Sum256(b) != a.SHA256 {
+			t.Errorf("artifact %s does not match its description (%v)", a.Name, err)
+		}
+	}
+	if len(m.Artifacts) != 4 {
+		t.Errorf("%d artifacts, want 4", len(m.Artifacts))
+	}
+
+	cert := filepath.Join(t.TempDir(), "db.pem")
+	if err := os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: in.DB.Certificate.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{FileUKI, FileInstaller} {
+		if out := run(t, "sbverify", "--cert", cert, path(name)); !strings.Contains(out, "Signature verification OK") || strings.Contains(out, "warning") {
+			t.Errorf("sbverify %s:\n%s", name, out)
+		}
+	}
+	if out := run(t, "sgdisk", "--verify", path(FileDisk)); !strings.Contains(out, "No problems found") {
+		t.Errorf("sgdisk --verify:\n%s", out)
+	}
+	raw, err := os.ReadFile(path(FileDisk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := func(role string) string {
+		t.Helper()
+		for _, p := range m.Disk.Partitions {
+			if p.Role == role {
+				name := filepath.Join(t.TempDir(), role)
+				if err := os.WriteFile(name, raw[p.FirstLBA*512:(p.FirstLBA+p.Sectors)*512], 0o600); err != nil {
+					t.Fatal(err)
+				}
+				return name
+			}
+		}
+		t.Fatalf("no partition %s", role)
+		return ""
+	}
+	root := part(manifest.RoleRootA)
+	run(t, "veritysetup", "verify", root, part(manifest.RoleRootVerityA), m.Root.RootHash.String())
+	run(t, "fsck.erofs", root)
+	esp := part(manifest.RoleESP)
+	run(t, "fsck.vfat", "-n", esp)
+	got := filepath.Join(t.TempDir(), "uki")
+	run(t, "mcopy", "-i", esp, "::/EFI/BOOT/BOOTX64.EFI", got)
+	if b, err := os.ReadFile(got); err != nil || sha256.Sum256(b) != m.Artifacts[0].SHA256 {
+		t.Errorf("the ESP does not hold the UKI (%v)", err)
+	}
+	if want := "sealift.roothash=" + m.Root.RootHash.String(); !strings.HasSuffix(m.UKI.Cmdline, want) || !strings.Contains(m.UKI.Cmdline, "net.ifnames=0") {
+		t.Errorf("command line is %q", m.UKI.Cmdline)
+	}
+	if strings.Contains(m.Installer.Cmdline, "roothash") {
+		t.Errorf("installer's command line is %q", m.Installer.Cmdline)
+	}
+	for _, s := range m.Installer.Sections {
+		if s.Name == ".pcrpkey" {
+			t.Error("the installer has a PCR key")
+		}
+	}
+	for i, want := range m.Disk.Chunks {
+		chunk := raw[int64(i)*m.Disk.ChunkSize : int64(i+1)*m.Disk.ChunkSize]
+		zero := len(bytes.Trim(chunk, "\x00")) == 0
+		if zero != want.IsZero() || !zero && sha256.Sum256(chunk) != want {
+			t.Errorf("chunk %d does not match its digest", i)
+		}
+	}
+	if stat, ok := must(os.Stat(path(FileDisk))).Sys().(*syscall.Stat_t); ok && stat.Blocks*512 > 12<<20 {
+		t.Errorf("disk image takes %d bytes of %d, so it is not sparse", stat.Blocks*512, len(raw))
+	}
+}
+
+func must(info fs.FileInfo, err error) fs.FileInfo {
+	if err != nil {
+		panic(err)
+	}
+	return info
+}
+
+func TestABuildReplacesAnImageAndNothingElse(t *testing.T) {
+	in := input(t)
+	if _, err := Build(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	in.Profile.Version = "2"
+	if _, err := Build(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(in.Output, FileManifest))
+	if err != nil || !bytes.Contains(b, []byte(`"version": "2"`)) {
+		t.Errorf("the second image did not replace the first (%v)", err)
+	}
+	precious := filepath.Join(in.Output, "thesis.txt")
+	if err := os.WriteFile(precious, []byte("years"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Build(t.Context(), in); err == nil || !strings.Contains(err.Error(), "holds thesis.txt") {
+		t.Errorf("error is %v", err)
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Error(err)
+	}
+	onlyOutput(t, in.Output)
+}
+
+func TestAKilledBuildIsSweptByTheNext(t *testing.T) {
+	in := input(t)
+	s, err := stage(in.Output)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.write(FileDisk, []byte("half")); err != nil {
+		t.Fatal(err)
+	}
+	// A second build leaves the first one's directory alone while it runs.
+	other, err := stage(in.Output)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, FileDisk)); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(other.discard(), s.lock.Close()); err != nil { // as when killed
+		t.Fatal(err)
+	}
+	if _, err := Build(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	onlyOutput(t, in.Output)
+}
+
+// onlyOutput checks that nothing is left beside the output directory.
+func onlyOutput(t *testing.T, output string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Dir(output))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() != filepath.Base(output) {
+			t.Errorf("left behind: %s", e.Name())
+		}
+	}
+}
+
+func TestAFailedBuildLeavesNothing(t *testing.T) {
+	big := func(t *testing.T, size int) *tree.Tree {
+		root := tree.New()
+		if err := root.WriteFile("big", make([]byte, size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return root
+	}
+	for name, c := range map[string]struct {
+		edit func(*testing.T, *BuildInput)
+		want string
+	}{
+		"root over budget":          {func(t *testing.T, in *BuildInput) { in.Root = big(t, 9<<20) }, "budget disk.slot of profile demo is 8 MiB"},
+		"UKI over budget":           {func(_ *testing.T, in *BuildInput) { in.Kernel = append(bytes.Clone(in.Kernel), make([]byte, 4<<20)...) }, "budget disk.uki of profile demo is 4 MiB"},
+		"verity too small":          {func(_ *testing.T, in *BuildInput) { in.Profile.Disk.Slot = 512 }, "want at least 5"},
+		"ESP too small":             {func(_ *testing.T, in *BuildInput) { in.Profile.Disk.ESP = 32 }, "esp 32"},
+		"db key of another":         {func(t *testing.T, in *BuildInput) { in.DB = certificate(t, "other") }, "not that of the enrolment"},
+		"root hash in profile":      {func(_ *testing.T, in *BuildInput) { in.Profile.Kernel.Cmdline = []string{"sealift.roothash=00"} }, "only the builder sets"},
+		"stub that is none":         {func(_ *testing.T, in *BuildInput) { in.Stub = in.Kernel }, "stub"},
+		"no lock":                   {func(_ *testing.T, in *BuildInput) { in.LockDigest = manifest.SHA256{} }, "no lock digest"},
+		"epoch before all formats'": {func(_ *testing.T, in *BuildInput) { in.Epoch = time.Unix(0, 0) }, "epoch 1970"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := input(t)
+			c.edit(t, &in)
+			_, err := Build(t.Context(), in)
+			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "build image demo 1: ") {
+				t.Errorf("error is %v, want one with %q", err, c.want)
+			}
+			onlyOutput(t, in.Output)
+			if _, err := os.Stat(in.Output); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("output is there (%v)", err)
+			}
+		})
+	}
+}
+
+func TestACancelledBuildStops(t *testing.T) {
+	in := input(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	in.Progress = func(step string, _, _ int64) {
+		if step == StepCompress {
+			cancel()
+		}
+	}
+	if _, err := Build(ctx, in); !errors.Is(err, context.Canceled) {
+		t.Errorf("error is %v", err)
+	}
+	if _, err := os.Stat(in.Output); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("output is there (%v)", err)
+	}
+}
+
+func ExampleBuildInput() {
+	in := BuildInput{Progress: func(step string, done, total int64) { fmt.Printf("%s: %d of %d\n", step, done, total) }}
+	in.Progress(StepVerity, 1, 2)
+	// Output: verity tree: 1 of 2
+}
