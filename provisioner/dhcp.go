@@ -268,8 +268,9 @@ func (s *dhcpServer) addLease(msg *dhcpv4.DHCPv4) {
 	msg.UpdateOption(dhcpv4.OptIPAddressLeaseTime(s.lease))
 }
 
-// addBoot adds what the client's firmware needs to boot the installer, and
-// returns the file or URL, or the empty string if it is to boot from its disk.
+// addBoot adds what the client's firmware needs to boot the installer, or to
+// go on to its disk at once. It returns the file or URL that it added, or the
+// empty string for a client that nothing here can boot.
 func (s *dhcpServer) addBoot(ctx context.Context, msg *dhcpv4.DHCPv4, c client) string {
 	if c.kind == plainClient {
 		return ""
@@ -285,7 +286,7 @@ func (s *dhcpServer) addBoot(ctx context.Context, msg *dhcpv4.DHCPv4, c client) 
 		return ""
 	}
 	if !s.bootable(ctx, c) {
-		return ""
+		file = diskBootFile
 	}
 	url := s.baseURL + bootDir + file
 	switch c.kind {
@@ -307,6 +308,13 @@ func (s *dhcpServer) addBoot(ctx context.Context, msg *dhcpv4.DHCPv4, c client) 
 	msg.UpdateOption(dhcpv4.OptBootFileName(file + "\x00"))
 	return file
 }
+
+// diskBootFile is the boot file of a host that is to boot from its disk. There
+// is no such file: the firmware is told so at once, shows the name, and tries
+// its next boot option. Without any boot file it would repeat its DISCOVER for
+// a minute first, and as long again for each kind of network boot that it has.
+// Nothing is executed, so nothing is measured either.
+const diskBootFile = "boot-from-disk"
 
 // bootable asks the store whether the host may be installed. If the store
 // cannot tell, it may not: an install overwrites a disk.
