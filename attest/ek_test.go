@@ -1,0 +1,273 @@
+package attest
+
+import (
+	"crypto"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"math/big"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+func newRSA(tb testing.TB) *rsa.PrivateKey {
+	tb.Helper()
+	k, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return k
+}
+
+func TestEachKindOfEndorsementKeyIsVerified(t *testing.T) {
+	ca := newPaperCA(t)
+	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMFirmware, Certificate: ca.root}}, Allowed: []TPMClass{TPMFirmware}}
+	for name, key := range map[string]crypto.PublicKey{
+		"RSA-2048": newRSA(t).Public(), "P-256": newKey(t, elliptic.P256()).Public(), "P-384": newKey(t, elliptic.P384()).Public(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			public := tpm2.Marshal(paperEK(t, key))
+			cert := ca.certify(key, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment })
+			ek, findings := VerifyEK(public, [][]byte{cert.Raw}, policy, paperNow)
+			if findings != nil {
+				t.Fatalf("refused: %+v", findings)
+			}
+			id, err := EKMachineID(public)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := MachineIDOf(cert.RawSubjectPublicKeyInfo); ek.Machine() != want || id != want {
+				t.Errorf("machine is %s and %s, want %s", ek.Machine(), id, want)
+			}
+			if ek.Class() != TPMFirmware || !ek.Certificate().Equal(cert) {
+				t.Errorf("class %s, certificate of %s", ek.Class(), ek.Certificate().Subject)
+			}
+			if len(ek.Certificate().UnhandledCriticalExtensions) != 1 {
+				t.Error("the returned certificate hides that its subject alternative name was not read")
+			}
+		})
+	}
+}
+
+func TestEndorsementCertificatesAreRefused(t *testing.T) {
+	ca := newPaperCA(t)
+	key := newKey(t, elliptic.P256())
+	public := tpm2.Marshal(paperEK(t, key.Public()))
+	cert := func(change func(*x509.Certificate)) [][]byte { return [][]byte{ca.certify(key.Public(), change).Raw} }
+	good := cert(nil)
+	allowed := func() *TPMPolicy {
+		return &TPMPolicy{Roots: []TPMRoot{{Class: TPMSoftware, Certificate: ca.root}}, Allowed: []TPMClass{TPMSoftware}}
+	}
+	otherExtension := func(c *x509.Certificate) {
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}})
+	}
+	cases := map[string]struct {
+		public []byte
+		certs  [][]byte
+		policy func(*TPMPolicy)
+		now    time.Time
+		want   Code
+		says   string
+	}{
+		"no certificate":           {certs: [][]byte{}, want: CodeEKCertificate, says: "none was sent"},
+		"no DER":                   {certs: [][]byte{{1, 2, 3}}, want: CodeEKCertificate},
+		"too many certificates":    {certs: slices.Repeat(good, MaxCertificates+1), want: CodeEKCertificate, says: "at most 8"},
+		"a certificate too large":  {certs: [][]byte{make([]byte, MaxCertificate+1)}, want: CodeEKCertificate, says: "at most 8192"},
+		"a certificate of another": {certs: [][]byte{ca.certify(newKey(t, elliptic.P256()).Public(), nil).Raw}, want: CodeEKMismatch},
+		"a certificate of the authority": {certs: cert(func(c *x509.Certificate) { c.IsCA = true; c.KeyUsage |= x509.KeyUsageCertSign }),
+			want: CodeEKCertificate, says: "authority"},
+		"no endorsement usage": {certs: cert(func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }),
+			want: CodeEKCertificate, says: "2.23.133.8.1"},
+		"a signing usage": {certs: cert(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }),
+			want: CodeEKCertificate, says: "keyAgreement"},
+		"another unread critical extension": {certs: cert(otherExtension), want: CodeEKCertificate, says: "unhandled critical extension"},
+		"not yet valid":                     {certs: good, now: paperNow.Add(-2 * time.Hour), want: CodeEKCertificate, says: "expired or is not yet valid"},
+		"expired":                           {certs: good, now: paperNow.Add(2 * time.Hour), want: CodeEKCertificate, says: "expired"},
+		"another authority": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Certificate = newPaperCA(t).root },
+			want: CodeEKCertificate, says: "authority"},
+		"a root that is only an intermediate": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Intermediate = true },
+			want: CodeEKCertificate, says: "no trusted root"},
+		"a root without class": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Class = "" },
+			want: CodeEKCertificate, says: "no trusted root"},
+		"a root of an unknown class": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Class = "magic"; p.Allowed = []TPMClass{"magic"} },
+			want: CodeEKCertificate, says: "no trusted root"},
+		"no root": {certs: good, policy: func(p *TPMPolicy) { p.Roots = nil }, want: CodeEKCertificate, says: "no trusted root"},
+		"a class that is not allowed": {certs: good, policy: func(p *TPMPolicy) { p.Allowed = []TPMClass{TPMHardware} },
+			want: CodeTPMClass, says: "software"},
+		"a root listed as hardware and as software": {certs: good, policy: func(p *TPMPolicy) {
+			p.Roots = append(p.Roots, TPMRoot{Class: TPMHardware, Certificate: ca.root})
+			p.Allowed = []TPMClass{TPMHardware}
+		}, want: CodeTPMClass},
+		"a key that is no TPM structure": {public: []byte("key"), certs: good, want: CodeMalformed},
+		"a key with a trailing byte":     {public: append(slices.Clone(public), 0), certs: good, want: CodeMalformed},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			p := allowed()
+			if c.policy != nil {
+				c.policy(p)
+			}
+			if c.public == nil {
+				c.public = public
+			}
+			if c.now.IsZero() {
+				c.now = paperNow
+			}
+			ek, findings := VerifyEK(c.public, c.certs, p, c.now)
+			if ek != nil || len(findings) != 1 || findings[0].Code != c.want || !strings.Contains(findings[0].Message, c.says) {
+				t.Errorf("got %+v, want one finding %s that says %q", findings, c.want, c.says)
+			}
+		})
+	}
+}
+
+func TestEndorsementKeysOfAnotherKindAreRefused(t *testing.T) {
+	good := func() tpm2.TPMTPublic { return paperEK(t, newKey(t, elliptic.P256()).Public()) }
+	rsaKey := newRSA(t)
+	roca := rocaKey(t)
+	cases := map[string]func() tpm2.TPMTPublic{
+		"not restricted":       func() tpm2.TPMTPublic { p := good(); p.ObjectAttributes.Restricted = false; return p },
+		"can sign":             func() tpm2.TPMTPublic { p := good(); p.ObjectAttributes.SignEncrypt = true; return p },
+		"can be duplicated":    func() tpm2.TPMTPublic { p := good(); p.ObjectAttributes.FixedTPM = false; return p },
+		"was imported":         func() tpm2.TPMTPublic { p := good(); p.ObjectAttributes.SensitiveDataOrigin = false; return p },
+		"name algorithm SHA-1": func() tpm2.TPMTPublic { p := good(); p.NameAlg = tpm2.TPMAlgSHA1; return p },
+		"a weak modulus (ROCA)": func() tpm2.TPMTPublic {
+			return paperEK(t, roca)
+		},
+		"a small exponent": func() tpm2.TPMTPublic {
+			p := paperEK(t, rsaKey.Public())
+			parms, _ := p.Parameters.RSADetail()
+			q := *parms
+			q.Exponent = 3
+			p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &q)
+			return p
+		},
+		"a short modulus": func() tpm2.TPMTPublic {
+			return paperEK(t, &rsa.PublicKey{N: big.NewInt(0).Rsh(rsaKey.N, 8), E: 65537})
+		},
+		"a point that is not on the curve": func() tpm2.TPMTPublic {
+			p := good()
+			point, _ := p.Unique.ECC()
+			point.Y.Buffer[31] ^= 1
+			return p
+		},
+		"a symmetric key": func() tpm2.TPMTPublic {
+			p := good()
+			p.Type = tpm2.TPMAlgKeyedHash
+			p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{})
+			p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgKeyedHash, &tpm2.TPM2BDigest{})
+			return p
+		},
+	}
+	for name, make := range cases {
+		t.Run(name, func(t *testing.T) {
+			if id, err := EKMachineID(tpm2.Marshal(make())); err == nil {
+				t.Errorf("accepted as machine %s", id)
+			}
+		})
+	}
+}
+
+// rocaKey has the form N = k*M + 65537^a mod M of the weak generator, with M
+// the product of the first primes.
+func rocaKey(t *testing.T) *rsa.PublicKey {
+	t.Helper()
+	m := big.NewInt(1)
+	for p := int64(2); p <= 167; p++ {
+		if big.NewInt(p).ProbablyPrime(0) {
+			m.Mul(m, big.NewInt(p))
+		}
+	}
+	n := new(big.Int).Exp(big.NewInt(65537), big.NewInt(123456789), m)
+	k := new(big.Int).Lsh(big.NewInt(1), 2047)
+	k.Div(k, m)
+	n.Add(n, k.Add(k, big.NewInt(1)).Mul(k, m))
+	if n.BitLen() != 2048 {
+		t.Fatalf("modulus has %d bits", n.BitLen())
+	}
+	return &rsa.PublicKey{N: n, E: 65537}
+}
+
+func TestOrdinaryModuliAreNotTakenForWeak(t *testing.T) {
+	if !weakROCA(rocaKey(t).N) {
+		t.Error("the weak form was not seen")
+	}
+	for range 2000 {
+		n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 2048))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if weakROCA(n) {
+			t.Errorf("%x is taken for weak", n)
+		}
+	}
+}
+
+// Some makers mark the key of the certificate as RSAES-OAEP (RFC 4055), which
+// crypto/x509 leaves unread.
+func TestRSAESOAEPKeysAreCompared(t *testing.T) {
+	key, other := newRSA(t), newRSA(t)
+	spki, err := asn1.Marshal(struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}{pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}},
+		asn1.BitString{Bytes: x509.MarshalPKCS1PublicKey(&key.PublicKey), BitLength: 8 * len(x509.MarshalPKCS1PublicKey(&key.PublicKey))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{RawSubjectPublicKeyInfo: spki}
+	if !certifiesKey(c, key.Public()) {
+		t.Error("the key is not recognised")
+	}
+	if certifiesKey(c, other.Public()) || certifiesKey(c, newKey(t, elliptic.P256()).Public()) {
+		t.Error("another key is taken for the certificate's")
+	}
+}
+
+func TestAnIntermediateSentByTheMachineIsUsedButNotTrusted(t *testing.T) {
+	ca := newPaperCA(t)
+	issuer := &paperCA{tb: t, key: newKey(t, elliptic.P256())}
+	issuer.root = ca.sign(&x509.Certificate{
+		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "Paper Issuer"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, ca.root, issuer.key.Public())
+	key := newKey(t, elliptic.P256())
+	public := tpm2.Marshal(paperEK(t, key.Public()))
+	leaf := issuer.certify(key.Public(), nil).Raw
+	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMHardware, Certificate: ca.root}}, Allowed: []TPMClass{TPMHardware}}
+	if _, f := VerifyEK(public, [][]byte{leaf, []byte("junk"), issuer.root.Raw}, policy, paperNow); f != nil {
+		t.Errorf("refused with the intermediate: %+v", f)
+	}
+	if _, f := VerifyEK(public, [][]byte{leaf}, policy, paperNow); f == nil {
+		t.Error("accepted without the intermediate")
+	}
+	policy.Roots = append(policy.Roots, TPMRoot{Certificate: issuer.root, Intermediate: true})
+	if _, f := VerifyEK(public, [][]byte{leaf}, policy, paperNow); f != nil {
+		t.Errorf("refused with the policy's intermediate: %+v", f)
+	}
+	policy.Roots = policy.Roots[1:]
+	if _, f := VerifyEK(public, [][]byte{leaf, issuer.root.Raw}, policy, paperNow); f == nil {
+		t.Error("an intermediate was trusted as a root")
+	}
+}
+
+func FuzzVerifyEK(f *testing.F) {
+	ca := newPaperCA(f)
+	key := newKey(f, elliptic.P256())
+	public := tpm2.Marshal(paperEK(f, key.Public()))
+	f.Add(public, ca.certify(key.Public(), nil).Raw)
+	f.Add(tpm2.Marshal(paperEK(f, newRSA(f).Public())), []byte{0x30, 0})
+	other := newPaperCA(f)
+	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMSoftware, Certificate: other.root}}, Allowed: []TPMClass{TPMSoftware}}
+	f.Fuzz(func(t *testing.T, public, cert []byte) {
+		if ek, findings := VerifyEK(public, [][]byte{cert}, policy, paperNow); ek != nil || len(findings) == 0 {
+			t.Errorf("accepted %x", cert)
+		}
+	})
+}
