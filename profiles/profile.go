@@ -129,4 +129,7 @@ const (
 // Kernel parameters that the builder writes into a UKI for the agent.
 const (
 	ParamRootHash = "sealift.roothash" // dm-verity root hash, hex
+	// ParamOnFatal says what the agent does after a fatal error: reboot,
+	// poweroff or halt. It is heeded only in images marked debug.
+	ParamOnFatal = "sealift.onfatal"
 )

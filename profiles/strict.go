@@ -161,7 +161,7 @@ func (d *document) err() error {
 }
 
 func (d *document) value(n ast.Node, v reflect.Value, path string, depth int) {
-	p := n.GetToken().Position
+	p := start(n)
 	if depth > maxDepth {
 		d.add(p, path, fmt.Sprintf("nested more than %d deep", maxDepth), "")
 		return
@@ -185,7 +185,7 @@ func (d *document) value(n ast.Node, v reflect.Value, path string, depth int) {
 	case reflect.Slice:
 		seq, ok := n.(*ast.SequenceNode)
 		if !ok {
-			d.add(p, path, fmt.Sprintf("got %s, want a list", describe(n)), "")
+			d.add(start(n), path, fmt.Sprintf("got %s, want a list", describe(n)), "")
 			return
 		}
 		s := reflect.MakeSlice(v.Type(), len(seq.Values), len(seq.Values))
@@ -239,7 +239,7 @@ func (d *document) scalar(n ast.Node, v reflect.Value, path string) {
 func (d *document) mapping(n ast.Node, v reflect.Value, path string, depth int) {
 	values, ok := mappingValues(n)
 	if !ok {
-		d.add(n.GetToken().Position, path, fmt.Sprintf("got %s, want a mapping", describe(n)), "")
+		d.add(start(n), path, fmt.Sprintf("got %s, want a mapping", describe(n)), "")
 		return
 	}
 	fields := map[string]int{}
@@ -268,10 +268,7 @@ func (d *document) mapping(n ast.Node, v reflect.Value, path string, depth int) 
 			continue
 		}
 		seen[key] = true
-		d.pos[field] = mv.Value.GetToken().Position
-		if d.pos[field] == nil {
-			d.pos[field] = kp
-		}
+		d.pos[field] = start(mv.Value)
 		d.value(mv.Value, v.Field(i), field, depth+1)
 	}
 }
@@ -279,7 +276,7 @@ func (d *document) mapping(n ast.Node, v reflect.Value, path string, depth int) 
 func (d *document) stringMap(n ast.Node, v reflect.Value, path string, depth int) {
 	values, ok := mappingValues(n)
 	if !ok {
-		d.add(n.GetToken().Position, path, fmt.Sprintf("got %s, want a mapping", describe(n)), "")
+		d.add(start(n), path, fmt.Sprintf("got %s, want a mapping", describe(n)), "")
 		return
 	}
 	m := reflect.MakeMap(v.Type())
@@ -307,6 +304,14 @@ func (d *document) key(mv *ast.MappingValueNode, path string) (string, *token.Po
 		return "", nil, false
 	}
 	return k.Value, p, true
+}
+
+// start is where a node begins. The token of a mapping is its first colon.
+func start(n ast.Node) *token.Position {
+	if values, ok := mappingValues(n); ok && len(values) > 0 {
+		return values[0].Key.GetToken().Position
+	}
+	return n.GetToken().Position
 }
 
 func mappingValues(n ast.Node) ([]*ast.MappingValueNode, bool) {

@@ -26,8 +26,8 @@ func (p *Profile) Validate() error {
 // report takes one problem: the field's path, the message, and an optional hint.
 type report func(field, msg, hint string)
 
-// patterns are the forms of names. They are compiled where they are used: a
-// profile is validated once in a program's life.
+// The forms of names. They are compiled where they are used: a profile is
+// validated once in a program's life.
 const (
 	labelPattern   = `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`  // RFC 1123 label
 	versionPattern = `^[0-9A-Za-z][0-9A-Za-z.-]{0,39}$` // of an image
@@ -62,7 +62,7 @@ func (p *Profile) validate(r report) {
 		r("debian.mirror", fmt.Sprintf("%q is not the address of a mirror", p.Debian.Mirror),
 			"use http://host or https://host; /debian and /debian-security are added")
 	}
-	p.Kernel.validate(r)
+	p.Kernel.validate(r, p.Debug)
 	for i, name := range p.Packages {
 		if !matches(packagePattern, name) {
 			r(fmt.Sprintf("packages[%d]", i), fmt.Sprintf("%q is not the name of a Debian package", name), "")
@@ -86,7 +86,7 @@ func oneOf(r report, field, got string, known []string) {
 	r(field, fmt.Sprintf("%q is not supported", got), didYouMean(got, known))
 }
 
-func (k *Kernel) validate(r report) {
+func (k *Kernel) validate(r report, debug bool) {
 	if !matches(packagePattern, k.Package) || !strings.HasPrefix(k.Package, "linux-image-") {
 		r("kernel.package", fmt.Sprintf("%q is not a kernel package", k.Package), "use one like linux-image-cloud-amd64")
 	}
@@ -98,6 +98,9 @@ func (k *Kernel) validate(r report) {
 		switch {
 		case !matches(paramPattern, arg):
 			r(field, fmt.Sprintf("%q is not one kernel parameter", arg), "use NAME or NAME=VALUE without spaces and quotes")
+		case name == ParamOnFatal && !debug:
+			r(field, name+" is heeded only in images marked debug", "set debug: true")
+		case name == ParamOnFatal:
 		case strings.HasPrefix(name, "sealift.") || name == "root" || name == "init" || name == "rdinit":
 			r(field, fmt.Sprintf("%s is set by the image builder", name), "")
 		}
