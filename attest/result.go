@@ -32,7 +32,7 @@ const (
 // documents and tests rely on them.
 type Code string
 
-// Finding codes. The documentation in docs/findings.md explains each one.
+// Finding codes. README.md explains each one and says what mends it.
 const (
 	CodeMalformed       Code = "evidence.malformed" // a structure could not be decoded
 	CodeChallenge       Code = "challenge.invalid"  // expired, for another purpose or key

@@ -236,7 +236,7 @@ func (v *verification) checkAttestationKey() (*ecdsa.PublicKey, []byte) {
 		return nil, nil
 	}
 	name := nameOf(v.ev.AKPublic)
-	if v.known.AKName != nil && !bytes.Equal(name, v.known.AKName) {
+	if len(v.known.AKName) > 0 && !bytes.Equal(name, v.known.AKName) {
 		v.find(Finding{
 			Code:    CodeAKChanged,
 			Message: fmt.Sprintf("machine %s has another attestation key than before", v.r.Machine.Short()),
