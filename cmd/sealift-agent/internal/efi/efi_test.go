@@ -209,13 +209,14 @@ func TestEnrolRefuses(t *testing.T) {
 		vars map[string]string
 		keys Keys
 	}{
-		"user mode":             {map[string]string{"SetupMode": "00"}, Keys{good, good, good}},
-		"an unknown mode":       {map[string]string{}, Keys{good, good, good}},
-		"a strange mode":        {map[string]string{"SetupMode": "02"}, Keys{good, good, good}},
-		"no PK":                 {map[string]string{"SetupMode": "01"}, Keys{nil, good, good}},
-		"attributes in front":   {map[string]string{"SetupMode": "01"}, Keys{good, append([]byte{0x27, 0, 0, 0}, good...), good}},
-		"a bare signature list": {map[string]string{"SetupMode": "01"}, Keys{good, good, make([]byte, 900)}},
-		"nothing signed":        {map[string]string{"SetupMode": "01"}, Keys{good, good, good[:len(good)-len("signature list")]}},
+		"user mode":              {map[string]string{"SetupMode": "00"}, Keys{good, good, good}},
+		"an unknown mode":        {map[string]string{}, Keys{good, good, good}},
+		"a strange mode":         {map[string]string{"SetupMode": "02"}, Keys{good, good, good}},
+		"no PK":                  {map[string]string{"SetupMode": "01"}, Keys{nil, good, good}},
+		"attributes in front":    {map[string]string{"SetupMode": "01"}, Keys{good, append([]byte{0x27, 0, 0, 0}, good...), good}},
+		"a bare signature list":  {map[string]string{"SetupMode": "01"}, Keys{good, good, make([]byte, 900)}},
+		"a certificate too long": {map[string]string{"SetupMode": "01"}, Keys{good, good, good[:30]}},
+		"nothing signed":         {map[string]string{"SetupMode": "01"}, Keys{good, good, good[:len(good)-len("signature list")]}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := firmware(t, tt.vars)
@@ -244,6 +245,16 @@ func TestEnrolWritesAttributesAndPayloadAndChecksTheMode(t *testing.T) {
 	}
 }
 
+func TestEnrolDoesNotWriteWhatIsThere(t *testing.T) {
+	v := firmware(t, map[string]string{"SetupMode": "01", "KEK": hex.EncodeToString([]byte("signature list"))})
+	before := contents(t, v)["KEK"]
+	v.Enrol(Keys{PK: payload(1), KEK: payload(2), DB: payload(3)})
+	after := contents(t, v)
+	if after["KEK"] != before || after["PK"] == "" {
+		t.Errorf("KEK was %s, is %s; PK is %s", before, after["KEK"], after["PK"])
+	}
+}
+
 func TestAnEmptyVariableIsNone(t *testing.T) {
 	v := firmware(t, nil)
 	if err := os.WriteFile(v.path("SecureBoot", global), nil, 0o644); err != nil {
@@ -252,6 +263,16 @@ func TestAnEmptyVariableIsNone(t *testing.T) {
 	if _, err := v.SecureBoot(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, want fs.ErrNotExist", err)
 	}
+}
+
+func FuzzSignatureList(f *testing.F) {
+	f.Add(payload(10))
+	f.Add(payload(10)[:40])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if list, err := signatureList(b); err == nil && (len(list) == 0 || !bytes.HasSuffix(b, list)) {
+			t.Errorf("%x gives %x", b, list)
+		}
+	})
 }
 
 func FuzzDescription(f *testing.F) {

@@ -2,7 +2,6 @@ package efi
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,11 +17,10 @@ func (v Vars) Foreign(k Keys) ([]string, error) {
 		name, vendor string
 		payload      []byte
 	}{{"PK", global, k.PK}, {"KEK", global, k.KEK}, {"db", security, k.DB}} {
-		if err := checkPayload(w.payload); err != nil {
+		list, err := signatureList(w.payload)
+		if err != nil {
 			return nil, fmt.Errorf("compare Secure Boot keys: payload of %s: %w", w.name, err)
 		}
-		// checkPayload has bounded the certificate's length.
-		list := w.payload[16+binary.LittleEndian.Uint32(w.payload[16:]):]
 		have, err := v.read(w.name, w.vendor)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("compare Secure Boot keys: %w", err)

@@ -40,8 +40,10 @@ type Keys struct {
 }
 
 // Enrol writes db, KEK and PK in this order; the last one ends setup mode, so
-// a power cut before it leaves a firmware that can be enrolled again. It
-// refuses a firmware that is not in setup mode.
+// a power cut before it leaves a firmware that can be enrolled again. What an
+// interrupted enrolment has written already is not written again: firmware may
+// refuse a time that is not newer. Enrol refuses a firmware that is not in
+// setup mode.
 func (v Vars) Enrol(k Keys) error {
 	setup, err := v.SetupMode()
 	if err != nil {
@@ -51,15 +53,18 @@ func (v Vars) Enrol(k Keys) error {
 		return errors.New("enrol Secure Boot keys: the firmware is not in setup mode")
 	}
 	order := []struct {
-		name, vendor string
-		payload      []byte
-	}{{"db", security, k.DB}, {"KEK", global, k.KEK}, {"PK", global, k.PK}}
-	for _, w := range order {
-		if err := checkPayload(w.payload); err != nil {
+		name, vendor  string
+		payload, list []byte
+	}{{"db", security, k.DB, nil}, {"KEK", global, k.KEK, nil}, {"PK", global, k.PK, nil}}
+	for i, w := range order {
+		if order[i].list, err = signatureList(w.payload); err != nil {
 			return fmt.Errorf("enrol Secure Boot keys: payload of %s: %w", w.name, err)
 		}
 	}
 	for _, w := range order {
+		if have, err := v.read(w.name, w.vendor); err == nil && bytes.Equal(have, w.list) {
+			continue
+		}
 		if err := v.write(w.name, w.vendor, nonVolatile|bootService|runtime|timeAuthenticated, w.payload); err != nil {
 			return fmt.Errorf("enrol Secure Boot keys: %w", err)
 		}
@@ -73,23 +78,23 @@ func (v Vars) Enrol(k Keys) error {
 	return nil
 }
 
-// checkPayload refuses what cannot be an authenticated variable, such as a
-// bare signature list or a file with the attributes in front: EFI_TIME
-// (16 bytes), then WIN_CERTIFICATE_UEFI_GUID of type PKCS#7, then at least one
-// byte of a signature list.
-func checkPayload(b []byte) error {
+// signatureList returns the signature list of a payload. It refuses what
+// cannot be an authenticated variable, such as a bare signature list or a file
+// with the attributes in front: EFI_TIME (16 bytes), then
+// WIN_CERTIFICATE_UEFI_GUID of type PKCS#7, then at least one byte of a list.
+func signatureList(b []byte) ([]byte, error) {
 	const certificate = 16 // offset of WIN_CERTIFICATE
 	if len(b) < certificate+24 {
-		return fmt.Errorf("%d bytes are too few for an authenticated variable", len(b))
+		return nil, fmt.Errorf("%d bytes are too few for an authenticated variable", len(b))
 	}
 	c := b[certificate:]
 	n := binary.LittleEndian.Uint32(c)
 	revision, typ := binary.LittleEndian.Uint16(c[4:]), binary.LittleEndian.Uint16(c[6:])
 	if revision != 0x0200 || typ != 0x0ef1 || !bytes.Equal(c[8:24], []byte(pkcs7GUID)) {
-		return errors.New("it does not start with a time and a PKCS#7 certificate (EFI_VARIABLE_AUTHENTICATION_2)")
+		return nil, errors.New("it does not start with a time and a PKCS#7 certificate (EFI_VARIABLE_AUTHENTICATION_2)")
 	}
 	if n < 24 || uint64(n) >= uint64(len(c)) {
-		return fmt.Errorf("the certificate has %d bytes of %d, and a signature list must follow", n, len(c))
+		return nil, fmt.Errorf("the certificate has %d bytes of %d, and a signature list must follow", n, len(c))
 	}
-	return nil
+	return c[n:], nil
 }
