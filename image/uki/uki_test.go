@@ -238,6 +238,11 @@ func TestExtraArchivesArePartOfTheMeasuredInitrd(t *testing.T) {
 	if plain := sha256.Sum256(in.Initrd); u.Initrd != plain {
 		t.Error("without extra archives the initrd's digest is not that of .initrd")
 	}
+	// These bytes were compared, through PCR 9, with what a booted stub made.
+	const head = "070701000000010000416d0000000000000000000000010000000000000000000000000000000000000000000000000000000700000000.extra\x00\x00\x00\x00"
+	if b := packExtra(".extra", "tpm2-pcr-signature.json", []byte("{}")); !bytes.HasPrefix(b, []byte(head)) || !bytes.HasSuffix(b, []byte("0000000B00000000TRAILER!!!\x00\x00\x00\x00")) || len(b)%4 != 0 {
+		t.Errorf("archive is %q", b)
+	}
 	cpio := needTool(t, "cpio")
 	cmd := exec.Command(cpio, "-itv", "--quiet", "--numeric-uid-gid")
 	cmd.Env = append(os.Environ(), "TZ=UTC")
