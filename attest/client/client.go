@@ -1,0 +1,295 @@
+// Package client is a node's side of the attestation protocol. Connect opens
+// the one TLS connection that a Session is: its exporter is signed by the TPM
+// with the evidence, so challenge and evidence must go over it and nothing here
+// ever dials again in between. Confirm stands alone.
+//
+// The connection is HTTP/1.1 over TLS 1.3. What the service says is believed
+// only as far as its release key signed it.
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+)
+
+// maxAnswer bounds an answer's body, bytes.
+const maxAnswer = 4 << 20
+
+// Client knows one attestation service. All fields are required unless marked
+// Optional. It can be used by many goroutines.
+type Client struct {
+	URL        string           // https://host[:port] of the node API
+	CA         *x509.CertPool   // that the service's certificate must lead to
+	ReleaseKey *ecdsa.PublicKey // that releases must be signed with
+
+	// Dial opens the TCP connection. Optional; net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Timeout bounds the handshake and each exchange. Optional; 30 s.
+	Timeout time.Duration
+}
+
+// RefusedError is the service's verdict on evidence that it did not accept.
+type RefusedError struct {
+	Result *attest.Result
+}
+
+func (e *RefusedError) Error() string {
+	if len(e.Result.Findings) == 0 {
+		return "evidence refused without a finding"
+	}
+	f := e.Result.Findings[0]
+	more := ""
+	if n := len(e.Result.Findings) - 1; n > 0 {
+		more = fmt.Sprintf(" (and %d more findings)", n)
+	}
+	return fmt.Sprintf("evidence refused: %s: %s%s", f.Code, f.Message, more)
+}
+
+// ServiceError is any other failure that the service answered with.
+type ServiceError struct {
+	Status     int           // HTTP
+	Answer     api.Error     // what the service said
+	RetryAfter time.Duration // 0 if the service did not say
+}
+
+func (e *ServiceError) Error() string {
+	s := fmt.Sprintf("attestation service: %s: %s", e.Answer.Code, e.Answer.Message)
+	if e.Answer.Hint != "" {
+		s += " (" + e.Answer.Hint + ")"
+	}
+	return s
+}
+
+// Session is one connection to the service. It is used by one goroutine.
+type Session struct {
+	host       string
+	releaseKey *ecdsa.PublicKey
+	timeout    time.Duration
+	conn       *tls.Conn
+	r          *bufio.Reader
+	exporter   []byte
+	broken     error // after which the connection is of no use
+}
+
+// Connect dials the service and completes the TLS handshake.
+func (c *Client) Connect(ctx context.Context) (*Session, error) {
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the attestation service: %w", err)
+	}
+	switch {
+	case u.Scheme != "https" || u.Hostname() == "":
+		return nil, fmt.Errorf("connect to the attestation service: URL is %q, want https://host[:port]", c.URL)
+	case u.User != nil || u.RawQuery != "" || u.Path != "" && u.Path != "/":
+		return nil, fmt.Errorf("connect to the attestation service: URL %q has more than https://host[:port]", u.Redacted())
+	case c.CA == nil:
+		return nil, errors.New("connect to the attestation service: no certificate authority")
+	case c.ReleaseKey == nil:
+		return nil, errors.New("connect to the attestation service: no release key")
+	}
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	address := net.JoinHostPort(u.Hostname(), port)
+	timeout := c.Timeout
+	if timeout == 0 {
+		timeout = 30 * time.Second
+	}
+	dial := c.Dial
+	if dial == nil {
+		dial = (&net.Dialer{}).DialContext
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	raw, err := dial(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the attestation service: %w", err)
+	}
+	conn := tls.Client(raw, &tls.Config{
+		RootCAs:    c.CA,
+		ServerName: u.Hostname(),
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{"http/1.1"},
+	})
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("connect to the attestation service at %s: %w", address, errors.Join(err, raw.Close()))
+	}
+	state := conn.ConnectionState()
+	exporter, err := state.ExportKeyingMaterial(api.ExporterLabel, nil, api.ExporterLength)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the attestation service at %s: channel binding: %w", address, errors.Join(err, conn.Close()))
+	}
+	return &Session{host: u.Host, releaseKey: c.ReleaseKey, timeout: timeout, conn: conn, r: bufio.NewReader(conn), exporter: exporter}, nil
+}
+
+// Exporter returns the connection's tls-exporter channel binding (RFC 9266),
+// for the evidence's qualifying data.
+func (s *Session) Exporter() []byte { return slices.Clone(s.exporter) }
+
+// Close ends the connection.
+func (s *Session) Close() error { return s.conn.Close() }
+
+// Challenge asks for a challenge and checks that it is one that this agent can
+// answer.
+func (s *Session) Challenge(ctx context.Context, req *api.ChallengeRequest) (*api.Challenge, error) {
+	ch := new(api.Challenge)
+	if err := s.post(ctx, api.PathChallenge, req, ch, nil); err != nil {
+		return nil, fmt.Errorf("ask for a challenge: %w", err)
+	}
+	switch {
+	case ch.ID == "" || len(ch.ID) > 64:
+		return nil, fmt.Errorf("ask for a challenge: its id has %d characters, want 1 to 64", len(ch.ID))
+	case len(ch.Nonce) != 32:
+		return nil, fmt.Errorf("ask for a challenge: its nonce has %d bytes, want 32", len(ch.Nonce))
+	case !slices.Equal(ch.PCRs, attest.PolicyPCRs()):
+		return nil, fmt.Errorf("ask for a challenge: the service wants PCRs %v, this agent quotes %v", ch.PCRs, attest.PolicyPCRs())
+	}
+	return ch, nil
+}
+
+// Evidence sends evidence for a challenge of this session. It returns the
+// release only if the release key signed it for this challenge and this
+// machine. The result is the service's word, for people to read. A verdict
+// against the machine is a *RefusedError.
+func (s *Session) Evidence(ctx context.Context, machine attest.MachineID, req *api.EvidenceRequest) (*api.Release, *attest.Result, error) {
+	resp := new(api.EvidenceResponse)
+	refused := new(api.EvidenceResponse)
+	err := s.post(ctx, api.PathEvidence, req, resp, refused)
+	if err != nil {
+		return nil, nil, fmt.Errorf("send evidence: %w", err)
+	}
+	if refused.Result != nil {
+		return nil, refused.Result, &RefusedError{Result: refused.Result}
+	}
+	if resp.Release == nil {
+		return nil, resp.Result, errors.New("send evidence: the service answered without a release")
+	}
+	r, err := api.VerifyRelease(resp.Release, s.releaseKey)
+	if err != nil {
+		return nil, resp.Result, fmt.Errorf("the service's answer to the evidence: %w", err)
+	}
+	if r.ChallengeID != req.ChallengeID {
+		return nil, resp.Result, fmt.Errorf("release %s is for challenge %s, this is challenge %s", r.ID, r.ChallengeID, req.ChallengeID)
+	}
+	if r.Machine != machine {
+		return nil, resp.Result, fmt.Errorf("release %s is for machine %s, this is machine %s", r.ID, r.Machine, machine)
+	}
+	return r, resp.Result, nil
+}
+
+// Confirm tells the service how a release ended: api.OutcomeUnlocked, or an
+// error text, which is cut to what the service takes. It dials anew.
+func (c *Client) Confirm(ctx context.Context, transport attest.Secret, releaseID, outcome string) error {
+	if len(outcome) > api.MaxOutcome {
+		outcome = string(bytes.ToValidUTF8([]byte(outcome[:api.MaxOutcome]), nil))
+	}
+	s, err := c.Connect(ctx)
+	if err != nil {
+		return fmt.Errorf("confirm release %s: %w", releaseID, err)
+	}
+	// The answer is what counts, not how the connection ends.
+	defer func() { _ = s.Close() }()
+	req := &api.ConfirmRequest{ReleaseID: releaseID, Outcome: outcome, Proof: api.ConfirmProof(transport, releaseID, outcome)}
+	if err := s.post(ctx, api.PathConfirm, req, &struct{}{}, nil); err != nil {
+		return fmt.Errorf("confirm release %s: %w", releaseID, err)
+	}
+	return nil
+}
+
+// post makes one exchange. An answer with status 200 is decoded into ok, one
+// with status 403 that has a result into refused, if that is not nil; any
+// other is a *ServiceError.
+func (s *Session) post(ctx context.Context, path string, req, ok any, refused *api.EvidenceResponse) error {
+	if s.broken != nil {
+		return fmt.Errorf("the connection is of no use since an earlier error: %w", s.broken)
+	}
+	body, err := json.Marshal(req)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	status, header, answer, err := s.exchange(ctx, path, body)
+	if err != nil {
+		s.broken = err
+		return err
+	}
+	switch {
+	case status == http.StatusOK:
+		// Fields of a newer service are passed over.
+		if err := json.Unmarshal(answer, ok); err != nil {
+			return fmt.Errorf("decode the service's answer: %w", err)
+		}
+		return nil
+	case status == http.StatusForbidden && refused != nil:
+		if err := json.Unmarshal(answer, refused); err == nil && refused.Result != nil {
+			return nil
+		}
+	}
+	e := &ServiceError{Status: status}
+	if err := json.Unmarshal(answer, &e.Answer); err != nil || e.Answer.Code == "" {
+		e.Answer = api.Error{Code: "http-" + strconv.Itoa(status), Message: http.StatusText(status)}
+	}
+	if n, err := strconv.Atoi(header.Get("Retry-After")); err == nil && n > 0 && n <= 3600 {
+		e.RetryAfter = time.Duration(n) * time.Second
+	}
+	return e
+}
+
+// exchange sends one request over the session's connection and reads the
+// answer whole.
+func (s *Session) exchange(ctx context.Context, path string, body []byte) (status int, header http.Header, answer []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	// A deadline in the past ends a read or write that is under way.
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })
+	defer func() {
+		if !stop() && err == nil {
+			err = ctx.Err()
+		}
+		if err != nil && ctx.Err() != nil {
+			err = errors.Join(ctx.Err(), err)
+		}
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+s.host+path, bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "sealift-agent")
+	if err := req.Write(s.conn); err != nil {
+		return 0, nil, nil, fmt.Errorf("write request: %w", err)
+	}
+	resp, err := http.ReadResponse(s.r, req)
+	if err != nil {
+		return 0, nil, nil, fmt.Errorf("read answer: %w", err)
+	}
+	defer func() { err = errors.Join(err, resp.Body.Close()) }()
+	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return 0, nil, nil, fmt.Errorf("read answer: %w", err)
+	}
+	if len(answer) > maxAnswer {
+		return 0, nil, nil, fmt.Errorf("read answer: larger than %d bytes", maxAnswer)
+	}
+	if resp.Close {
+		s.broken = errors.New("the service closed the connection")
+	}
+	return resp.StatusCode, resp.Header, answer, nil
+}

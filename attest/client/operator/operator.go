@@ -1,0 +1,255 @@
+// Package operator is an operator's side of the attestation service's API: it
+// lists and changes machines, hands over install records, and reads the audit
+// log. Operators authenticate by a client certificate.
+package operator
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// maxAnswer bounds an answer that is read whole, bytes. The list of a large
+// fleet is the largest.
+const maxAnswer = 256 << 20
+
+// Client calls one attestation service. Make it with New.
+type Client struct {
+	base *url.URL
+	http *http.Client
+}
+
+// Config is what a Client needs. All fields are required unless marked
+// Optional.
+type Config struct {
+	URL         string          // https://host[:port] of the operator API
+	CA          *x509.CertPool  // that the service's certificate must lead to
+	Certificate tls.Certificate // of the operator
+	// Timeout bounds each call but that of Audit. Optional; one minute.
+	Timeout time.Duration
+}
+
+// Error is a failure that the service answered with.
+type Error struct {
+	Status int       // HTTP
+	Answer api.Error // what the service said
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("attestation service: %s: %s", e.Answer.Code, e.Answer.Message)
+}
+
+// New returns a Client.
+func New(c Config) (*Client, error) {
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("operator API: %w", err)
+	}
+	if u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || strings.Trim(u.Path, "/") != "" {
+		return nil, fmt.Errorf("operator API: URL is %q, want https://host[:port]", u.Redacted())
+	}
+	if c.CA == nil {
+		return nil, errors.New("operator API: no certificate authority")
+	}
+	if len(c.Certificate.Certificate) == 0 {
+		return nil, errors.New("operator API: no client certificate")
+	}
+	timeout := c.Timeout
+	if timeout == 0 {
+		timeout = time.Minute
+	}
+	u.Path = ""
+	return &Client{base: u, http: &http.Client{Transport: &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: timeout}).DialContext,
+		TLSHandshakeTimeout:   timeout,
+		ResponseHeaderTimeout: timeout,
+		IdleConnTimeout:       time.Minute,
+		TLSClientConfig: &tls.Config{
+			RootCAs: c.CA, Certificates: []tls.Certificate{c.Certificate}, MinVersion: tls.VersionTLS13,
+		},
+	}}}, nil
+}
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// send makes a request and returns an answer with status 200, whose body the
+// caller closes.
+func (c *Client) send(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
+	u := *c.base
+	u.Path, u.RawQuery = path, query.Encode()
+	var r io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: encode request: %w", method, path, err)
+		}
+		r = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), r)
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err // names method and URL
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	e := &Error{Status: resp.StatusCode}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return nil, fmt.Errorf("%s %s: status %d: %w", method, path, resp.StatusCode, err)
+	}
+	if json.Unmarshal(b, &e.Answer) != nil || e.Answer.Code == "" {
+		e.Answer = api.Error{Code: "http-" + strconv.Itoa(resp.StatusCode), Message: http.StatusText(resp.StatusCode)}
+	}
+	return nil, e
+}
+
+// call makes a request and decodes the answer into v.
+func (c *Client) call(ctx context.Context, method, path string, query url.Values, body, v any) error {
+	b, err := c.fetch(ctx, method, path, query, body)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s %s: decode the service's answer: %w", method, path, err)
+	}
+	return nil
+}
+
+func (c *Client) fetch(ctx context.Context, method, path string, query url.Values, body any) ([]byte, error) {
+	resp, err := c.send(ctx, method, path, query, body)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return nil, fmt.Errorf("%s %s: read the service's answer: %w", method, path, err)
+	}
+	if len(b) > maxAnswer {
+		return nil, fmt.Errorf("%s %s: the service's answer is larger than %d bytes", method, path, maxAnswer)
+	}
+	return b, nil
+}
+
+// Machines returns all machines, or those of one state.
+func (c *Client) Machines(ctx context.Context, state attest.EnrolmentState) ([]api.Machine, error) {
+	q := url.Values{}
+	if state != attest.StateUnknown {
+		q.Set("state", string(state))
+	}
+	var out []api.Machine
+	err := c.call(ctx, http.MethodGet, api.PathMachines, q, nil, &out)
+	return out, err
+}
+
+// Machine returns one machine.
+func (c *Client) Machine(ctx context.Context, id attest.MachineID) (*api.Machine, error) {
+	m := new(api.Machine)
+	if err := c.call(ctx, http.MethodGet, api.PathMachines+"/"+id.String(), nil, nil, m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Approve enrols a pending machine.
+func (c *Client) Approve(ctx context.Context, id attest.MachineID, reason string) (*api.Machine, error) {
+	return c.setState(ctx, id, "approve", reason)
+}
+
+// Revoke keeps a machine from getting secrets, from its next request on.
+func (c *Client) Revoke(ctx context.Context, id attest.MachineID, reason string) (*api.Machine, error) {
+	return c.setState(ctx, id, "revoke", reason)
+}
+
+// Reinstate enrols a revoked or quarantined machine again.
+func (c *Client) Reinstate(ctx context.Context, id attest.MachineID, reason string) (*api.Machine, error) {
+	return c.setState(ctx, id, "reinstate", reason)
+}
+
+func (c *Client) setState(ctx context.Context, id attest.MachineID, verb, reason string) (*api.Machine, error) {
+	m := new(api.Machine)
+	if err := c.call(ctx, http.MethodPost, api.PathMachines+"/"+id.String()+"/"+verb, nil, api.StateChange{Reason: reason}, m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Install hands over an install record, which enrols the machine.
+func (c *Client) Install(ctx context.Context, rec *api.InstallRecord) (*api.Machine, error) {
+	m := new(api.Machine)
+	if err := c.call(ctx, http.MethodPost, api.PathInstalls, nil, rec, m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Audit returns the audit log from entry from on (1 is the first), of one
+// machine if that is set. The entries are not verified: give them to
+// audit.Verifier, or to audit.Build. An error ends the sequence.
+func (c *Client) Audit(ctx context.Context, from int64, machine attest.MachineID) iter.Seq2[audit.Entry, error] {
+	return func(yield func(audit.Entry, error) bool) {
+		q := url.Values{"from": {strconv.FormatInt(from, 10)}}
+		if !machine.IsZero() {
+			q.Set("machine", machine.String())
+		}
+		resp, err := c.send(ctx, http.MethodGet, api.PathAudit, q, nil)
+		if err != nil {
+			yield(audit.Entry{}, err)
+			return
+		}
+		// What was read is what counts.
+		defer func() { _ = resp.Body.Close() }()
+		for e, err := range audit.Lines(resp.Body) {
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// Evidence returns the stored evidence of that digest, as api.StoredEvidence
+// in JSON.
+func (c *Client) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
+	return c.fetch(ctx, http.MethodGet, api.PathEvidenceLog+"/"+digest.String(), nil, nil)
+}
+
+// Campaigns returns all firmware campaigns in JSON.
+func (c *Client) Campaigns(ctx context.Context) ([]json.RawMessage, error) {
+	var out []json.RawMessage
+	err := c.call(ctx, http.MethodGet, api.PathCampaigns, nil, nil, &out)
+	return out, err
+}
+
+// Campaign returns one firmware campaign in JSON.
+func (c *Client) Campaign(ctx context.Context, name string) (json.RawMessage, error) {
+	return c.fetch(ctx, http.MethodGet, api.PathCampaigns+"/"+name, nil, nil)
+}
+
+// PostCampaign starts or changes a firmware campaign and returns the answer.
+func (c *Client) PostCampaign(ctx context.Context, campaign any) (json.RawMessage, error) {
+	return c.fetch(ctx, http.MethodPost, api.PathCampaigns, nil, campaign)
+}

@@ -1,0 +1,315 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+const (
+	// attempts bounds how often a decision is made again because the machine's
+	// record changed under it.
+	attempts = 4
+	// maxFindings and maxFacts bound what an audit entry keeps of a result.
+	maxFindings = 200
+	maxFacts    = 400
+)
+
+// proof is what only accepted evidence gives, see attest.Verified.
+type proof struct {
+	akName       []byte
+	resetCount   uint32
+	restartCount uint32
+	clock        uint64
+	tpmFirmware  uint64
+	wrap         func(attest.Secret) (attest.WrappedKey, error)
+}
+
+// appraise verifies evidence. The proof is nil unless it was accepted.
+func appraise(ev *attest.Evidence, ch *attest.Challenge, ses *attest.Session, known *attest.Known, p *attest.Policy) (*attest.Result, *proof) {
+	r := attest.Verify(ev, ch, ses, known, p)
+	v, ok := r.Verified()
+	if !ok {
+		return r, nil
+	}
+	reset, restart := v.Boot()
+	return r, &proof{
+		akName: v.AKName(), resetCount: reset, restartCount: restart, clock: v.Clock(), tpmFirmware: v.TPMFirmware(),
+		wrap: func(secret attest.Secret) (attest.WrappedKey, error) { return attest.Wrap(v, secret) },
+	}
+}
+
+// submission is one piece of evidence on its way to a decision.
+type submission struct {
+	peer      peer
+	now       time.Time
+	machine   attest.MachineID // of the challenge's endorsement key
+	challenge *attest.Challenge
+	request   *api.EvidenceRequest
+	// proven: the sender's TPM holds the endorsement key of the challenge.
+	proven bool
+}
+
+// evidence answers api.PathEvidence. The challenge is taken first, so whatever
+// happens next it was answered once.
+func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest) (int, any, *failure) {
+	now := s.c.Clock()
+	if len(req.ChallengeID) == 0 || len(req.ChallengeID) > 64 {
+		return 0, nil, badRequest("challengeID has %d characters, want 1 to 64", len(req.ChallengeID))
+	}
+	if err := checkGUID(req.Evidence.Disk.GUID); err != nil {
+		return 0, nil, badRequest("disk: %v", err)
+	}
+	ch, err := s.c.Store.TakeChallenge(ctx, req.ChallengeID)
+	if errors.Is(err, ErrNotFound) {
+		if f := s.refusedUnproven(ctx, now, p, "evidence for a challenge that is not open"); f != nil {
+			return 0, nil, f
+		}
+		return http.StatusForbidden, &api.EvidenceResponse{Result: &attest.Result{
+			Findings: []attest.Finding{{
+				Code:    attest.CodeChallenge,
+				Message: "the challenge is not open: it was answered before, has expired, or was never given",
+				Hint:    "ask for another challenge",
+			}},
+			Facts: []attest.Fact{},
+		}}, nil
+	}
+	if err != nil {
+		return 0, nil, unavailable("the store", err)
+	}
+	machine, err := attest.EKMachineID(ch.EKPublic)
+	if err != nil {
+		// MakeCredential took this key when the challenge was made.
+		return 0, nil, internal(fmt.Errorf("challenge %s: %w", ch.ID, err))
+	}
+	sub := &submission{peer: p, now: now, machine: machine, challenge: ch, request: req, proven: activated(ch, req)}
+	for range attempts {
+		status, body, f := s.decide(ctx, sub)
+		if f != nil && errors.Is(f.cause, ErrConflict) {
+			continue
+		}
+		return status, body, f
+	}
+	return 0, nil, unavailable("the machine's record", fmt.Errorf("machine %s: changed %d times while its evidence was decided on", machine, attempts))
+}
+
+// vouched reports whether an authority that the policy trusts vouches for the
+// sender's endorsement key.
+func (s *Server) vouched(sub *submission, policy *attest.Policy) bool {
+	if policy == nil {
+		return false
+	}
+	_, findings := attest.VerifyEK(sub.challenge.EKPublic, sub.request.Evidence.EKCertificates, &policy.TPM, sub.now)
+	return len(findings) == 0
+}
+
+// activated reports whether the sender's TPM holds both keys of the challenge.
+// attest.Verify checks it too; here it decides what may be kept of a refusal.
+func activated(ch *attest.Challenge, req *api.EvidenceRequest) bool {
+	want := attest.ActivationProof(ch.ActivationSecret, ch.ID, ch.Nonce, ch.AKPublic)
+	return hmac.Equal(want, req.ActivationProof) &&
+		bytes.Equal(ch.EKPublic, req.Evidence.EKPublic) && bytes.Equal(ch.AKPublic, req.Evidence.AKPublic)
+}
+
+// decide appraises the evidence against the machine's present record and
+// commits the decision. A record that changed meanwhile gives a failure whose
+// cause is ErrConflict; nothing was written then.
+func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failure) {
+	m, f := s.load(ctx, sub.machine)
+	if f != nil {
+		return 0, nil, f
+	}
+	ev := &sub.request.Evidence
+	known, f := s.known(ctx, m, ev.Disk.GUID)
+	if f != nil {
+		return 0, nil, f
+	}
+	policy, err := s.c.Policy(ctx, sub.machine)
+	if err != nil {
+		return 0, nil, unavailable("the policy", fmt.Errorf("policy of machine %s: %w", sub.machine, err))
+	}
+	session := &attest.Session{Exporter: sub.peer.exporter, ActivationProof: sub.request.ActivationProof, Now: sub.now}
+	result, prf := s.appraise(ev, sub.challenge, session, known, policy)
+	stored, err := json.Marshal(&api.StoredEvidence{
+		Version: api.Version, Received: sub.now, Address: sub.peer.address, Machine: sub.machine,
+		Challenge: *sub.challenge, Session: *session, Known: *known, Evidence: *ev,
+	})
+	if err != nil {
+		return 0, nil, internal(fmt.Errorf("encode evidence: %w", err))
+	}
+	if prf == nil {
+		return s.refuse(ctx, sub, m, policy, result, stored)
+	}
+	if result.Machine != sub.machine || !sub.proven || m.State != attest.StateEnrolled {
+		// Verify has just checked all three. Should the two ever differ, no
+		// secret leaves.
+		return 0, nil, internal(fmt.Errorf("machine %s: accepted evidence of machine %s, proven %t, state %q", sub.machine, result.Machine, sub.proven, m.State))
+	}
+	return s.release(ctx, sub, m, policy, result, prf, stored)
+}
+
+// load returns a machine's record, or a new one that was never stored.
+func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *failure) {
+	m, err := s.c.Store.Machine(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		return &Machine{Machine: api.Machine{ID: id, NodeName: nodeName(id, 10)}}, nil
+	}
+	if err != nil {
+		return nil, unavailable("the store", err)
+	}
+	return m, nil
+}
+
+// known tells the verifier what the record says.
+func (s *Server) known(ctx context.Context, m *Machine, disk string) (*attest.Known, *failure) {
+	k := &attest.Known{
+		State: m.State, StateReason: m.Reason, AKName: m.AKName, DiskGUID: m.DiskGUID, StateMade: m.StateMade,
+		ResetCount: m.ResetCount, RestartCount: m.RestartCount, Clock: m.Clock, TPMFirmware: m.TPMFirmware, Released: m.Released,
+	}
+	owners, err := s.c.Store.Machines(ctx, Query{DiskGUID: disk, Limit: 1})
+	if err != nil {
+		return nil, unavailable("the store", err)
+	}
+	if len(owners) > 0 {
+		k.DiskOwner = owners[0].ID
+	}
+	return k, nil
+}
+
+// refuse commits a refusal and answers with it.
+//
+// What is kept depends on what is proven. Of a machine on record, or of a TPM
+// with a trusted endorsement certificate, everything; of any other sender only
+// the verdict, and of those only so many a second, because such senders can be
+// made without end.
+func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, result *attest.Result, stored []byte) (int, any, *failure) {
+	v := audit.Verdict{ChallengeID: sub.challenge.ID, Address: sub.peer.address, Result: bounded(result)}
+	change := &Change{}
+	trusted := sub.proven && s.vouched(sub, policy)
+	switch {
+	case sub.proven && (m.Revision > 0 || trusted):
+		change.Evidence, v.Evidence = stored, digestOf(stored)
+		if f := s.refusedRecord(ctx, sub, m, result, trusted, change); f != nil {
+			return 0, nil, f
+		}
+		change.Events = append([]audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: sub.machine, Data: v}}, change.Events...)
+	default:
+		ok, n := s.logUnproven(sub.now)
+		if !ok {
+			return http.StatusForbidden, &api.EvidenceResponse{Result: result}, nil
+		}
+		v.Suppressed = n
+		change.Events = []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Data: v}}
+	}
+	if f := s.commit(ctx, change); f != nil {
+		return 0, nil, f
+	}
+	codes := codesOf(result)
+	s.c.Log.Info("evidence refused", "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codes)
+	if sub.proven && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
+		s.c.Log.Error("second release requested in one boot", "machine", sub.machine.Short(), "peer", sub.peer.address)
+	}
+	return http.StatusForbidden, &api.EvidenceResponse{Result: result}, nil
+}
+
+// refusedRecord adds to change what a refusal does to the machine's record: a
+// machine never heard of becomes pending, if its TPM is a trusted one and not
+// too many others wait.
+func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine, result *attest.Result, trusted bool, change *Change) *failure {
+	if m.Revision > 0 {
+		m.LastSeen, m.LastAllowed = sub.now, false
+		change.Machine = m
+		return nil
+	}
+	if !trusted {
+		return nil
+	}
+	waiting, err := s.c.Store.Machines(ctx, Query{State: attest.StatePending, Limit: s.c.Limits.MaxPending})
+	if err != nil {
+		return unavailable("the store", err)
+	}
+	if len(waiting) >= s.c.Limits.MaxPending {
+		s.c.Log.Error("too many machines wait for approval", "machine", sub.machine.Short(), "limit", s.c.Limits.MaxPending)
+		return nil
+	}
+	if f := s.chooseName(ctx, m); f != nil {
+		return f
+	}
+	m.State, m.Reason = attest.StatePending, "asked for a release without an install record"
+	m.LastSeen, m.Firmware, m.Image = sub.now, result.Firmware, result.Image
+	change.Machine = m
+	change.Events = append(change.Events, audit.Event{
+		Time: sub.now, Kind: audit.KindState, Machine: sub.machine,
+		Data: audit.StateChange{To: attest.StatePending, By: "service", Reason: m.Reason},
+	})
+	return nil
+}
+
+// commit writes a decision. It is not given up because the peer went away: a
+// verdict stands whether or not anyone hears it.
+func (s *Server) commit(ctx context.Context, c *Change) *failure {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workTimeout)
+	defer cancel()
+	if err := s.c.Store.Commit(ctx, c); err != nil {
+		return unavailable("the store", err)
+	}
+	return nil
+}
+
+// bounded returns r for the audit log, which does not grow with what a
+// hostile event log makes of findings and facts.
+func bounded(r *attest.Result) *attest.Result {
+	b := *r
+	if n := len(b.Findings) - maxFindings; n > 0 {
+		b.Findings = append(slices.Clone(b.Findings[:maxFindings]), attest.Finding{
+			Code: b.Findings[maxFindings].Code, Message: fmt.Sprintf("and %d more findings; the stored evidence gives them again", n),
+		})
+	}
+	if len(b.Facts) > maxFacts {
+		b.Facts = slices.Clone(b.Facts[:maxFacts])
+	}
+	b.Findings = slices.Clone(b.Findings)
+	for i := range b.Findings {
+		f := &b.Findings[i]
+		f.Message, f.Got, f.Want, f.Hint = clip(f.Message), clip(f.Got), clip(f.Want), clip(f.Hint)
+	}
+	b.Facts = slices.Clone(b.Facts)
+	for i := range b.Facts {
+		b.Facts[i].Value = clip(b.Facts[i].Value)
+	}
+	return &b
+}
+
+// clip bounds a text that may come from the machine.
+func clip(s string) string {
+	const limit = 1024
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit], "") + "…"
+}
+
+func codesOf(r *attest.Result) []string {
+	var codes []string
+	for _, f := range r.Findings {
+		if c := string(f.Code); !slices.Contains(codes, c) {
+			codes = append(codes, c)
+		}
+	}
+	return codes
+}
+
+func digestOf(b []byte) manifest.SHA256 { return sha256.Sum256(b) }

@@ -1,0 +1,66 @@
+package server
+
+import (
+	"sync"
+	"time"
+)
+
+// maxKeys bounds the memory of a limiter: a key is at most 64 bytes of text
+// and its entry about 150 bytes.
+const maxKeys = 100_000
+
+// limiter is a token bucket for each key, in the form of the generic cell rate
+// algorithm: one time per key says when its bucket would be full.
+type limiter struct {
+	interval time.Duration // one token
+	burst    time.Duration // the whole bucket
+
+	mu    sync.Mutex
+	full  map[string]time.Time // guarded by mu
+	swept time.Time            // guarded by mu
+}
+
+// newLimiter allows each key a burst of so many requests, and one more after
+// each interval.
+func newLimiter(interval time.Duration, burst int) *limiter {
+	return &limiter{interval: interval, burst: interval * time.Duration(burst), full: map[string]time.Time{}}
+}
+
+// allow takes a token of key's bucket. If there is none it returns how long
+// until there is.
+func (l *limiter) allow(key string, now time.Time) (bool, time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := l.full[key]
+	if at.Before(now) {
+		at = now
+	}
+	at = at.Add(l.interval)
+	if wait := at.Sub(now) - l.burst; wait > 0 {
+		return false, wait
+	}
+	if _, known := l.full[key]; !known && len(l.full) >= maxKeys {
+		l.sweep(now)
+		if len(l.full) >= maxKeys {
+			// More keys are busy at once than are kept. Refusing the new ones
+			// keeps those that are served.
+			return false, l.interval
+		}
+	}
+	l.full[key] = at
+	return true, 0
+}
+
+// sweep forgets the keys whose bucket is full again, at most once an interval.
+// The caller holds mu.
+func (l *limiter) sweep(now time.Time) {
+	if now.Sub(l.swept) < l.interval {
+		return
+	}
+	l.swept = now
+	for k, at := range l.full {
+		if !at.After(now) {
+			delete(l.full, k)
+		}
+	}
+}

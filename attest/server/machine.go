@@ -1,0 +1,246 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+)
+
+// Bounds of what an operator or an install record says, bytes.
+const (
+	maxReason = 1024
+	maxClaim  = 256
+)
+
+// checkGUID accepts a GUID in lower case, as the agent and the installer write
+// it; the all-zero one names no disk.
+func checkGUID(s string) error {
+	ok, err := regexp.MatchString(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`, s)
+	if err != nil || !ok {
+		return errors.New("the GUID is not of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx in lower-case hex digits")
+	}
+	if strings.Trim(s, "0-") == "" {
+		return errors.New("the GUID is all zero")
+	}
+	return nil
+}
+
+// nodeName is the Kubernetes node name of a machine: a lower-case RFC 1123
+// label made of the first so many digits of its id.
+func nodeName(id attest.MachineID, digits int) string { return "box-" + id.String()[:digits] }
+
+// chooseName gives a new machine a node name that no other has. Ten digits are
+// enough for almost every machine of a large fleet, not for all.
+func (s *Server) chooseName(ctx context.Context, m *Machine) *failure {
+	for _, digits := range []int{10, 16, 32, 59} {
+		name := nodeName(m.ID, digits)
+		others, err := s.c.Store.Machines(ctx, Query{NodeName: name, Limit: 1})
+		if err != nil {
+			return unavailable("the store", err)
+		}
+		if len(others) == 0 || others[0].ID == m.ID {
+			m.NodeName = name
+			return nil
+		}
+	}
+	return internal(fmt.Errorf("machine %s: no node name is free", m.ID))
+}
+
+// Enrol takes an install record from by, an operator or a provisioner, and
+// enrols the machine. An install record for a machine on record is a
+// reinstall: it has a new disk, no state and has not joined. It never brings
+// back a revoked or quarantined machine.
+func (s *Server) Enrol(ctx context.Context, by string, rec *api.InstallRecord) (*api.Machine, error) {
+	m, f := s.enrol(ctx, by, rec)
+	if f != nil {
+		return nil, f.asError("enrol machine")
+	}
+	return m, nil
+}
+
+// asError makes a failure an error for callers inside the program.
+func (f *failure) asError(doing string) error {
+	if f.cause != nil {
+		return fmt.Errorf("%s: %s: %w", doing, f.text, f.cause)
+	}
+	return fmt.Errorf("%s: %s", doing, f.text)
+}
+
+func checkRecord(rec *api.InstallRecord) *failure {
+	if len(rec.EKPublic) == 0 || len(rec.EKPublic) > maxPublic {
+		return badRequest("ekPublic has %d bytes, want 1 to %d", len(rec.EKPublic), maxPublic)
+	}
+	if err := checkGUID(rec.DiskGUID); err != nil {
+		return badRequest("diskGUID: %v", err)
+	}
+	for name, v := range map[string]string{
+		"serial": rec.Serial, "uuid": rec.UUID, "mac": rec.MAC, "image": rec.Image, "manifestDigest": rec.ManifestDigest, "secureBoot": rec.SecureBoot,
+	} {
+		if len(v) > maxClaim {
+			return badRequest("%s has %d bytes, at most %d allowed", name, len(v), maxClaim)
+		}
+	}
+	return nil
+}
+
+func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (*api.Machine, *failure) {
+	if f := checkRecord(rec); f != nil {
+		return nil, f
+	}
+	id, err := attest.EKMachineID(rec.EKPublic)
+	if err != nil {
+		return nil, badRequest("ekPublic: %v", err)
+	}
+	return s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
+		if m.State == attest.StateRevoked || m.State == attest.StateQuarantined {
+			return nil, conflict(fmt.Sprintf("machine %s is %s: %s", id, m.State, m.Reason), "reinstate it first: sealift machine reinstate "+id.String())
+		}
+		owners, err := s.c.Store.Machines(ctx, Query{DiskGUID: rec.DiskGUID, Limit: 1})
+		if err != nil {
+			return nil, unavailable("the store", err)
+		}
+		if len(owners) > 0 && owners[0].ID != id {
+			return nil, conflict(fmt.Sprintf("disk %s belongs to machine %s", rec.DiskGUID, owners[0].ID), "install the machine again, which gives its disk a new GUID")
+		}
+		if m.Revision > 0 && m.Installed.Equal(rec.Finished) && m.DiskGUID == rec.DiskGUID && m.State == attest.StateEnrolled {
+			return nil, nil // this record again: its first answer was lost
+		}
+		if m.Revision == 0 {
+			if f := s.chooseName(ctx, m); f != nil {
+				return nil, f
+			}
+		}
+		events := []audit.Event{{Kind: audit.KindInstall, Machine: id, Data: audit.Install{
+			By: by, DiskGUID: rec.DiskGUID, PreviousDisk: m.DiskGUID, Serial: rec.Serial, UUID: rec.UUID, MAC: rec.MAC,
+			Image: rec.Image, ManifestDigest: rec.ManifestDigest, SecureBoot: rec.SecureBoot, Finished: rec.Finished,
+		}}}
+		if m.State != attest.StateEnrolled {
+			events = append(events, stateEvent(m, attest.StateEnrolled, by, "install record"))
+		}
+		m.Generation++
+		m.DiskGUID, m.Serial, m.Installed = rec.DiskGUID, rec.Serial, rec.Finished
+		m.StateMade, m.Joined, m.DiskKey = false, false, nil
+		// The installer may have cleared the TPM, which starts its counters anew.
+		m.ResetCount, m.RestartCount, m.Clock, m.Released = 0, 0, 0, false
+		return events, nil
+	})
+}
+
+// stateEvent moves m to another state and returns the event that says so.
+func stateEvent(m *Machine, to attest.EnrolmentState, by, reason string) audit.Event {
+	ev := audit.Event{Kind: audit.KindState, Machine: m.ID, Data: audit.StateChange{From: m.State, To: to, By: by, Reason: reason}}
+	m.State, m.Reason = to, reason
+	return ev
+}
+
+// change applies edit to a machine's record until nobody else changed it
+// meanwhile. An edit that returns no events changed nothing.
+func (s *Server) change(ctx context.Context, id attest.MachineID, edit func(m *Machine, now time.Time) ([]audit.Event, *failure)) (*api.Machine, *failure) {
+	var last error
+	for range attempts {
+		m, f := s.load(ctx, id)
+		if f != nil {
+			return nil, f
+		}
+		now := s.c.Clock()
+		events, f := edit(m, now)
+		if f != nil {
+			return nil, f
+		}
+		if len(events) == 0 {
+			return &m.Machine, nil
+		}
+		for i := range events {
+			events[i].Time = now
+		}
+		f = s.commit(ctx, &Change{Machine: m, Events: events})
+		if f == nil {
+			return &m.Machine, nil
+		}
+		if last = f.cause; !errors.Is(last, ErrConflict) {
+			return nil, f
+		}
+	}
+	return nil, unavailable("the machine's record", fmt.Errorf("machine %s: changed %d times meanwhile: %w", id, attempts, last))
+}
+
+// transition is one of the operator's changes of state.
+type transition struct {
+	verb string
+	from []attest.EnrolmentState
+	to   attest.EnrolmentState
+}
+
+// transitions are what an operator can ask for. An install record is the
+// other way to become enrolled.
+func transitions() []transition {
+	return []transition{
+		{"approve", []attest.EnrolmentState{attest.StatePending}, attest.StateEnrolled},
+		{"revoke", []attest.EnrolmentState{attest.StatePending, attest.StateEnrolled, attest.StateQuarantined}, attest.StateRevoked},
+		{"reinstate", []attest.EnrolmentState{attest.StateRevoked, attest.StateQuarantined}, attest.StateEnrolled},
+	}
+}
+
+// setState makes a transition. Asking for the state that a machine is in
+// changes nothing and is no error. A revoked machine's open join token is
+// taken back.
+func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition, by, reason string) (*api.Machine, *failure) {
+	reason = strings.TrimSpace(reason)
+	if reason == "" || len(reason) > maxReason {
+		return nil, badRequest("reason has %d bytes, want 1 to %d", len(reason), maxReason)
+	}
+	token := ""
+	m, f := s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
+		if m.Revision == 0 {
+			return nil, notFound(fmt.Sprintf("there is no machine %s", id))
+		}
+		token = m.TokenID
+		if m.State == t.to {
+			return nil, nil
+		}
+		for _, from := range t.from {
+			if m.State == from {
+				return []audit.Event{stateEvent(m, t.to, by, reason)}, nil
+			}
+		}
+		return nil, conflict(fmt.Sprintf("machine %s is %s: it cannot be made %s by %s", id, m.State, t.to, t.verb), "")
+	})
+	if f == nil && t.to == attest.StateRevoked && token != "" && s.c.Tokens != nil {
+		s.takeBack(ctx, id, token)
+	}
+	return m, f
+}
+
+// TokenEvent logs what became of the join token of a node, for whoever minted
+// it. audit.TokenJoined ends the machine's need for tokens.
+func (s *Server) TokenEvent(ctx context.Context, t audit.Token) error {
+	owners, err := s.c.Store.Machines(ctx, Query{NodeName: t.NodeName, Limit: 1})
+	if err != nil {
+		return fmt.Errorf("join token %s: find node %s: %w", t.ID, t.NodeName, err)
+	}
+	if len(owners) == 0 {
+		return fmt.Errorf("join token %s: node %s: %w", t.ID, t.NodeName, ErrNotFound)
+	}
+	_, f := s.change(ctx, owners[0].ID, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
+		if m.TokenID == t.ID {
+			switch t.Event {
+			case audit.TokenJoined:
+				m.Joined = true
+			case audit.TokenRevoked, audit.TokenExpired:
+				m.TokenID = ""
+			}
+		}
+		return []audit.Event{{Kind: audit.KindToken, Machine: m.ID, Data: t}}, nil
+	})
+	if f != nil {
+		return f.asError(fmt.Sprintf("join token %s: record that it was %s", t.ID, t.Event))
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"net/http"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+)
+
+// maxPublic bounds a TPMT_PUBLIC, bytes. The largest that a TPM has, RSA 4096,
+// is under 600.
+const maxPublic = 1024
+
+// NodeHandler serves the node API. It must be served over TLS 1.3 that ends
+// here: evidence is bound to the TLS connection.
+func (s *Server) NodeHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+api.PathChallenge, node(s, api.MaxChallengeBody, s.challenge))
+	mux.HandleFunc("POST "+api.PathEvidence, node(s, api.MaxEvidenceBody, s.evidence))
+	mux.HandleFunc("POST "+api.PathConfirm, node(s, api.MaxConfirmBody, s.confirm))
+	return s.guard(mux)
+}
+
+// peer is what is known of who sent a request.
+type peer struct {
+	address  string // without the port
+	exporter []byte // RFC 9266 tls-exporter of the connection
+}
+
+// node wraps the work on one node request in what all of them need, cheapest
+// first: TLS 1.3, the rate limit per address, the body, a slot to work in.
+func node[T any](s *Server, limit int64, work func(context.Context, peer, *T) (status int, body any, f *failure)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS == nil || r.TLS.Version != tls.VersionTLS13 {
+			s.fail(w, r, badRequest("the connection is not TLS 1.3"))
+			return
+		}
+		if ok, wait := s.address.allow(addressKey(r.RemoteAddr), s.c.Clock()); !ok {
+			s.fail(w, r, rateLimited("address", wait))
+			return
+		}
+		// RFC 9266 4.1: the context is zero-length; in TLS 1.3 that is the
+		// same as none.
+		exporter, err := r.TLS.ExportKeyingMaterial(api.ExporterLabel, nil, api.ExporterLength)
+		if err != nil {
+			s.fail(w, r, internal(err))
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), workTimeout)
+		defer cancel()
+		if !s.bodies.take(ctx, s.c.Limits.Queue) {
+			s.fail(w, r, busy())
+			return
+		}
+		req := new(T)
+		f := readBody(w, r, limit, req)
+		s.bodies.release()
+		if f != nil {
+			s.fail(w, r, f)
+			return
+		}
+		if !s.nodeSlots.take(ctx, s.c.Limits.Queue) {
+			s.fail(w, r, busy())
+			return
+		}
+		defer s.nodeSlots.release()
+		status, body, f := work(ctx, peer{addressText(r.RemoteAddr), exporter}, req)
+		if f != nil {
+			s.fail(w, r, f)
+			return
+		}
+		reply(w, status, body)
+	}
+}
+
+func rateLimited(what string, wait time.Duration) *failure {
+	return &failure{status: http.StatusTooManyRequests, code: "rate-limited", text: "too many requests from this " + what, hint: "wait as long as Retry-After says", wait: wait}
+}
+
+// challenge answers api.PathChallenge. It believes nothing of the request: the
+// credential is of use only to the TPM that holds the endorsement key, and
+// what that key is worth is judged with the evidence.
+func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeRequest) (int, any, *failure) {
+	now := s.c.Clock()
+	switch {
+	case req.Version != api.Version:
+		return 0, nil, badRequest("protocol version is %d, want %d", req.Version, api.Version)
+	case req.Purpose != attest.PurposeUnlock:
+		return 0, nil, badRequest("purpose is not %q", attest.PurposeUnlock)
+	case len(req.EKPublic) == 0 || len(req.EKPublic) > maxPublic:
+		return 0, nil, badRequest("ekPublic has %d bytes, want 1 to %d", len(req.EKPublic), maxPublic)
+	case len(req.AKPublic) == 0 || len(req.AKPublic) > maxPublic:
+		return 0, nil, badRequest("akPublic has %d bytes, want 1 to %d", len(req.AKPublic), maxPublic)
+	}
+	ek := sha256.Sum256(req.EKPublic)
+	if ok, wait := s.ek.allow(hex.EncodeToString(ek[:]), now); !ok {
+		return 0, nil, rateLimited("endorsement key", wait)
+	}
+	credential, secret, activation, err := attest.MakeCredential(req.EKPublic, req.AKPublic)
+	if err != nil {
+		s.c.Log.Info("challenge refused", "peer", p.address, "error", err)
+		if f := s.refusedUnproven(ctx, now, p, "a credential could not be made: "+err.Error()); f != nil {
+			return 0, nil, f
+		}
+		return 0, nil, badRequest("the endorsement or attestation key is of no kind that can be challenged")
+	}
+	id, err := randomID()
+	if err != nil {
+		return 0, nil, internal(err)
+	}
+	nonce, err := newSecret(32)
+	if err != nil {
+		return 0, nil, internal(err)
+	}
+	ch := &attest.Challenge{
+		ID:               id,
+		Purpose:          req.Purpose,
+		Nonce:            nonce,
+		ActivationSecret: activation,
+		AKPublic:         req.AKPublic,
+		EKPublic:         req.EKPublic,
+		Expires:          now.Add(s.c.Limits.ChallengeTTL),
+	}
+	// What is expired since long is forgotten here: nothing else would.
+	if err := s.c.Store.PutChallenge(ctx, ch, now.Add(-time.Minute)); err != nil {
+		return 0, nil, unavailable("the store", err)
+	}
+	return http.StatusOK, &api.Challenge{
+		ID:         id,
+		Nonce:      nonce,
+		Credential: credential,
+		Secret:     secret,
+		PCRs:       attest.PolicyPCRs(),
+		Expires:    ch.Expires,
+	}, nil
+}
+
+// refusedUnproven logs a refusal of a sender that proved nothing, within the
+// budget for those.
+func (s *Server) refusedUnproven(ctx context.Context, now time.Time, p peer, reason string) *failure {
+	ok, n := s.logUnproven(now)
+	if !ok {
+		return nil
+	}
+	ev := audit.Event{Time: now, Kind: audit.KindChallengeRefused, Data: audit.ChallengeRefused{Reason: reason, Address: p.address, Suppressed: n}}
+	if err := s.Record(ctx, ev); err != nil {
+		return unavailable("the store", err)
+	}
+	return nil
+}
+
+// randomID returns 128 random bits in hex.
+func randomID() (string, error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(b[:]), nil
+}

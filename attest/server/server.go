@@ -1,0 +1,282 @@
+// Package server is the attestation service: it gives machines single-use
+// challenges, appraises their evidence with attest.Verify, and releases disk
+// keys and join tokens to those whose evidence is accepted, wrapped to the TPM
+// that gave it. Config and New make a Server, ServeNodes and ServeOperators
+// run its two APIs on listeners of their own, and a Store keeps its state.
+//
+// The order of a decision is fixed: the challenge is taken from the store,
+// then the evidence is verified, then the verdict, the release and the audit
+// entries are committed together, and only then does a secret leave.
+package server
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+)
+
+// Config is what a Server needs. All fields are required unless marked
+// Optional.
+type Config struct {
+	// Store keeps all state.
+	Store Store
+
+	// Policy returns the policy that a machine's evidence is appraised with.
+	// The machine may be one that was never heard of. An error refuses the
+	// evidence as "unavailable", without a verdict.
+	Policy func(ctx context.Context, machine attest.MachineID) (*attest.Policy, error)
+
+	// KEK is the key-encryption key under which disk keys are stored, KEKSize
+	// bytes from a CSPRNG. It must not be kept in the store.
+	KEK attest.Secret
+
+	// ReleaseKey signs releases. ECDSA P-256.
+	ReleaseKey crypto.Signer
+
+	// Tokens mints join tokens. Optional; without it releases hold disk keys
+	// only.
+	Tokens TokenMinter
+
+	// Firmware is told of accepted evidence. Optional.
+	Firmware FirmwareObserver
+
+	// Campaigns serves api.PathCampaigns and what is below it to the operator
+	// whose name it is given, who has been authenticated. Optional.
+	Campaigns func(operator string, w http.ResponseWriter, r *http.Request)
+
+	// Log gets operational messages. They hold no secret.
+	Log *slog.Logger
+
+	// Clock returns the present time. Optional; time.Now.
+	Clock func() time.Time
+
+	// Version of the program, for the audit log. Optional.
+	Version string
+
+	Limits Limits
+}
+
+// Limits bound what peers can make the service do. A zero field means its
+// default.
+type Limits struct {
+	ChallengeTTL  time.Duration // how long a challenge can be answered; 60 s, at most that
+	PerAddress    time.Duration // one request per address (IPv6: per /64) after each; 50 ms
+	AddressBurst  int           // requests an address can save up; 1000, for a factory line behind one address
+	PerEK         time.Duration // one challenge per endorsement key after each; 2 s
+	EKBurst       int           // challenges an endorsement key can save up; 10
+	Unproven      time.Duration // one logged refusal of unproven senders after each; 1 s
+	UnprovenBurst int           // such refusals that are logged at once; 100
+	Concurrent    int           // requests worked on at once, on each API; 64
+	Queue         time.Duration // how long a request waits for its turn; 5 s
+	MaxPending    int           // machines that wait for approval; 1000
+	Mint          time.Duration // how long minting a join token may take; 10 s
+	Drain         time.Duration // how long open requests may take after the end of service; 15 s
+}
+
+// withDefaults replaces zero fields.
+func (l Limits) withDefaults() Limits {
+	if l.ChallengeTTL == 0 {
+		l.ChallengeTTL = time.Minute
+	}
+	if l.PerAddress == 0 {
+		l.PerAddress = 50 * time.Millisecond
+	}
+	if l.AddressBurst == 0 {
+		l.AddressBurst = 1000
+	}
+	if l.PerEK == 0 {
+		l.PerEK = 2 * time.Second
+	}
+	if l.EKBurst == 0 {
+		l.EKBurst = 10
+	}
+	if l.Unproven == 0 {
+		l.Unproven = time.Second
+	}
+	if l.UnprovenBurst == 0 {
+		l.UnprovenBurst = 100
+	}
+	if l.Concurrent == 0 {
+		l.Concurrent = 64
+	}
+	if l.Queue == 0 {
+		l.Queue = 5 * time.Second
+	}
+	if l.MaxPending == 0 {
+		l.MaxPending = 1000
+	}
+	if l.Mint == 0 {
+		l.Mint = 10 * time.Second
+	}
+	if l.Drain == 0 {
+		l.Drain = 15 * time.Second
+	}
+	return l
+}
+
+// check refuses limits that are no limits.
+func (l Limits) check() error {
+	if l.ChallengeTTL < 0 || l.ChallengeTTL > time.Minute {
+		return fmt.Errorf("challenge TTL %v is not between 0 and 1m", l.ChallengeTTL)
+	}
+	for _, d := range []time.Duration{l.PerAddress, l.PerEK, l.Unproven, l.Queue, l.Mint, l.Drain} {
+		if d < 0 {
+			return fmt.Errorf("a limit is negative: %v", d)
+		}
+	}
+	for _, n := range []int{l.AddressBurst, l.EKBurst, l.UnprovenBurst, l.Concurrent, l.MaxPending} {
+		if n < 0 {
+			return fmt.Errorf("a limit is negative: %d", n)
+		}
+	}
+	return nil
+}
+
+// A TokenMinter makes join tokens for a cluster. It is used by many goroutines.
+type TokenMinter interface {
+	// Mint makes a token with which exactly the node of that name can join,
+	// once and within ten minutes. It returns when the cluster honours it.
+	Mint(ctx context.Context, nodeName string) (*Token, error)
+
+	// Revoke takes a token back. A token that is gone is no error.
+	Revoke(ctx context.Context, tokenID string) error
+}
+
+// Token is a join token with where to use it.
+type Token struct {
+	ID      string        // public half, for the audit log
+	Secret  attest.Secret // the whole token, as the kubelet wants it
+	Expires time.Time
+	Server  string // https://host:port of the kube-apiserver, as nodes reach it
+	CA      []byte // PEM
+}
+
+// A FirmwareObserver learns what firmware machines prove to run.
+type FirmwareObserver interface {
+	// Accepted is called after evidence was accepted and the decision is
+	// durable, and before the machine is answered. A call can be lost in a
+	// crash and comes again with the machine's next evidence. An error is
+	// logged and does not hold the release back.
+	Accepted(ctx context.Context, machine attest.MachineID, at time.Time, r *attest.Result) error
+}
+
+// Server answers nodes and operators. Make it with New.
+type Server struct {
+	c       Config
+	keys    *keyWrapper
+	keyID   string // of ReleaseKey
+	address *limiter
+	ek      *limiter
+
+	// slots bound the requests worked on at once, apart for nodes and
+	// operators so that a power-cut storm does not lock the operators out.
+	// bodies bounds the node requests whose body is being read.
+	nodeSlots, operatorSlots, bodies slots
+
+	unproven   *limiter
+	suppressed suppressed
+
+	// appraise is attest.Verify with what only an accepted result gives.
+	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
+}
+
+// suppressed counts refusals that were not logged since the last that was.
+type suppressed struct {
+	mu sync.Mutex
+	n  int64 // guarded by mu
+}
+
+// New checks c and returns a Server. It writes nothing; Start does.
+func New(c Config) (*Server, error) {
+	switch {
+	case c.Store == nil:
+		return nil, errors.New("attestation service: no store")
+	case c.Policy == nil:
+		return nil, errors.New("attestation service: no policy source")
+	case c.Log == nil:
+		return nil, errors.New("attestation service: no log")
+	case c.ReleaseKey == nil:
+		return nil, errors.New("attestation service: no release key")
+	}
+	pub, ok := c.ReleaseKey.Public().(*ecdsa.PublicKey)
+	if !ok || pub.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("attestation service: release key is %T, want ECDSA P-256", c.ReleaseKey.Public())
+	}
+	keyID, err := api.KeyID(pub)
+	if err != nil {
+		return nil, fmt.Errorf("attestation service: %w", err)
+	}
+	keys, err := newKeyWrapper(c.KEK)
+	if err != nil {
+		return nil, fmt.Errorf("attestation service: %w", err)
+	}
+	c.KEK = nil
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if err := c.Limits.check(); err != nil {
+		return nil, fmt.Errorf("attestation service: limits: %w", err)
+	}
+	c.Limits = c.Limits.withDefaults()
+	return &Server{
+		c:             c,
+		keys:          keys,
+		keyID:         keyID,
+		address:       newLimiter(c.Limits.PerAddress, c.Limits.AddressBurst),
+		ek:            newLimiter(c.Limits.PerEK, c.Limits.EKBurst),
+		unproven:      newLimiter(c.Limits.Unproven, c.Limits.UnprovenBurst),
+		nodeSlots:     make(slots, c.Limits.Concurrent),
+		operatorSlots: make(slots, c.Limits.Concurrent),
+		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
+		appraise:      appraise,
+	}, nil
+}
+
+// Start writes the start of service to the audit log. Call it once, before
+// the APIs are served: a store that cannot be written shows here.
+func (s *Server) Start(ctx context.Context) error {
+	return s.Record(ctx, audit.Event{
+		Kind: audit.KindStart,
+		Data: audit.Start{Version: s.c.Version, KEK: s.keys.id, ReleaseKey: s.keyID},
+	})
+}
+
+// Record appends events to the audit log. An event without a time gets the
+// present one. It is for those who decide beside the Server: campaigns.
+func (s *Server) Record(ctx context.Context, events ...audit.Event) error {
+	now := s.c.Clock()
+	for i := range events {
+		if events[i].Time.IsZero() {
+			events[i].Time = now
+		}
+	}
+	if err := s.c.Store.Commit(ctx, &Change{Events: events}); err != nil {
+		return fmt.Errorf("append to the audit log: %w", err)
+	}
+	return nil
+}
+
+// logUnproven reports whether a refusal of a sender that proved nothing is to
+// be logged, with the number that was not since the last one.
+func (s *Server) logUnproven(now time.Time) (bool, int64) {
+	s.suppressed.mu.Lock()
+	defer s.suppressed.mu.Unlock()
+	if ok, _ := s.unproven.allow("", now); !ok {
+		s.suppressed.n++
+		return false, 0
+	}
+	n := s.suppressed.n
+	s.suppressed.n = 0
+	return true, n
+}

@@ -1,0 +1,144 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// Errors of a Store that callers act on. A Store returns errors that wrap them.
+var (
+	// ErrNotFound: there is no such machine, challenge, release or evidence.
+	ErrNotFound = errors.New("not found")
+	// ErrConflict: what was to be changed is no longer what the caller read,
+	// or a name that must be unique is taken. Read again and decide again.
+	ErrConflict = errors.New("changed meanwhile")
+	// ErrReleased: there is a release for this boot of this machine already.
+	ErrReleased = errors.New("already released in this boot")
+)
+
+// Store keeps everything that the service must remember. Any number of
+// goroutines, and of service replicas, use one Store at once.
+//
+// Durability: when a method that writes returns nil, what it wrote survives
+// kill -9 and loss of power. When it returns an error, all or nothing was
+// written: the caller must count on both, and never lets a secret out after an
+// error.
+//
+// Consistency: all methods together are linearizable. Correctness comes from
+// single operations that compare before they write, so there are no
+// transactions in this interface.
+//
+// What a method returns is the caller's own copy. Errors other than those
+// named mean that the Store could not do its work.
+type Store interface {
+	// Machine returns a machine's record, or ErrNotFound.
+	Machine(ctx context.Context, id attest.MachineID) (*Machine, error)
+
+	// Machines returns the records that match q in the order of their ids.
+	Machines(ctx context.Context, q Query) ([]*Machine, error)
+
+	// PutChallenge keeps a challenge until it is taken. It may forget
+	// challenges that expired before horizon. An id that is present gives
+	// ErrConflict.
+	PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error
+
+	// TakeChallenge removes a challenge and returns it, or ErrNotFound. Of
+	// any number of concurrent calls with one id at most one returns it, and
+	// after a restart none does again.
+	TakeChallenge(ctx context.Context, id string) (*attest.Challenge, error)
+
+	// Commit writes a Change as a whole or not at all.
+	Commit(ctx context.Context, c *Change) error
+
+	// Release returns a release's record, or ErrNotFound.
+	Release(ctx context.Context, id string) (*Release, error)
+
+	// Evidence returns the stored bytes whose SHA-256 is digest, or ErrNotFound.
+	Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error)
+
+	// Audit returns the entries of the decision log from number from on, in
+	// order. It sees at least what was committed when it was called. An error
+	// ends the sequence.
+	Audit(ctx context.Context, from int64) iter.Seq2[audit.Entry, error]
+}
+
+// Query selects machines. Set fields must all match.
+type Query struct {
+	State    attest.EnrolmentState // Optional.
+	DiskGUID string                // Optional.
+	NodeName string                // Optional.
+	After    attest.MachineID      // Optional; only ids greater than this one.
+	Limit    int                   // at most so many; 0 is no limit
+}
+
+// Machine is the service's record of a machine.
+type Machine struct {
+	api.Machine
+
+	// Revision is 0 for a record that was never stored, and grows by one with
+	// each Commit of the record.
+	Revision int64 `json:"-"`
+	// Generation counts the install records. The TPM's counters may start
+	// anew between two of them.
+	Generation int64 `json:"generation"`
+
+	AKName       []byte `json:"akName,omitempty"`
+	StateMade    bool   `json:"stateMade"` // a state partition is known to exist
+	ResetCount   uint32 `json:"resetCount"`
+	RestartCount uint32 `json:"restartCount"`
+	Clock        uint64 `json:"clock"`
+	TPMFirmware  uint64 `json:"tpmFirmware"`
+	Released     bool   `json:"released"` // a release was made in the boot named by ResetCount and RestartCount
+
+	DiskKey *SealedKey `json:"diskKey,omitempty"` // nil until the first release
+	TokenID string     `json:"tokenID,omitempty"` // of the last join token minted
+}
+
+// SealedKey is a key under the key-encryption key.
+type SealedKey struct {
+	KEK string `json:"kek"` // id of the key-encryption key
+	Box []byte `json:"box"` // nonce and AES-256-GCM ciphertext
+}
+
+// Release is the service's record of a release.
+type Release struct {
+	ID           string           `json:"id"`
+	Machine      attest.MachineID `json:"machine"`
+	Generation   int64            `json:"generation"` // of the machine, see Machine
+	ResetCount   uint32           `json:"resetCount"`
+	RestartCount uint32           `json:"restartCount"`
+	Issued       time.Time        `json:"issued"`
+	// Transport is the transport secret, kept to check the confirmation and
+	// nil from then on.
+	Transport *SealedKey `json:"transport,omitempty"`
+	Outcome   string     `json:"outcome,omitempty"`
+	Confirmed time.Time  `json:"confirmed,omitzero"`
+}
+
+// Change is everything that one decision writes.
+type Change struct {
+	// Machine is stored, with Revision+1, if the stored record has this
+	// Revision; 0 means that there is none. Otherwise ErrConflict. NodeName,
+	// and DiskGUID if it is set, are unique among machines: a taken one gives
+	// ErrConflict. Optional.
+	Machine *Machine
+	// Release is added. If there is one with the same Machine, Generation,
+	// ResetCount and RestartCount, or the same ID: ErrReleased. Optional.
+	Release *Release
+	// Confirm replaces the release with the same ID if that one has no
+	// Outcome yet; otherwise ErrConflict. Optional.
+	Confirm *Release
+	// Evidence is stored under its SHA-256. That it is there already is no
+	// error. Optional.
+	Evidence []byte
+	// Events are appended to the decision log in this order, through
+	// audit.Next. Optional.
+	Events []audit.Event
+}

@@ -1,0 +1,266 @@
+// Package storetest holds the contract of server.Store as tests: Run runs them
+// against any implementation. Memory is a Store for other tests, and Faulty
+// makes any Store fail.
+package storetest
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// Memory is a Store that forgets everything with the process. The zero value
+// is empty and ready.
+type Memory struct {
+	mu         sync.Mutex
+	machines   map[attest.MachineID]*server.Machine
+	challenges map[string]*attest.Challenge
+	releases   map[string]*server.Release
+	evidence   map[manifest.SHA256][]byte
+	log        []audit.Entry
+}
+
+// clone copies v through JSON, which is also how a database would keep it.
+func clone[T any](v *T) *T {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("storetest: BUG: " + err.Error())
+	}
+	c := new(T)
+	if err := json.Unmarshal(b, c); err != nil {
+		panic("storetest: BUG: " + err.Error())
+	}
+	return c
+}
+
+func cloneMachine(m *server.Machine) *server.Machine {
+	c := clone(m)
+	c.Revision = m.Revision // not part of the JSON
+	return c
+}
+
+// Machine implements server.Store.
+func (s *Memory) Machine(_ context.Context, id attest.MachineID) (*server.Machine, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m := s.machines[id]; m != nil {
+		return cloneMachine(m), nil
+	}
+	return nil, fmt.Errorf("machine %s: %w", id, server.ErrNotFound)
+}
+
+// Machines implements server.Store.
+func (s *Memory) Machines(_ context.Context, q server.Query) ([]*server.Machine, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*server.Machine
+	for _, m := range s.machines {
+		if (q.State == "" || m.State == q.State) && (q.DiskGUID == "" || m.DiskGUID == q.DiskGUID) &&
+			(q.NodeName == "" || m.NodeName == q.NodeName) && (q.After.IsZero() || m.ID.String() > q.After.String()) {
+			out = append(out, cloneMachine(m))
+		}
+	}
+	slices.SortFunc(out, func(a, b *server.Machine) int { return cmp.Compare(a.ID.String(), b.ID.String()) })
+	if q.Limit > 0 && len(out) > q.Limit {
+		out = out[:q.Limit]
+	}
+	return out, nil
+}
+
+// PutChallenge implements server.Store.
+func (s *Memory) PutChallenge(_ context.Context, c *attest.Challenge, horizon time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.challenges == nil {
+		s.challenges = map[string]*attest.Challenge{}
+	}
+	if s.challenges[c.ID] != nil {
+		return fmt.Errorf("challenge %s: %w", c.ID, server.ErrConflict)
+	}
+	for id, old := range s.challenges {
+		if old.Expires.Before(horizon) {
+			delete(s.challenges, id)
+		}
+	}
+	s.challenges[c.ID] = clone(c)
+	return nil
+}
+
+// TakeChallenge implements server.Store.
+func (s *Memory) TakeChallenge(_ context.Context, id string) (*attest.Challenge, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.challenges[id]
+	if c == nil {
+		return nil, fmt.Errorf("challenge %s: %w", id, server.ErrNotFound)
+	}
+	delete(s.challenges, id)
+	return c, nil
+}
+
+// Commit implements server.Store.
+func (s *Memory) Commit(_ context.Context, c *server.Change) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.check(c); err != nil {
+		return err
+	}
+	log := s.log
+	var head audit.Head
+	if len(log) > 0 {
+		head = log[len(log)-1].Head()
+	}
+	for _, ev := range c.Events {
+		e, err := audit.Next(head, ev)
+		if err != nil {
+			return err
+		}
+		log = append(log, e)
+		head = e.Head()
+	}
+	s.log = log
+	if c.Machine != nil {
+		if s.machines == nil {
+			s.machines = map[attest.MachineID]*server.Machine{}
+		}
+		m := cloneMachine(c.Machine)
+		m.Revision++
+		s.machines[m.ID] = m
+	}
+	if s.releases == nil {
+		s.releases = map[string]*server.Release{}
+	}
+	for _, r := range []*server.Release{c.Release, c.Confirm} {
+		if r != nil {
+			s.releases[r.ID] = clone(r)
+		}
+	}
+	if c.Evidence != nil {
+		if s.evidence == nil {
+			s.evidence = map[manifest.SHA256][]byte{}
+		}
+		s.evidence[sha256.Sum256(c.Evidence)] = slices.Clone(c.Evidence)
+	}
+	return nil
+}
+
+// check refuses a change that must not be written. The caller holds mu.
+func (s *Memory) check(c *server.Change) error {
+	if m := c.Machine; m != nil {
+		var stored int64
+		if old := s.machines[m.ID]; old != nil {
+			stored = old.Revision
+		}
+		if stored != m.Revision {
+			return fmt.Errorf("machine %s: revision is %d, want %d: %w", m.ID, stored, m.Revision, server.ErrConflict)
+		}
+		for _, other := range s.machines {
+			if other.ID != m.ID && (other.NodeName == m.NodeName || m.DiskGUID != "" && other.DiskGUID == m.DiskGUID) {
+				return fmt.Errorf("machine %s: node name or disk of machine %s: %w", m.ID, other.ID, server.ErrConflict)
+			}
+		}
+	}
+	if r := c.Release; r != nil {
+		for _, old := range s.releases {
+			same := old.Machine == r.Machine && old.Generation == r.Generation && old.ResetCount == r.ResetCount && old.RestartCount == r.RestartCount
+			if same || old.ID == r.ID {
+				return fmt.Errorf("release %s: %w", r.ID, server.ErrReleased)
+			}
+		}
+	}
+	if r := c.Confirm; r != nil {
+		if old := s.releases[r.ID]; old == nil || old.Outcome != "" {
+			return fmt.Errorf("confirm release %s: %w", r.ID, server.ErrConflict)
+		}
+	}
+	return nil
+}
+
+// Release implements server.Store.
+func (s *Memory) Release(_ context.Context, id string) (*server.Release, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.releases[id]; r != nil {
+		return clone(r), nil
+	}
+	return nil, fmt.Errorf("release %s: %w", id, server.ErrNotFound)
+}
+
+// Evidence implements server.Store.
+func (s *Memory) Evidence(_ context.Context, digest manifest.SHA256) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b, ok := s.evidence[digest]; ok {
+		return slices.Clone(b), nil
+	}
+	return nil, fmt.Errorf("evidence %s: %w", digest, server.ErrNotFound)
+}
+
+// Audit implements server.Store.
+func (s *Memory) Audit(_ context.Context, from int64) iter.Seq2[audit.Entry, error] {
+	s.mu.Lock()
+	log := s.log[:len(s.log):len(s.log)]
+	s.mu.Unlock()
+	return func(yield func(audit.Entry, error) bool) {
+		for _, e := range log {
+			if e.Seq >= from && !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Faulty is a Store whose writes fail when Fail says so.
+type Faulty struct {
+	server.Store
+	// Fail is asked before each write, by the name of its method. With an
+	// error the write fails; if persisted is true, it was done all the same.
+	// It is called by many goroutines.
+	Fail func(method string) (err error, persisted bool)
+}
+
+func (f *Faulty) write(method string, do func() error) error {
+	err, persisted := f.Fail(method)
+	if err == nil {
+		return do()
+	}
+	if persisted {
+		if doErr := do(); doErr != nil {
+			return doErr
+		}
+	}
+	return err
+}
+
+// PutChallenge implements server.Store.
+func (f *Faulty) PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error {
+	return f.write("PutChallenge", func() error { return f.Store.PutChallenge(ctx, c, horizon) })
+}
+
+// TakeChallenge implements server.Store.
+func (f *Faulty) TakeChallenge(ctx context.Context, id string) (c *attest.Challenge, err error) {
+	err = f.write("TakeChallenge", func() error {
+		c, err = f.Store.TakeChallenge(ctx, id)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Commit implements server.Store.
+func (f *Faulty) Commit(ctx context.Context, c *server.Change) error {
+	return f.write("Commit", func() error { return f.Store.Commit(ctx, c) })
+}

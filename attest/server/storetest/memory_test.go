@@ -1,0 +1,11 @@
+package storetest
+
+import (
+	"testing"
+
+	"github.com/sealift/sealift/attest/server"
+)
+
+func TestMemory(t *testing.T) {
+	Run(t, func(*testing.T) server.Store { return new(Memory) }, nil)
+}

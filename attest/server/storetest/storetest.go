@@ -1,0 +1,490 @@
+package storetest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// epoch is when these tests happen.
+var epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// Run runs the contract of server.Store. Each call of open gives an empty
+// Store. If reopen is not nil it returns a Store as it is after the process
+// that used s was killed.
+func Run(t *testing.T, open func(*testing.T) server.Store, reopen func(t *testing.T, s server.Store) server.Store) {
+	tests := map[string]func(*testing.T, server.Store){
+		"a machine is found as it was stored":            machineRoundTrip,
+		"a stale revision changes nothing":               staleRevision,
+		"node names and disks are unique":                uniqueNames,
+		"machines are found by each field":               query,
+		"a challenge is taken once":                      challengeOnce,
+		"of concurrent takes one wins":                   challengeRace,
+		"expired challenges may go, others stay":         challengeHorizon,
+		"one release per boot and install":               releaseOnce,
+		"of concurrent releases one wins":                releaseRace,
+		"a release is confirmed once":                    confirmOnce,
+		"a change is written as a whole or not at all":   atomic,
+		"evidence is found by its digest":                evidence,
+		"the audit log is one chain":                     auditChain,
+		"concurrent commits leave one chain":             auditRace,
+		"records are copies":                             copies,
+		"concurrent edits of one machine lose no change": casRace,
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) { test(t, open(t)) })
+	}
+	if reopen != nil {
+		t.Run("everything written is there after a kill", func(t *testing.T) { durable(t, open(t), reopen) })
+	}
+}
+
+func machine(name string) *server.Machine {
+	return &server.Machine{Machine: api.Machine{
+		ID: attest.MachineIDOf([]byte(name)), State: attest.StateEnrolled, NodeName: "box-" + name, DiskGUID: "disk-" + name,
+	}}
+}
+
+func verdict(id attest.MachineID, text string) audit.Event {
+	return audit.Event{Time: epoch, Kind: audit.KindConfirm, Machine: id, Data: audit.Confirm{ReleaseID: text, Outcome: "x"}}
+}
+
+func commit(t *testing.T, s server.Store, c *server.Change) {
+	t.Helper()
+	if err := s.Commit(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantErr(t *testing.T, got, want error) {
+	t.Helper()
+	if !errors.Is(got, want) {
+		t.Errorf("got error %v, want %v", got, want)
+	}
+}
+
+func machineRoundTrip(t *testing.T, s server.Store) {
+	m := machine("a")
+	_, err := s.Machine(t.Context(), m.ID)
+	wantErr(t, err, server.ErrNotFound)
+	m.Reason, m.Serial, m.Installed, m.LastSeen = "r", "s", epoch, epoch.Add(time.Hour)
+	m.LastAllowed, m.Joined, m.StateMade, m.Released = true, true, true, true
+	m.Firmware = attest.Firmware{Verdict: attest.FirmwareMeasured, Version: "v", Digests: []manifest.SHA256{{1}}}
+	m.Image, m.AKName, m.Generation = "i", []byte{1, 2}, 3
+	m.ResetCount, m.RestartCount, m.Clock, m.TPMFirmware = 1<<32-1, 2, 1<<64-1, 1<<63
+	m.DiskKey, m.TokenID = &server.SealedKey{KEK: "k", Box: []byte{9}}, "abcdef"
+	commit(t, s, &server.Change{Machine: m})
+	got, err := s.Machine(t.Context(), m.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Revision != 1 {
+		t.Errorf("got revision %d, want 1", got.Revision)
+	}
+	a, _ := json.Marshal(m)
+	b, _ := json.Marshal(got)
+	if !bytes.Equal(a, b) {
+		t.Errorf("got  %s\nwant %s", b, a)
+	}
+	got.Reason = "again"
+	commit(t, s, &server.Change{Machine: got})
+	if got, err = s.Machine(t.Context(), m.ID); err != nil || got.Revision != 2 || got.Reason != "again" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+func staleRevision(t *testing.T, s server.Store) {
+	m := machine("a")
+	commit(t, s, &server.Change{Machine: m})
+	for _, revision := range []int64{0, 2, -1} {
+		m.Revision, m.Reason = revision, "stale"
+		wantErr(t, s.Commit(t.Context(), &server.Change{Machine: m, Evidence: []byte("e"), Events: []audit.Event{verdict(m.ID, "1")}}), server.ErrConflict)
+	}
+	other := machine("b")
+	other.Revision = 1
+	wantErr(t, s.Commit(t.Context(), &server.Change{Machine: other}), server.ErrConflict)
+	if got, err := s.Machine(t.Context(), m.ID); err != nil || got.Reason != "" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if n := count(t, s); n != 0 {
+		t.Errorf("%d audit entries of refused changes", n)
+	}
+}
+
+func uniqueNames(t *testing.T, s server.Store) {
+	commit(t, s, &server.Change{Machine: machine("a")})
+	sameNode := machine("b")
+	sameNode.NodeName = "box-a"
+	wantErr(t, s.Commit(t.Context(), &server.Change{Machine: sameNode}), server.ErrConflict)
+	sameDisk := machine("b")
+	sameDisk.DiskGUID = "disk-a"
+	wantErr(t, s.Commit(t.Context(), &server.Change{Machine: sameDisk}), server.ErrConflict)
+	for _, name := range []string{"b", "c"} {
+		m := machine(name)
+		m.DiskGUID = ""
+		commit(t, s, &server.Change{Machine: m}) // no disk is not a disk that two share
+	}
+}
+
+func query(t *testing.T, s server.Store) {
+	var all []*server.Machine
+	for i, name := range []string{"a", "b", "c", "d"} {
+		m := machine(name)
+		if i%2 == 1 {
+			m.State = attest.StatePending
+		}
+		commit(t, s, &server.Change{Machine: m})
+		all = append(all, m)
+	}
+	ids := func(q server.Query) []attest.MachineID {
+		ms, err := s.Machines(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []attest.MachineID
+		for i, m := range ms {
+			if i > 0 && m.ID.String() <= ms[i-1].ID.String() {
+				t.Errorf("%+v: not in the order of ids", q)
+			}
+			if m.Revision != 1 {
+				t.Errorf("%+v: revision %d, want 1", q, m.Revision)
+			}
+			out = append(out, m.ID)
+		}
+		return out
+	}
+	every := ids(server.Query{})
+	if len(every) != 4 {
+		t.Fatalf("got %d machines, want 4", len(every))
+	}
+	if got := ids(server.Query{State: attest.StatePending}); len(got) != 2 {
+		t.Errorf("pending: got %v", got)
+	}
+	if got := ids(server.Query{DiskGUID: "disk-c"}); len(got) != 1 || got[0] != all[2].ID {
+		t.Errorf("by disk: got %v", got)
+	}
+	if got := ids(server.Query{NodeName: "box-b", State: attest.StateEnrolled}); len(got) != 0 {
+		t.Errorf("fields that do not all match: got %v", got)
+	}
+	if got := ids(server.Query{After: every[1], Limit: 1}); len(got) != 1 || got[0] != every[2] {
+		t.Errorf("page: got %v, want %v", got, every[2])
+	}
+}
+
+func challenge(id string, expires time.Time) *attest.Challenge {
+	return &attest.Challenge{
+		ID: id, Purpose: attest.PurposeUnlock, Nonce: []byte{1}, ActivationSecret: []byte{2},
+		AKPublic: []byte{3}, EKPublic: []byte{4}, Expires: expires,
+	}
+}
+
+func challengeOnce(t *testing.T, s server.Store) {
+	c := challenge("c1", epoch)
+	if err := s.PutChallenge(t.Context(), c, epoch.Add(-time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, s.PutChallenge(t.Context(), c, epoch.Add(-time.Minute)), server.ErrConflict)
+	got, err := s.TakeChallenge(t.Context(), "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, _ := json.Marshal(c)
+	b, _ := json.Marshal(got)
+	if !bytes.Equal(a, b) {
+		t.Errorf("got %s, want %s", b, a)
+	}
+	_, err = s.TakeChallenge(t.Context(), "c1")
+	wantErr(t, err, server.ErrNotFound)
+	_, err = s.TakeChallenge(t.Context(), "never")
+	wantErr(t, err, server.ErrNotFound)
+}
+
+// race runs f n times at once and returns how many calls gave no error. Any
+// error but want fails the test.
+func race(t *testing.T, n int, want error, f func(i int) error) int {
+	t.Helper()
+	var wg sync.WaitGroup
+	errs := make([]error, n)
+	for i := range n {
+		wg.Go(func() { errs[i] = f(i) })
+	}
+	wg.Wait()
+	won := 0
+	for _, err := range errs {
+		if err == nil {
+			won++
+		} else if !errors.Is(err, want) {
+			t.Errorf("got error %v, want %v", err, want)
+		}
+	}
+	return won
+}
+
+func challengeRace(t *testing.T, s server.Store) {
+	for i := range 10 {
+		id := fmt.Sprintf("c%d", i)
+		if err := s.PutChallenge(t.Context(), challenge(id, epoch), epoch.Add(-time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		won := race(t, 8, server.ErrNotFound, func(int) error {
+			_, err := s.TakeChallenge(t.Context(), id)
+			return err
+		})
+		if won != 1 {
+			t.Errorf("challenge %s was taken %d times", id, won)
+		}
+	}
+}
+
+func challengeHorizon(t *testing.T, s server.Store) {
+	put := func(id string, expires, horizon time.Time) {
+		t.Helper()
+		if err := s.PutChallenge(t.Context(), challenge(id, expires), horizon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("old", epoch, epoch.Add(-time.Hour))
+	put("young", epoch.Add(2*time.Minute), epoch.Add(-time.Hour))
+	put("new", epoch.Add(3*time.Minute), epoch.Add(time.Minute))
+	for _, id := range []string{"young", "new"} {
+		if _, err := s.TakeChallenge(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func release(id string, m *server.Machine, reset uint32) *server.Release {
+	return &server.Release{
+		ID: id, Machine: m.ID, Generation: m.Generation, ResetCount: reset, Issued: epoch,
+		Transport: &server.SealedKey{KEK: "k", Box: []byte(id)},
+	}
+}
+
+func releaseOnce(t *testing.T, s server.Store) {
+	m := machine("a")
+	r := release("r1", m, 1)
+	commit(t, s, &server.Change{Release: r})
+	got, err := s.Release(t.Context(), "r1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, _ := json.Marshal(r)
+	b, _ := json.Marshal(got)
+	if !bytes.Equal(a, b) {
+		t.Errorf("got %s, want %s", b, a)
+	}
+	wantErr(t, s.Commit(t.Context(), &server.Change{Release: release("r2", m, 1)}), server.ErrReleased)
+	wantErr(t, s.Commit(t.Context(), &server.Change{Release: release("r1", m, 2)}), server.ErrReleased)
+	_, err = s.Release(t.Context(), "r2")
+	wantErr(t, err, server.ErrNotFound)
+	commit(t, s, &server.Change{Release: release("r3", m, 2)})
+	restart := release("r4", m, 2)
+	restart.RestartCount = 1
+	commit(t, s, &server.Change{Release: restart})
+	again := release("r5", m, 1)
+	again.Generation = 1
+	commit(t, s, &server.Change{Release: again})
+	commit(t, s, &server.Change{Release: release("r6", machine("b"), 1)})
+}
+
+func releaseRace(t *testing.T, s server.Store) {
+	m := machine("a")
+	commit(t, s, &server.Change{Machine: m})
+	won := race(t, 8, server.ErrReleased, func(i int) error {
+		return s.Commit(t.Context(), &server.Change{Release: release(fmt.Sprintf("r%d", i), m, 7), Events: []audit.Event{verdict(m.ID, "r")}})
+	})
+	if n := count(t, s); won != 1 || n != 1 {
+		t.Errorf("%d releases and %d audit entries for one boot", won, n)
+	}
+}
+
+func confirmOnce(t *testing.T, s server.Store) {
+	m := machine("a")
+	commit(t, s, &server.Change{Release: release("r1", m, 1)})
+	done := release("r1", m, 1)
+	done.Transport, done.Outcome, done.Confirmed = nil, "unlocked", epoch
+	commit(t, s, &server.Change{Confirm: done})
+	got, err := s.Release(t.Context(), "r1")
+	if err != nil || got.Outcome != "unlocked" || got.Transport != nil || !got.Confirmed.Equal(epoch) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	wantErr(t, s.Commit(t.Context(), &server.Change{Confirm: done}), server.ErrConflict)
+	never := release("never", m, 1)
+	never.Outcome = "unlocked"
+	wantErr(t, s.Commit(t.Context(), &server.Change{Confirm: never}), server.ErrConflict)
+}
+
+func atomic(t *testing.T, s server.Store) {
+	a, b := machine("a"), machine("b")
+	commit(t, s, &server.Change{Release: release("r1", a, 1)})
+	blob := []byte("evidence")
+	bad := map[string]*server.Change{
+		"release taken":   {Release: release("r2", a, 1)},
+		"confirm unknown": {Confirm: release("none", a, 9)},
+		"event too large": {Events: []audit.Event{{Time: epoch, Kind: audit.KindConfirm, Data: audit.Confirm{Outcome: string(make([]byte, audit.MaxData))}}}},
+		"event no object": {Events: []audit.Event{verdict(a.ID, "x"), {Time: epoch, Kind: audit.KindConfirm, Data: "no object"}}},
+	}
+	for name, c := range bad {
+		c.Machine, c.Evidence, c.Events = b, blob, append([]audit.Event{verdict(b.ID, "y")}, c.Events...)
+		if err := s.Commit(t.Context(), c); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	_, err := s.Machine(t.Context(), b.ID)
+	wantErr(t, err, server.ErrNotFound)
+	_, err = s.Evidence(t.Context(), sha256.Sum256(blob))
+	wantErr(t, err, server.ErrNotFound)
+	if n := count(t, s); n != 0 {
+		t.Errorf("%d audit entries of refused changes", n)
+	}
+}
+
+func evidence(t *testing.T, s server.Store) {
+	blob := bytes.Repeat([]byte("evidence"), 10_000)
+	for range 2 {
+		commit(t, s, &server.Change{Evidence: blob})
+	}
+	got, err := s.Evidence(t.Context(), sha256.Sum256(blob))
+	if err != nil || !bytes.Equal(got, blob) {
+		t.Errorf("got %d bytes, %v", len(got), err)
+	}
+}
+
+// count verifies the whole log and returns the number of its entries.
+func count(t *testing.T, s server.Store) int64 {
+	t.Helper()
+	var v audit.Verifier
+	var n int64
+	for e, err := range s.Audit(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Add(e); err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	return n
+}
+
+func auditChain(t *testing.T, s server.Store) {
+	if n := count(t, s); n != 0 {
+		t.Fatalf("an empty store has %d entries", n)
+	}
+	a := machine("a")
+	for i := range 5 {
+		commit(t, s, &server.Change{Events: []audit.Event{verdict(a.ID, fmt.Sprint(i, "a")), verdict(attest.MachineID{}, fmt.Sprint(i, "b"))}})
+	}
+	if n := count(t, s); n != 10 {
+		t.Errorf("got %d entries, want 10", n)
+	}
+	var seqs []int64
+	for e, err := range s.Audit(t.Context(), 4) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		seqs = append(seqs, e.Seq)
+		if len(seqs) == 3 {
+			break
+		}
+	}
+	if fmt.Sprint(seqs) != "[4 5 6]" {
+		t.Errorf("from 4: got %v", seqs)
+	}
+	commit(t, s, &server.Change{Events: []audit.Event{verdict(a.ID, "after a reader that stopped early")}})
+}
+
+func auditRace(t *testing.T, s server.Store) {
+	a := machine("a")
+	won := race(t, 16, nil, func(i int) error {
+		return s.Commit(t.Context(), &server.Change{Events: []audit.Event{verdict(a.ID, fmt.Sprint(i)), verdict(a.ID, "second")}})
+	})
+	if n := count(t, s); won != 16 || n != 32 {
+		t.Errorf("%d commits, %d entries; want 16 and 32", won, n)
+	}
+}
+
+func copies(t *testing.T, s server.Store) {
+	m := machine("a")
+	m.AKName = []byte{1}
+	commit(t, s, &server.Change{Machine: m})
+	m.AKName[0] = 9
+	got, err := s.Machine(t.Context(), m.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.AKName[0] != 1 {
+		t.Error("the store shares memory with who wrote")
+	}
+	got.AKName[0] = 9
+	if got, err = s.Machine(t.Context(), m.ID); err != nil || got.AKName[0] != 1 {
+		t.Errorf("the store shares memory with who read: %v", err)
+	}
+}
+
+func casRace(t *testing.T, s server.Store) {
+	m := machine("a")
+	commit(t, s, &server.Change{Machine: m})
+	won := race(t, 8, nil, func(int) error {
+		for {
+			m, err := s.Machine(t.Context(), m.ID)
+			if err != nil {
+				return err
+			}
+			m.Clock++
+			err = s.Commit(t.Context(), &server.Change{Machine: m})
+			if !errors.Is(err, server.ErrConflict) {
+				return err
+			}
+		}
+	})
+	got, err := s.Machine(t.Context(), m.ID)
+	if err != nil || won != 8 || got.Clock != 8 || got.Revision != 9 {
+		t.Errorf("%d edits gave %+v, %v", won, got, err)
+	}
+}
+
+func durable(t *testing.T, s server.Store, reopen func(*testing.T, server.Store) server.Store) {
+	m := machine("a")
+	blob := []byte("evidence")
+	for _, id := range []string{"taken", "open"} {
+		if err := s.PutChallenge(t.Context(), challenge(id, epoch), epoch.Add(-time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.TakeChallenge(t.Context(), "taken"); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, &server.Change{Machine: m, Release: release("r1", m, 1), Evidence: blob, Events: []audit.Event{verdict(m.ID, "1")}})
+	s = reopen(t, s)
+	if _, err := s.Machine(t.Context(), m.ID); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Release(t.Context(), "r1"); err != nil {
+		t.Error(err)
+	}
+	wantErr(t, s.Commit(t.Context(), &server.Change{Release: release("r2", m, 1)}), server.ErrReleased)
+	if _, err := s.Evidence(t.Context(), sha256.Sum256(blob)); err != nil {
+		t.Error(err)
+	}
+	_, err := s.TakeChallenge(t.Context(), "taken")
+	wantErr(t, err, server.ErrNotFound)
+	if _, err := s.TakeChallenge(t.Context(), "open"); err != nil {
+		t.Error(err)
+	}
+	commit(t, s, &server.Change{Events: []audit.Event{verdict(m.ID, "2")}})
+	if n := count(t, s); n != 2 {
+		t.Errorf("got %d audit entries, want 2", n)
+	}
+}

@@ -1,0 +1,334 @@
+// Package sqlstore keeps the service's state in SQLite: it implements
+// server.Store, and keeps firmware campaigns beside it. Create makes a
+// database file, Open opens one.
+//
+// All writes go through one goroutine, which commits those that wait together
+// (group commit): the fsync of a commit is what a release costs, and a fleet
+// that powers up at once asks for many. Each write still succeeds or fails by
+// itself, in a savepoint of its own. Other processes may use the file at the
+// same time; SQLite's lock keeps their transactions apart.
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+
+	_ "modernc.org/sqlite" // the database/sql driver "sqlite"
+)
+
+// applicationID marks the file as ours (PRAGMA application_id), schemaVersion
+// says how its tables look (PRAGMA user_version).
+const (
+	applicationID = 0x5ea11f70
+	schemaVersion = 1
+)
+
+// schema makes the tables. Columns hold what is searched or must be unique;
+// the rest of a record is its JSON in body.
+const schema = `
+CREATE TABLE machine (
+	id        BLOB PRIMARY KEY,
+	revision  INTEGER NOT NULL,
+	state     TEXT NOT NULL,
+	node_name TEXT NOT NULL UNIQUE,
+	disk_guid TEXT UNIQUE, -- NULL if there is none
+	body      TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX machine_state ON machine (state);
+CREATE TABLE challenge (
+	id      TEXT PRIMARY KEY,
+	expires INTEGER NOT NULL, -- Unix nanoseconds
+	body    TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX challenge_expires ON challenge (expires);
+CREATE TABLE release (
+	id            TEXT PRIMARY KEY,
+	machine       BLOB NOT NULL,
+	generation    INTEGER NOT NULL,
+	reset_count   INTEGER NOT NULL,
+	restart_count INTEGER NOT NULL,
+	confirmed     INTEGER NOT NULL, -- 0 or 1
+	body          TEXT NOT NULL,
+	UNIQUE (machine, generation, reset_count, restart_count)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE evidence (
+	digest BLOB PRIMARY KEY, -- SHA-256 of body
+	body   BLOB NOT NULL
+) STRICT;
+CREATE TABLE audit (
+	seq  INTEGER PRIMARY KEY,
+	line BLOB NOT NULL -- as exported, without the newline
+) STRICT;
+CREATE TABLE campaign (
+	name     TEXT PRIMARY KEY,
+	revision INTEGER NOT NULL,
+	body     BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+`
+
+// maxBatch bounds the writes of one commit. More would only make each wait
+// longer: the fsync is shared well before.
+const maxBatch = 128
+
+// Store is an open database. Its methods may be used by many goroutines.
+type Store struct {
+	path  string
+	read  *sql.DB // sees what was committed last
+	write *sql.DB // one connection, used by the writer only
+
+	queue  chan *pending // to the writer
+	quit   chan struct{} // closed by Close
+	closed sync.Once
+	done   chan struct{} // closed by the writer when it ends
+	err    error         // of closing; written before Close returns first
+}
+
+// pending is a write that waits for the writer.
+type pending struct {
+	ctx    context.Context
+	do     func(context.Context, *sql.Tx) error
+	result chan error
+}
+
+// dsn is the driver's name for path with our settings. Transactions take the
+// write lock when they begin, so that none fails halfway because another
+// writer was faster; synchronous=FULL makes each commit survive a power cut.
+func dsn(path string, pragmas ...string) string {
+	q := url.Values{"_txlock": {"immediate"}, "_pragma": append([]string{
+		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)",
+	}, pragmas...)}
+	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
+}
+
+// Create makes a new database at path, mode 0600, and opens it. It never
+// touches a file that exists, and one that it did not finish does not exist.
+func Create(ctx context.Context, path string) (_ *Store, err error) {
+	if _, err := os.Lstat(path); err == nil {
+		return nil, fmt.Errorf("create database %s: %w", path, fs.ErrExist)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*") // mode 0600
+	if err != nil {
+		return nil, fmt.Errorf("create database %s: %w", path, err)
+	}
+	temp := f.Name()
+	defer func() { err = errors.Join(err, removeIfThere(temp)) }()
+	if err := f.Close(); err != nil {
+		return nil, fmt.Errorf("create database %s: %w", path, err)
+	}
+	if err := initialise(ctx, temp); err != nil {
+		return nil, fmt.Errorf("create database %s: %w", path, err)
+	}
+	// Unlike a rename, a link does not replace what came meanwhile.
+	if err := os.Link(temp, path); err != nil {
+		return nil, fmt.Errorf("create database: %w", err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("create database %s: %w", path, err)
+	}
+	return Open(ctx, path)
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// syncDir makes the names in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// initialise writes the schema into an empty file. Closing the last connection
+// checkpoints the write-ahead log and removes it, so the file is whole.
+func initialise(ctx context.Context, path string) (err error) {
+	db, err := sql.Open("sqlite", dsn(path))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	db.SetMaxOpenConns(1)
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	for _, q := range []string{
+		schema,
+		fmt.Sprintf("PRAGMA application_id = %d", applicationID),
+		fmt.Sprintf("PRAGMA user_version = %d", schemaVersion),
+	} {
+		if _, err := tx.ExecContext(ctx, q); err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+	}
+	return tx.Commit()
+}
+
+// Open opens the database at path. It refuses a file that is not there, that
+// others can read, that is no database of ours, or that has another schema
+// version.
+func Open(ctx context.Context, path string) (_ *Store, err error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("open database %s: not a regular file", path)
+	}
+	if m := st.Mode().Perm(); m&0o077 != 0 {
+		return nil, fmt.Errorf("open database %s: mode is %04o, want 0600: others could read it", path, m)
+	}
+	write, err := sql.Open("sqlite", dsn(path))
+	if err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	write.SetMaxOpenConns(1)
+	read, err := sql.Open("sqlite", dsn(path, "query_only(1)"))
+	if err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, errors.Join(err, write.Close()))
+	}
+	read.SetMaxOpenConns(8)
+	s := &Store{path: path, read: read, write: write, queue: make(chan *pending), quit: make(chan struct{}), done: make(chan struct{})}
+	if err := s.checkSchema(ctx); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, errors.Join(err, read.Close(), write.Close()))
+	}
+	go s.writer()
+	return s, nil
+}
+
+// checkSchema compares the file's marks with ours.
+func (s *Store) checkSchema(ctx context.Context) error {
+	var app, version int64
+	if err := s.write.QueryRowContext(ctx, "PRAGMA application_id").Scan(&app); err != nil {
+		return err
+	}
+	if app != applicationID {
+		return fmt.Errorf("not a database of this program: application id is %#x, want %#x", app, applicationID)
+	}
+	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return err
+	}
+	if version != schemaVersion {
+		return fmt.Errorf("schema version is %d, want %d", version, schemaVersion)
+	}
+	return nil
+}
+
+// Close finishes the writes that wait and closes the file.
+func (s *Store) Close() error {
+	s.closed.Do(func() {
+		close(s.quit)
+		<-s.done
+		// The reader first: the last connection to close checkpoints, and
+		// only one that can write does.
+		if err := errors.Join(s.read.Close(), s.write.Close()); err != nil {
+			s.err = fmt.Errorf("close database %s: %w", s.path, err)
+		}
+	})
+	return s.err
+}
+
+// submit has the writer run do, and waits until that is durable or failed. It
+// waits even if ctx ends, because do may refer to the caller's memory; ctx only
+// keeps a write from starting.
+func (s *Store) submit(ctx context.Context, do func(context.Context, *sql.Tx) error) error {
+	p := &pending{ctx: ctx, do: do, result: make(chan error, 1)}
+	select {
+	case s.queue <- p:
+		return <-p.result
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.quit:
+		return fmt.Errorf("database %s: closed", s.path)
+	}
+}
+
+// writer owns the write connection until quit.
+func (s *Store) writer() {
+	defer close(s.done)
+	for {
+		var batch []*pending
+		select {
+		case p := <-s.queue:
+			batch = append(batch, p)
+		case <-s.quit:
+			return
+		}
+	more:
+		for len(batch) < maxBatch {
+			select {
+			case p := <-s.queue:
+				batch = append(batch, p)
+			default:
+				break more
+			}
+		}
+		s.commit(batch)
+	}
+}
+
+// commit runs a batch in one transaction, each write in its own savepoint, and
+// tells each its result after the commit.
+func (s *Store) commit(batch []*pending) {
+	// A write that has begun is not given up for one caller's sake: it shares
+	// the transaction with others.
+	ctx := context.Background()
+	results := make([]error, len(batch))
+	all := func() error {
+		tx, err := s.write.BeginTx(ctx, nil)
+		if err != nil {
+			return fmt.Errorf("begin: %w", err)
+		}
+		for i, p := range batch {
+			if results[i] = p.ctx.Err(); results[i] != nil {
+				continue
+			}
+			if results[i], err = savepoint(ctx, tx, p.do); err != nil {
+				return errors.Join(err, tx.Rollback())
+			}
+		}
+		if err := tx.Commit(); err != nil {
+			return fmt.Errorf("commit: %w", err)
+		}
+		return nil
+	}
+	if err := all(); err != nil {
+		for i := range results {
+			if results[i] == nil {
+				results[i] = fmt.Errorf("database %s: %w", s.path, err)
+			}
+		}
+	}
+	for i, p := range batch {
+		p.result <- results[i]
+	}
+}
+
+// savepoint runs do so that its failure leaves no trace. result is what do
+// returned; err means that the transaction is lost.
+func savepoint(ctx context.Context, tx *sql.Tx, do func(context.Context, *sql.Tx) error) (result, err error) {
+	if _, err := tx.ExecContext(ctx, "SAVEPOINT one"); err != nil {
+		return nil, fmt.Errorf("savepoint: %w", err)
+	}
+	if result = do(ctx, tx); result != nil {
+		if _, err := tx.ExecContext(ctx, "ROLLBACK TO one"); err != nil {
+			return result, fmt.Errorf("roll back: %w", errors.Join(err, result))
+		}
+	}
+	if _, err := tx.ExecContext(ctx, "RELEASE one"); err != nil {
+		return result, fmt.Errorf("release savepoint: %w", err)
+	}
+	return result, nil
+}

@@ -1,0 +1,376 @@
+package sqlstore
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/server/storetest"
+)
+
+func create(t *testing.T) *Store {
+	t.Helper()
+	s, err := Create(t.Context(), filepath.Join(t.TempDir(), "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// copyFiles copies the database as it is on disk, as a kill would leave it:
+// nothing is closed or checkpointed first.
+func copyFiles(t *testing.T, path string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "state.db")
+	for _, suffix := range []string{"", "-wal"} {
+		b, err := os.ReadFile(path + suffix)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to+suffix, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return to
+}
+
+func TestStore(t *testing.T) {
+	storetest.Run(t,
+		func(t *testing.T) server.Store { return create(t) },
+		func(t *testing.T, s server.Store) server.Store {
+			again, err := Open(t.Context(), copyFiles(t, s.(*Store).path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { again.Close() })
+			return again
+		})
+}
+
+func TestCreateMakesPrivateFilesAndKeepsOthers(t *testing.T) {
+	s := create(t)
+	event := audit.Event{Time: time.Unix(1, 0), Kind: audit.KindStart, Data: audit.Start{}}
+	if err := s.Commit(t.Context(), &server.Change{Events: []audit.Event{event}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		st, err := os.Stat(s.path + suffix)
+		if err != nil {
+			t.Error(err)
+		} else if st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %04o, want 0600", filepath.Base(s.path+suffix), st.Mode().Perm())
+		}
+	}
+	if _, err := Create(t.Context(), s.path); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a second Create: got %v, want %v", err, fs.ErrExist)
+	}
+	files, err := os.ReadDir(filepath.Dir(s.path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if strings.Contains(f.Name(), ".new-") {
+			t.Errorf("%s was left behind", f.Name())
+		}
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	exec := func(query string) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			db, err := sql.Open("sqlite", dsn(path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			if _, err := db.Exec(query); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	tests := map[string]struct {
+		spoil func(t *testing.T, path string)
+		want  string
+	}{
+		"no file":                 {func(t *testing.T, path string) { os.Remove(path) }, "no such file"},
+		"a later schema":          {exec("PRAGMA user_version = 2"), "schema version is 2, want 1"},
+		"another program's file":  {exec("PRAGMA application_id = 7"), "application id is 0x7"},
+		"a file that others read": {func(t *testing.T, path string) { os.Chmod(path, 0o644) }, "mode is 0644, want 0600"},
+		"no database": {func(t *testing.T, path string) {
+			os.WriteFile(path, []byte(strings.Repeat("not a database\n", 100)), 0o600)
+		}, "not a database"},
+		"an empty file": {func(t *testing.T, path string) { os.Truncate(path, 0) }, "application id is 0x0"},
+		"a directory": {func(t *testing.T, path string) {
+			os.Remove(path)
+			os.Mkdir(path, 0o700)
+		}, "not a regular file"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := create(t)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			tt.spoil(t, s.path)
+			got, err := Open(t.Context(), s.path)
+			if err == nil {
+				got.Close()
+				t.Fatal("no error")
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %q, want it to contain %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestAWriteAfterCloseFails(t *testing.T) {
+	s := create(t)
+	s.Close()
+	if err := s.Commit(t.Context(), &server.Change{}); err == nil {
+		t.Error("no error")
+	}
+}
+
+func TestAWriteIsNotStartedForACallerThatWentAway(t *testing.T) {
+	s := create(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	m := &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n"}}
+	if err := s.Commit(ctx, &server.Change{Machine: m}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want %v", err, context.Canceled)
+	}
+	if _, err := s.Machine(t.Context(), m.ID); !errors.Is(err, server.ErrNotFound) {
+		t.Errorf("got %v, want %v", err, server.ErrNotFound)
+	}
+}
+
+func TestAnAlteredRowIsFound(t *testing.T) {
+	tests := map[string]struct{ query, want string }{
+		"data altered":      {`UPDATE audit SET line = CAST(replace(CAST(line AS TEXT), 'unlocked', 'unlockeD') AS BLOB) WHERE seq = 2`, "entry 2"},
+		"row deleted":       {`DELETE FROM audit WHERE seq = 2`, "missing entry: 3 comes after 1"},
+		"row renumbered":    {`UPDATE audit SET seq = 9 WHERE seq = 3`, "the row of entry 9 holds entry 3"},
+		"row not an entry":  {`UPDATE audit SET line = x'00' WHERE seq = 2`, "entry 2"},
+		"rows swapped":      {`UPDATE audit SET line = (SELECT b.line FROM audit b WHERE b.seq = 5 - audit.seq) WHERE seq IN (2, 3)`, "the row of entry 2 holds entry 3"},
+		"first row deleted": {`DELETE FROM audit WHERE seq = 1`, "missing entry: 2 comes after 0"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := create(t)
+			for i := range 3 {
+				ev := audit.Event{Time: time.Unix(int64(i), 0), Kind: audit.KindConfirm, Data: audit.Confirm{ReleaseID: fmt.Sprint(i), Outcome: "unlocked"}}
+				if err := s.Commit(t.Context(), &server.Change{Events: []audit.Event{ev}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := s.write.Exec(tt.query); err != nil {
+				t.Fatal(err)
+			}
+			var v audit.Verifier
+			var err error
+			for e, readErr := range s.Audit(t.Context(), 1) {
+				if err = readErr; err == nil {
+					err = v.Add(e)
+				}
+				if err != nil {
+					break
+				}
+			}
+			var broken *audit.BrokenError
+			if !errors.As(err, &broken) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want a *BrokenError with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestCampaignsAreComparedAndSwapped(t *testing.T) {
+	s := create(t)
+	ctx := t.Context()
+	event := audit.Event{Time: time.Unix(1, 0), Kind: audit.KindCampaign, Data: audit.Campaign{Name: "bios", To: "open"}}
+	if _, _, err := s.LoadCampaign(ctx, "bios"); !errors.Is(err, server.ErrNotFound) {
+		t.Errorf("got %v, want %v", err, server.ErrNotFound)
+	}
+	if err := s.SaveCampaign(ctx, "bios", json.RawMessage(`{"a":1}`), 0, event); err != nil {
+		t.Fatal(err)
+	}
+	for _, stale := range []int64{0, 2} {
+		if err := s.SaveCampaign(ctx, "bios", json.RawMessage(`{"a":2}`), stale, event); !errors.Is(err, server.ErrConflict) {
+			t.Errorf("revision %d: got %v, want %v", stale, err, server.ErrConflict)
+		}
+	}
+	body, revision, err := s.LoadCampaign(ctx, "bios")
+	if err != nil || string(body) != `{"a":1}` || revision != 1 {
+		t.Errorf("got %s, %d, %v", body, revision, err)
+	}
+	if err := s.SaveCampaign(ctx, "bios", json.RawMessage(`{"a":3}`), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SaveCampaign(ctx, "aged", json.RawMessage(`{}`), 0); err != nil {
+		t.Fatal(err)
+	}
+	names, err := s.CampaignNames(ctx)
+	if err != nil || fmt.Sprint(names) != "[aged bios]" {
+		t.Errorf("got %v, %v", names, err)
+	}
+	n := 0
+	for _, err := range s.Audit(ctx, 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 1 {
+		t.Errorf("%d audit entries, want 1: a refused save logs nothing", n)
+	}
+}
+
+// TestKill kills a process in the middle of its writes and checks that the
+// database opens and holds all that the process was told is durable.
+func TestKill(t *testing.T) {
+	if path := os.Getenv("SQLSTORE_TEST_VICTIM"); path != "" {
+		victim(path)
+	}
+	for round := range 3 {
+		path := filepath.Join(t.TempDir(), "state.db")
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKill$")
+		cmd.Env = append(os.Environ(), "SQLSTORE_TEST_VICTIM="+path)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		durable := map[string]bool{}
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			durable[lines.Text()] = true
+			if len(durable) == 20*(round+1) {
+				if err := cmd.Process.Kill(); err != nil { // SIGKILL
+					t.Fatal(err)
+				}
+			}
+		}
+		_ = cmd.Wait() // it was killed
+
+		s, err := Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var v audit.Verifier
+		logged := map[string]bool{}
+		for e, err := range s.Audit(t.Context(), 1) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := v.Add(e); err != nil {
+				t.Fatal(err)
+			}
+			var d audit.Release
+			if err := json.Unmarshal(e.Data, &d); err != nil {
+				t.Fatal(err)
+			}
+			logged[d.ID] = true
+		}
+		for id := range durable {
+			if !logged[id] {
+				t.Errorf("release %s was durable and is not in the log", id)
+			}
+			if _, err := s.Release(t.Context(), id); err != nil {
+				t.Errorf("release %s was durable: %v", id, err)
+			}
+		}
+		for id := range logged {
+			if _, err := s.Release(t.Context(), id); err != nil {
+				t.Errorf("release %s is in the log alone: %v", id, err)
+			}
+		}
+		if len(durable) == 0 {
+			t.Error("nothing was written before the kill")
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// victim writes releases from several goroutines and prints the id of each
+// that is durable, until it is killed.
+func victim(path string) {
+	s, err := Create(context.Background(), path)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	ids := make(chan string)
+	for w := range 4 {
+		go func() {
+			for i := uint32(0); ; i++ {
+				id := fmt.Sprintf("r-%d-%d", w, i)
+				err := s.Commit(context.Background(), &server.Change{
+					Release: &server.Release{ID: id, Machine: attest.MachineID{byte(w)}, ResetCount: i},
+					Events:  []audit.Event{{Time: time.Unix(1, 0), Kind: audit.KindRelease, Data: audit.Release{ID: id}}},
+				})
+				if err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					os.Exit(1)
+				}
+				ids <- id
+			}
+		}()
+	}
+	for id := range ids {
+		fmt.Println(id)
+	}
+}
+
+func BenchmarkReleases(b *testing.B) {
+	s, err := Create(b.Context(), filepath.Join(b.TempDir(), "state.db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	blob := make([]byte, 60<<10)
+	b.SetParallelism(64)
+	next := make(chan uint32)
+	go func() {
+		for i := uint32(0); ; i++ {
+			next <- i
+		}
+	}()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			i := <-next
+			id := fmt.Sprint("r", i)
+			err := s.Commit(b.Context(), &server.Change{
+				Release:  &server.Release{ID: id, ResetCount: i},
+				Evidence: append(blob, id...),
+				Events:   []audit.Event{{Time: time.Unix(1, 0), Kind: audit.KindRelease, Data: audit.Release{ID: id}}},
+			})
+			if err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}

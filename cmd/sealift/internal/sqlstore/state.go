@@ -1,0 +1,339 @@
+package sqlstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+var _ server.Store = (*Store)(nil)
+
+// Machine implements server.Store.
+func (s *Store) Machine(ctx context.Context, id attest.MachineID) (*server.Machine, error) {
+	m, err := scanMachine(s.read.QueryRowContext(ctx, "SELECT revision, body FROM machine WHERE id = ?", id[:]))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("machine %s: %w", id, server.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read machine %s: %w", id, err)
+	}
+	return m, nil
+}
+
+// scanMachine reads a row of revision and body.
+func scanMachine(row interface{ Scan(...any) error }) (*server.Machine, error) {
+	var revision int64
+	var body string
+	if err := row.Scan(&revision, &body); err != nil {
+		return nil, err
+	}
+	m := new(server.Machine)
+	if err := json.Unmarshal([]byte(body), m); err != nil {
+		return nil, err
+	}
+	m.Revision = revision
+	return m, nil
+}
+
+// Machines implements server.Store.
+func (s *Store) Machines(ctx context.Context, q server.Query) (_ []*server.Machine, err error) {
+	var where []string
+	var args []any
+	match := func(condition string, arg any) {
+		where = append(where, condition)
+		args = append(args, arg)
+	}
+	if q.State != "" {
+		match("state = ?", string(q.State))
+	}
+	if q.DiskGUID != "" {
+		match("disk_guid = ?", q.DiskGUID)
+	}
+	if q.NodeName != "" {
+		match("node_name = ?", q.NodeName)
+	}
+	if !q.After.IsZero() {
+		match("id > ?", q.After[:])
+	}
+	query := "SELECT revision, body FROM machine"
+	if len(where) > 0 {
+		query += " WHERE " + strings.Join(where, " AND ")
+	}
+	query += " ORDER BY id"
+	if q.Limit > 0 {
+		query += " LIMIT ?"
+		args = append(args, q.Limit)
+	}
+	rows, err := s.read.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read machines: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	var out []*server.Machine
+	for rows.Next() {
+		m, err := scanMachine(rows)
+		if err != nil {
+			return nil, fmt.Errorf("read machines: %w", err)
+		}
+		out = append(out, m)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read machines: %w", err)
+	}
+	return out, nil
+}
+
+// PutChallenge implements server.Store.
+func (s *Store) PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error {
+	body, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("encode challenge %s: %w", c.ID, err)
+	}
+	err = s.submit(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, "DELETE FROM challenge WHERE expires < ?", horizon.UnixNano()); err != nil {
+			return err
+		}
+		return one(server.ErrConflict)(tx.ExecContext(ctx,
+			"INSERT INTO challenge (id, expires, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", c.ID, c.Expires.UnixNano(), string(body)))
+	})
+	if err != nil {
+		return fmt.Errorf("store challenge %s: %w", c.ID, err)
+	}
+	return nil
+}
+
+// one returns missed unless exactly one row was changed.
+func one(missed error) func(sql.Result, error) error {
+	return func(r sql.Result, err error) error {
+		if err != nil {
+			return err
+		}
+		n, err := r.RowsAffected()
+		if err != nil {
+			return err
+		}
+		if n != 1 {
+			return missed
+		}
+		return nil
+	}
+}
+
+// TakeChallenge implements server.Store.
+func (s *Store) TakeChallenge(ctx context.Context, id string) (*attest.Challenge, error) {
+	var body string
+	err := s.submit(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		return tx.QueryRowContext(ctx, "DELETE FROM challenge WHERE id = ? RETURNING body", id).Scan(&body)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("challenge %s: %w", id, server.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take challenge %s: %w", id, err)
+	}
+	c := new(attest.Challenge)
+	if err := json.Unmarshal([]byte(body), c); err != nil {
+		return nil, fmt.Errorf("decode challenge %s: %w", id, err)
+	}
+	return c, nil
+}
+
+// Commit implements server.Store.
+func (s *Store) Commit(ctx context.Context, c *server.Change) error {
+	return s.submit(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if c.Machine != nil {
+			if err := putMachine(ctx, tx, c.Machine); err != nil {
+				return fmt.Errorf("store machine %s: %w", c.Machine.ID, err)
+			}
+		}
+		if c.Release != nil {
+			if err := putRelease(ctx, tx, c.Release); err != nil {
+				return fmt.Errorf("store release %s: %w", c.Release.ID, err)
+			}
+		}
+		if c.Confirm != nil {
+			if err := confirmRelease(ctx, tx, c.Confirm); err != nil {
+				return fmt.Errorf("confirm release %s: %w", c.Confirm.ID, err)
+			}
+		}
+		if c.Evidence != nil {
+			digest := sha256.Sum256(c.Evidence)
+			if _, err := tx.ExecContext(ctx, "INSERT INTO evidence (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING", digest[:], c.Evidence); err != nil {
+				return fmt.Errorf("store evidence %x: %w", digest, err)
+			}
+		}
+		return appendAudit(ctx, tx, c.Events)
+	})
+}
+
+// putMachine writes m if the stored revision is m's.
+func putMachine(ctx context.Context, tx *sql.Tx, m *server.Machine) error {
+	body, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	disk := sql.NullString{String: m.DiskGUID, Valid: m.DiskGUID != ""}
+	if m.Revision == 0 {
+		// Any conflict will do: the id, the node name or the disk.
+		return one(server.ErrConflict)(tx.ExecContext(ctx,
+			"INSERT INTO machine (id, revision, state, node_name, disk_guid, body) VALUES (?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+			m.ID[:], string(m.State), m.NodeName, disk, string(body)))
+	}
+	return one(server.ErrConflict)(tx.ExecContext(ctx,
+		"UPDATE OR IGNORE machine SET revision = revision + 1, state = ?, node_name = ?, disk_guid = ?, body = ? WHERE id = ? AND revision = ?",
+		string(m.State), m.NodeName, disk, string(body), m.ID[:], m.Revision))
+}
+
+func putRelease(ctx context.Context, tx *sql.Tx, r *server.Release) error {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return one(server.ErrReleased)(tx.ExecContext(ctx,
+		"INSERT INTO release (id, machine, generation, reset_count, restart_count, confirmed, body) VALUES (?, ?, ?, ?, ?, 0, ?) ON CONFLICT DO NOTHING",
+		r.ID, r.Machine[:], r.Generation, int64(r.ResetCount), int64(r.RestartCount), string(body)))
+}
+
+func confirmRelease(ctx context.Context, tx *sql.Tx, r *server.Release) error {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return one(server.ErrConflict)(tx.ExecContext(ctx,
+		"UPDATE release SET confirmed = 1, body = ? WHERE id = ? AND confirmed = 0", string(body), r.ID))
+}
+
+// appendAudit continues the chain from the last stored entry. The transaction
+// holds the write lock, so nobody else can have it continue there too.
+func appendAudit(ctx context.Context, tx *sql.Tx, events []audit.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	var head audit.Head
+	var line []byte
+	switch err := tx.QueryRowContext(ctx, "SELECT line FROM audit ORDER BY seq DESC LIMIT 1").Scan(&line); {
+	case errors.Is(err, sql.ErrNoRows):
+	case err != nil:
+		return fmt.Errorf("read the head of the audit log: %w", err)
+	default:
+		last, err := audit.ParseLine(line)
+		if err != nil {
+			return fmt.Errorf("read the head of the audit log: %w", err)
+		}
+		head = last.Head()
+	}
+	for _, ev := range events {
+		e, err := audit.Next(head, ev)
+		if err != nil {
+			return err
+		}
+		line, err := audit.AppendLine(nil, e)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "INSERT INTO audit (seq, line) VALUES (?, ?)", e.Seq, line[:len(line)-1]); err != nil {
+			return fmt.Errorf("append audit entry %d: %w", e.Seq, err)
+		}
+		head = e.Head()
+	}
+	return nil
+}
+
+// Release implements server.Store.
+func (s *Store) Release(ctx context.Context, id string) (*server.Release, error) {
+	var body string
+	err := s.read.QueryRowContext(ctx, "SELECT body FROM release WHERE id = ?", id).Scan(&body)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("release %s: %w", id, server.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read release %s: %w", id, err)
+	}
+	r := new(server.Release)
+	if err := json.Unmarshal([]byte(body), r); err != nil {
+		return nil, fmt.Errorf("decode release %s: %w", id, err)
+	}
+	return r, nil
+}
+
+// Evidence implements server.Store.
+func (s *Store) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
+	var body []byte
+	err := s.read.QueryRowContext(ctx, "SELECT body FROM evidence WHERE digest = ?", digest[:]).Scan(&body)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("evidence %s: %w", digest, server.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read evidence %s: %w", digest, err)
+	}
+	if got := manifest.SHA256(sha256.Sum256(body)); got != digest {
+		return nil, fmt.Errorf("read evidence %s: altered, its digest is %s", digest, got)
+	}
+	return body, nil
+}
+
+// auditPage is how many audit entries are read at a time. A reader that takes
+// its time must not hold a read transaction, which would keep the write-ahead
+// log from being checkpointed.
+const auditPage = 200
+
+// Audit implements server.Store. An entry that cannot be read as one gives an
+// *audit.BrokenError.
+func (s *Store) Audit(ctx context.Context, from int64) iter.Seq2[audit.Entry, error] {
+	return func(yield func(audit.Entry, error) bool) {
+		for {
+			page, err := s.auditPage(ctx, from)
+			for _, e := range page {
+				if !yield(e, nil) {
+					return
+				}
+				from = e.Seq + 1
+			}
+			if err != nil {
+				yield(audit.Entry{}, err)
+				return
+			}
+			if len(page) < auditPage {
+				return
+			}
+		}
+	}
+}
+
+func (s *Store) auditPage(ctx context.Context, from int64) (page []audit.Entry, err error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT seq, line FROM audit WHERE seq >= ? ORDER BY seq LIMIT ?", from, auditPage)
+	if err != nil {
+		return nil, fmt.Errorf("read audit log from %d: %w", from, err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var seq int64
+		var line []byte
+		if err := rows.Scan(&seq, &line); err != nil {
+			return page, fmt.Errorf("read audit log from %d: %w", from, err)
+		}
+		e, err := audit.ParseLine(line)
+		if err == nil && e.Seq != seq {
+			err = fmt.Errorf("altered: the row of entry %d holds entry %d", seq, e.Seq)
+		}
+		if err != nil {
+			return page, &audit.BrokenError{Seq: seq, Line: seq, Reason: err.Error()}
+		}
+		page = append(page, e)
+	}
+	if err := rows.Err(); err != nil {
+		return page, fmt.Errorf("read audit log from %d: %w", from, err)
+	}
+	return page, nil
+}
