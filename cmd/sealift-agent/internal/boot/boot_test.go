@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"bytes"
 	"maps"
 	"os"
 	"path/filepath"
@@ -78,77 +77,6 @@ func TestRootHash(t *testing.T) {
 			}
 		})
 	}
-}
-
-// structure makes an SMBIOS structure of n bytes with its strings.
-func structure(typ byte, formatted []byte, strs ...string) []byte {
-	b := append([]byte{typ, byte(4 + len(formatted)), 0, 0}, formatted...)
-	for _, s := range strs {
-		b = append(append(b, s...), 0)
-	}
-	if len(strs) == 0 {
-		b = append(b, 0)
-	}
-	return append(b, 0)
-}
-
-func TestParseSystem(t *testing.T) {
-	id := []byte{0x33, 0x22, 0x11, 0x00, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff}
-	type1 := func(uuid []byte) []byte {
-		return structure(1, append([]byte{1, 2, 3, 4}, append(slices.Clone(uuid), 6, 0, 0)...), "QEMU", "Standard PC", "pc-q35", " 4711 ")
-	}
-	end := structure(127, nil)
-	join := func(p ...[]byte) []byte { return bytes.Join(p, nil) }
-	tests := map[string]struct {
-		table []byte
-		want  System
-		err   string
-	}{
-		"the UUID's first fields are little-endian": {
-			table: join(structure(0, []byte{1, 2}, "EDK II", "0.0.0"), type1(id), end),
-			want:  System{Manufacturer: "QEMU", Product: "Standard PC", Serial: "4711", UUID: "00112233-4455-6677-8899-aabbccddeeff"},
-		},
-		"an unset UUID is empty": {
-			table: join(type1(make([]byte, 16)), end),
-			want:  System{Manufacturer: "QEMU", Product: "Standard PC", Serial: "4711"},
-		},
-		"an old short structure has no UUID": {
-			table: join(structure(1, []byte{1, 0, 0, 9}, "Old"), end),
-			want:  System{Manufacturer: "Old"},
-		},
-		"a table without type 1 is an error":           {table: end, err: "no system information"},
-		"type 1 after the end is not read":             {table: join(end, type1(id)), err: "no system information"},
-		"a length beyond the table is an error":        {table: []byte{1, 200, 0, 0, 1}, err: "length is 200"},
-		"a length below the header is an error":        {table: []byte{1, 3, 0, 0, 0, 0}, err: "length is 3"},
-		"strings that are cut short are an error":      {table: []byte{1, 4, 0, 0, 'x', 0}, err: "strings have no end"},
-		"an empty table is an error":                   {err: "no system information"},
-		"a table that ends without type 127 is usable": {table: type1(id), want: System{Manufacturer: "QEMU", Product: "Standard PC", Serial: "4711", UUID: "00112233-4455-6677-8899-aabbccddeeff"}},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			got, err := ParseSystem(tt.table)
-			if tt.err != "" {
-				if err == nil || !strings.Contains(err.Error(), tt.err) {
-					t.Fatalf("got error %v, want one with %q", err, tt.err)
-				}
-				return
-			}
-			if err != nil || got != tt.want {
-				t.Errorf("got %+v, %v\nwant %+v", got, err, tt.want)
-			}
-		})
-	}
-}
-
-func FuzzParseSystem(f *testing.F) {
-	f.Add(structure(1, append([]byte{1, 2, 3, 4}, make([]byte, 19)...), "a", "b", "c", "d"))
-	f.Add([]byte{1, 4, 0, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := ParseSystem(b)
-		if err == nil && s.UUID != "" && len(s.UUID) != 36 {
-			t.Errorf("UUID %q", s.UUID)
-		}
-	})
 }
 
 func TestParseConfig(t *testing.T) {

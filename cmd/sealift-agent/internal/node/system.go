@@ -99,6 +99,10 @@ func prepareSystem(h *Handover, c *profiles.NodeConfig) error {
 	if err := unix.Sethostname([]byte(h.NodeName)); err != nil {
 		return fmt.Errorf("set the host name to %s: %w", h.NodeName, err)
 	}
+	// /etc/hostname and /etc/machine-id of an image link to these.
+	if err := os.WriteFile("/run/hostname", []byte(h.NodeName+"\n"), 0o444); err != nil {
+		return err
+	}
 	return os.WriteFile("/run/machine-id", []byte(machineID(h.DiskGUID)+"\n"), 0o444)
 }
 

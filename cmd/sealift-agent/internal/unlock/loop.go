@@ -8,20 +8,8 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/client"
 )
-
-// Refused is the service's answer to evidence that it did not accept.
-type Refused struct {
-	Result *attest.Result
-}
-
-func (r *Refused) Error() string {
-	if r.Result == nil || len(r.Result.Findings) == 0 {
-		return "the attestation service refused and gave no reason"
-	}
-	return fmt.Sprintf("the attestation service refused: %d findings, the first: %s: %s",
-		len(r.Result.Findings), r.Result.Findings[0].Code, r.Result.Findings[0].Message)
-}
 
 // ErrBootSpent says that this boot can never be released again and only a new
 // one can: a release was made and its answer was lost on the way, or a PCR was
@@ -29,16 +17,13 @@ func (r *Refused) Error() string {
 var ErrBootSpent = errors.New("this boot was released or capped before: only a new boot can be released")
 
 // spent reports whether every reason would be gone after a reboot.
-func (r *Refused) spent() bool {
-	if r.Result == nil || len(r.Result.Findings) == 0 {
-		return false
-	}
-	for _, f := range r.Result.Findings {
+func spent(r *attest.Result) bool {
+	for _, f := range r.Findings {
 		if f.Code != attest.CodeReleaseRepeated && f.Code != attest.CodePCRCapped {
 			return false
 		}
 	}
-	return true
+	return len(r.Findings) > 0
 }
 
 // Pauses between attempts. A refusal is mended by people, so it is asked about
@@ -58,8 +43,8 @@ type Screen interface {
 
 // Loop calls Attempt until it succeeds. All fields are required.
 type Loop struct {
-	// Attempt attests once. A *Refused is the service's verdict; any other
-	// error is taken for one of the network or the service.
+	// Attempt attests once. A *client.RefusedError is the service's verdict;
+	// any other error is taken for one of the network or the service.
 	Attempt func(context.Context) error
 	Screen  Screen
 	// Sleep waits that long or until the context ends.
@@ -79,15 +64,19 @@ func (l *Loop) Run(ctx context.Context) error {
 			return fmt.Errorf("attest: %w", ctx.Err())
 		}
 		var pause time.Duration
-		var r *Refused
-		if errors.As(err, &r) {
-			l.show(r)
-			if r.spent() {
+		var r *client.RefusedError
+		var busy *client.ServiceError
+		if errors.As(err, &r) && r.Result != nil {
+			l.show(r.Result)
+			if spent(r.Result) {
 				return ErrBootSpent
 			}
 			pause, refused, broken = jitter(refused), min(2*refused, refusedMax), brokenFirst
 		} else {
 			pause, broken = jitter(broken), min(2*broken, brokenMax)
+			if errors.As(err, &busy) {
+				pause = max(pause, min(busy.RetryAfter, refusedMax))
+			}
 			l.Screen.Step("attestation failed: %v", err)
 		}
 		l.Screen.Step("trying again in %s", pause.Round(time.Second/10))
@@ -98,12 +87,12 @@ func (l *Loop) Run(ctx context.Context) error {
 }
 
 // show prints each finding, and the hint under it.
-func (l *Loop) show(r *Refused) {
-	if r.Result == nil || len(r.Result.Findings) == 0 {
+func (l *Loop) show(r *attest.Result) {
+	if len(r.Findings) == 0 {
 		l.Screen.Refused("unknown", "the attestation service gave no reason")
 		return
 	}
-	for _, f := range r.Result.Findings {
+	for _, f := range r.Findings {
 		l.Screen.Refused(string(f.Code), f.Message)
 		if f.Hint != "" {
 			l.Screen.Step("hint: %s", f.Hint)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/client"
 )
 
 // The vector was made with Python's hmac module after RFC 5869.
@@ -64,7 +65,7 @@ func (s *screen) Refused(code, message string) {
 }
 
 func refusal(findings ...attest.Finding) error {
-	return fmt.Errorf("evidence: %w", &Refused{Result: &attest.Result{Findings: findings}})
+	return fmt.Errorf("evidence: %w", &client.RefusedError{Result: &attest.Result{Findings: findings}})
 }
 
 func TestLoop(t *testing.T) {
@@ -94,6 +95,10 @@ func TestLoop(t *testing.T) {
 			answers: []error{network, network, nil},
 			lines:   []string{"attestation failed: connection refused"},
 			pauses:  [][2]int64{{0, 2}, {1, 3}},
+		},
+		"a busy service is left alone for as long as it asks": {
+			answers: []error{fmt.Errorf("ask: %w", &client.ServiceError{Status: 429, RetryAfter: 40 * time.Second}), nil},
+			pauses:  [][2]int64{{40, 40}},
 		},
 		"a refusal without findings is a refusal": {
 			answers: []error{refusal(), nil},

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/tpm"
+	"github.com/sealift/sealift/cmd/sealift-agent/internal/boot"
+	"github.com/sealift/sealift/cmd/sealift-agent/internal/luks2"
+	"github.com/sealift/sealift/cmd/sealift-agent/internal/netup"
+	"github.com/sealift/sealift/cmd/sealift-agent/internal/node"
+	"github.com/sealift/sealift/cmd/sealift-agent/internal/unlock"
+	"github.com/sealift/sealift/profiles"
+)
+
+// newRoot is where the root file system is mounted in the initramfs, and
+// stateMount where the state goes in it.
+const (
+	newRoot    = "/sysroot"
+	stateMount = "/var"
+)
+
+// confirmLimit bounds how long a boot waits to tell the service that it
+// succeeded. It is told again by the next boot's evidence.
+const confirmLimit = 5 * time.Second
+
+// early is what a boot brings together before it can attest.
+type early struct {
+	tpm      *tpm.TPM
+	eventLog []byte
+	smbios   []byte
+	pcrSig   []byte
+	lease    *netup.Lease
+	root     *unlock.Root
+	state    *unlock.State
+}
+
+// unlock attests, opens the disk and switches root. It returns only with an
+// error.
+func (m *machine) unlock(ctx context.Context) (boot.End, error) {
+	service, err := m.newService()
+	if err != nil {
+		return "", err
+	}
+	e, err := m.gather(ctx, service)
+	if err != nil {
+		return "", err
+	}
+	released, err := m.attest(ctx, service, e)
+	if err != nil {
+		return "", err
+	}
+	err = m.enter(ctx, service, e, released)
+	return "", err
+}
+
+// gather does in parallel what does not depend on each other: the keys of the
+// TPM, the network, and the disk.
+func (m *machine) gather(ctx context.Context, s *service) (*early, error) {
+	e := &early{}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.readTPM(ctx, s, e) })
+	g.Go(func() error {
+		if err := m.loadModules(); err != nil {
+			return err
+		}
+		g.Go(func() error {
+			network := netup.Config{ResolvConf: node.ResolvConf, Log: m.log}
+			var err error
+			if e.lease, err = network.Up(ctx); err == nil {
+				m.console.Step("network up: %s %s", e.lease.Iface, e.lease.Address)
+			}
+			return err
+		})
+		return m.readDisk(ctx, e)
+	})
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (m *machine) readTPM(ctx context.Context, s *service, e *early) error {
+	path, err := boot.WaitTPM(ctx, tpmWait)
+	if err != nil {
+		return advise(err, "switch the TPM 2.0 on in the firmware's set-up")
+	}
+	if e.tpm, err = tpm.Open(path); err != nil {
+		return err
+	}
+	if err := s.identify(e.tpm); err != nil {
+		return err
+	}
+	if e.eventLog, err = boot.ReadEventLog(); err != nil {
+		return advise(err, "the firmware must write a TCG event log: switch measured boot (TPM 2.0, SHA-256) on in its set-up")
+	}
+	// Without SMBIOS the service can still decide by what is measured.
+	if e.smbios, err = boot.ReadSMBIOS(); err != nil {
+		m.log.Warn("the machine does not say what it is", "err", err)
+	}
+	if e.pcrSig, err = os.ReadFile(profiles.PCRSignaturePath); err != nil {
+		return advise(fmt.Errorf("read the image's PCR signature: %w", err), "the image was not started as a UKI with systemd-stub, or has no .pcrsig section")
+	}
+	m.console.Step("TPM ready")
+	return nil
+}
+
+func (m *machine) readDisk(ctx context.Context, e *early) error {
+	rootHash, err := m.cmdline.RootHash()
+	if err != nil {
+		return err
+	}
+	const hint = "the disk does not hold the image that was booted, or is damaged: install it again"
+	found, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if e.root, err = unlock.MountRoot(found, rootHash, newRoot); err != nil {
+		return advise(err, hint)
+	}
+	if e.state, err = unlock.Inspect(e.root.Part.Disk, e.root.Part.Table); err != nil {
+		return advise(err, hint)
+	}
+	return nil
+}
+
+// attest asks until the service releases the machine's secrets.
+func (m *machine) attest(ctx context.Context, s *service, e *early) (*released, error) {
+	disk := attest.Disk{GUID: e.state.DiskGUID(), StateExists: e.state.Exists()}
+	var r *released
+	loop := unlock.Loop{
+		Attempt: func(ctx context.Context) (err error) {
+			r, err = s.attest(ctx, e, disk)
+			return err
+		},
+		Screen: m.console,
+		Sleep:  unlock.Sleep,
+	}
+	if err := loop.Run(ctx); err != nil {
+		if errors.Is(err, unlock.ErrBootSpent) {
+			err = advise(err, "nothing is to be done: the machine reboots and asks again")
+		}
+		return nil, err
+	}
+	m.console.Step("attested: image %s", r.image)
+	return r, nil
+}
+
+// enter opens or creates the state, caps the boot, and switches root.
+func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) error {
+	secrets := r.secrets
+	volume, stateNode, err := m.openState(ctx, e, secrets)
+	clear(secrets.DiskKey)
+	if err != nil {
+		m.confirm(ctx, s, r, err.Error())
+		return advise(err, "the state partition is left as it is: restore what was changed (TPM, disk), or install the machine again, which loses its state")
+	}
+	// From here on nothing in this boot can get the secrets again. A boot that
+	// cannot be capped must not go on.
+	err = e.tpm.Cap(unlock.Label, volume.Key, volume.UUID)
+	clear(volume.Key)
+	if err != nil {
+		return err
+	}
+	m.console.Step("capped")
+	confirmed := make(chan struct{})
+	go func() {
+		defer close(confirmed)
+		m.confirm(ctx, s, r, api.OutcomeUnlocked)
+	}()
+	if err := e.root.MountState(stateNode, stateMount); err != nil {
+		return advise(err, "the state's file system is damaged and is left as it is")
+	}
+	h := node.Handover{
+		Config: *m.config, NodeName: secrets.NodeName, DiskGUID: e.state.DiskGUID(),
+		Join: secrets.Join, Lease: e.lease,
+	}
+	if err := h.Write(node.HandoverPath); err != nil {
+		return err
+	}
+	<-confirmed
+	if err := e.tpm.Close(); err != nil {
+		return err
+	}
+	m.console.Step("switching root")
+	return boot.SwitchRoot(newRoot, profiles.RootAgentPath,
+		[]string{profiles.RootAgentPath, argRun}, []string{"HOME=/root", "TERM=linux", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
+}
+
+// openState opens the state that the evidence spoke of, or makes the first one.
+func (m *machine) openState(ctx context.Context, e *early, secrets *api.Secrets) (*luks2.Volume, string, error) {
+	keys := unlock.Keys{
+		TPM:          e.tpm,
+		PCRKey:       []byte(m.config.PCRKey),
+		PCRSignature: e.pcrSig,
+		ServiceHalf:  secrets.DiskKey,
+	}
+	if e.state.Exists() {
+		v, n, err := e.state.Open(keys)
+		if err == nil {
+			m.console.Step("state opened")
+		}
+		return v, n, err
+	}
+	v, n, err := e.state.Create(ctx, keys, e.root.MakeFileSystem)
+	if err == nil {
+		m.console.Step("state created")
+	}
+	return v, n, err
+}
+
+// linkResolvConf lets the resolver of the initramfs find the name servers.
+func linkResolvConf() error {
+	if err := os.MkdirAll("/etc", 0o755); err != nil {
+		return err
+	}
+	if err := os.Symlink(node.ResolvConf, "/etc/resolv.conf"); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("link resolv.conf: %w", err)
+	}
+	return nil
+}
