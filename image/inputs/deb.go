@@ -80,7 +80,7 @@ func dataArchive(r io.Reader, fn func(io.Reader) error) error {
 		if err != nil {
 			return err
 		}
-		body := io.LimitReader(br, size)
+		body := &io.LimitedReader{R: br, N: size}
 		switch {
 		case n == 0:
 			if name != "debian-binary" {
@@ -91,7 +91,16 @@ func dataArchive(r io.Reader, fn func(io.Reader) error) error {
 				return fmt.Errorf("package format is %q, want 2.0", v)
 			}
 		case strings.HasPrefix(name, "data.tar"):
-			return readData(name, body, fn)
+			if err := readData(name, body, fn); err != nil {
+				return err
+			}
+			if _, err := io.Copy(io.Discard, body); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			if left := body.N; left > 0 {
+				return fmt.Errorf("%s: cut short by %d bytes", name, left)
+			}
+			return nil
 		case n > 8:
 			return errors.New("too many members before the data archive")
 		}
@@ -155,11 +164,17 @@ func readData(name string, r io.Reader, fn func(io.Reader) error) error {
 		return fmt.Errorf("%s: compression is not supported", name)
 	}
 	limited := &io.LimitedReader{R: tr, N: maxUnpacked}
-	err := fn(limited)
+	if err := fn(limited); err != nil {
+		return err
+	}
+	// What follows the last entry is padding, and the compression's checksum.
+	if _, err := io.Copy(io.Discard, limited); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
 	if limited.N <= 0 {
 		return fmt.Errorf("%s: unpacks to more than %d bytes", name, int64(maxUnpacked))
 	}
-	return err
+	return nil
 }
 
 func readTar(r io.Reader, fn func(DebEntry, io.Reader) error) error {
