@@ -10,7 +10,7 @@ import (
 )
 
 // Strings that firmware measures as EV_EFI_ACTION events, without a NUL (TCG
-// PFP, 10.4.4).
+// PFP, "EV_EFI_ACTION Event Types").
 const (
 	actionCalling      = "Calling EFI Application from Boot Option"
 	actionReturning    = "Returning from EFI Application from Boot Option"
@@ -26,8 +26,8 @@ const (
 	hintRemoveHardware = "remove or disable the device or firmware option that measures it"
 )
 
-// separatorDigests are the digests of the two valid separators: four bytes of
-// 00 or of FF. Another value tells of an error in the firmware (PFP, 3.3.2.2).
+// isSeparator reports whether d is the digest of one of the two valid
+// separators: four bytes of 00 or of FF. Another value tells of an error in the firmware (PFP, EV_SEPARATOR).
 func isSeparator(d manifest.SHA256) bool {
 	return d == sha256.Sum256([]byte{0, 0, 0, 0}) || d == sha256.Sum256([]byte{0xff, 0xff, 0xff, 0xff})
 }
@@ -141,6 +141,10 @@ func (b *measuredBoot) appraise() {
 
 // unknown adds a finding about an event that no rule allows.
 func (b *measuredBoot) unknown(e *Event, what, hint string) {
+	if b.v.full() {
+		b.v.dropped++
+		return
+	}
 	b.v.findPCR(e.PCR, Finding{
 		Code:    CodeEventUnknown,
 		Message: fmt.Sprintf("PCR %d, event %d: %s, a %s event with the digest %s%s", e.PCR, e.Number, what, e.UntrustedType, e.SHA256(), dataHint(e)),
@@ -150,6 +154,10 @@ func (b *measuredBoot) unknown(e *Event, what, hint string) {
 
 // retyped adds a finding about a known digest under another type.
 func (b *measuredBoot) retyped(e *Event, what string) {
+	if b.v.full() {
+		b.v.dropped++
+		return
+	}
 	b.v.findPCR(e.PCR, Finding{
 		Code:    CodeLogStructure,
 		Message: fmt.Sprintf("PCR %d, event %d: the digest of %s in a %s event: %s", e.PCR, e.Number, what, e.UntrustedType, reasonRetyped),

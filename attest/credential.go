@@ -1,8 +1,8 @@
 package attest
 
 import (
-	"crypto/ecdh"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"fmt"
 
@@ -17,7 +17,7 @@ const activationSecretSize = 32
 // MakeCredential and Verify make: ECC P-256, ECDSA with SHA-256, name
 // algorithm SHA-256, and exactly the attributes fixedTPM, fixedParent,
 // sensitiveDataOrigin, userWithAuth, restricted and sign, with noDA allowed.
-// Such a key signs nothing but what its TPM made (Part 1, 25.5).
+// Such a key signs nothing but what its TPM made (Part 1, "Attestation").
 func AKName(akPublic []byte) ([]byte, error) {
 	if _, err := checkAK(akPublic); err != nil {
 		return nil, err
@@ -68,28 +68,25 @@ func eccPoint(what string, p *tpm2.TPMTPublic, parms *tpm2.TPMSECCParms) (*ecdsa
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	var curve ecdh.Curve
-	size := 0
+	var curve elliptic.Curve
 	switch parms.CurveID {
 	case tpm2.TPMECCNistP256:
-		curve, size = ecdh.P256(), 32
+		curve = elliptic.P256()
 	case tpm2.TPMECCNistP384:
-		curve, size = ecdh.P384(), 48
+		curve = elliptic.P384()
 	default:
 		return nil, fmt.Errorf("%s: curve is %#04x, want P-256 or P-384", what, uint16(parms.CurveID))
 	}
+	size := curve.Params().BitSize / 8
 	if len(point.X.Buffer) > size || len(point.Y.Buffer) > size {
 		return nil, fmt.Errorf("%s: coordinates of %d and %d bytes, want at most %d", what, len(point.X.Buffer), len(point.Y.Buffer), size)
 	}
-	// Uncompressed point, SEC 1 2.3.3. NewPublicKey checks that it is on the curve.
+	// Uncompressed point, SEC 1 2.3.3. A TPM may leave out leading zeros.
 	enc := make([]byte, 1+2*size)
 	enc[0] = 4
 	copy(enc[1+size-len(point.X.Buffer):], point.X.Buffer)
 	copy(enc[1+2*size-len(point.Y.Buffer):], point.Y.Buffer)
-	if _, err := curve.NewPublicKey(enc); err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
-	key, err := tpm2.ECDSAPub(parms, point)
+	key, err := ecdsa.ParseUncompressedPublicKey(curve, enc)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
@@ -98,8 +95,8 @@ func eccPoint(what string, p *tpm2.TPMTPublic, parms *tpm2.TPMSECCParms) (*ecdsa
 
 // MakeCredential makes a challenge that only a TPM can answer that holds both
 // keys: credential and secret are the contents of the TPM2B_ID_OBJECT and the
-// TPM2B_ENCRYPTED_SECRET for TPM2_ActivateCredential (Part 1, 24), which gives
-// the activation secret. It refuses keys of a kind that Verify would refuse;
+// TPM2B_ENCRYPTED_SECRET for TPM2_ActivateCredential (Part 1, "Credential
+// Protection"), which gives the activation secret. It refuses keys of a kind that Verify would refuse;
 // it does not ask who vouches for the endorsement key.
 func MakeCredential(ekPublic, akPublic []byte) (credential, secret []byte, activation Secret, err error) {
 	name, err := AKName(akPublic)

@@ -51,7 +51,7 @@ func EKMachineID(ekPublic []byte) (MachineID, error) {
 // checkEK checks that a TPMT_PUBLIC is an endorsement key of a kind that
 // TPM2_MakeCredential works with: a restricted decryption key that never left
 // its TPM, RSA-2048, ECC P-256 or ECC P-384, with AES-CFB (TCG EK Credential
-// Profile for TPM Family 2.0, B.3 and B.4).
+// Profile for TPM Family 2.0, annex B).
 func checkEK(ekPublic []byte) (*tpm2.TPMTPublic, crypto.PublicKey, error) {
 	const what = "endorsement key"
 	p, err := decodePublic(what, ekPublic)
@@ -235,7 +235,7 @@ func rsaOAEPKey(spki []byte, want *rsa.PublicKey) bool {
 }
 
 // checkEKUsage checks what makes a certificate an endorsement certificate (EK
-// Credential Profile, 3.2).
+// Credential Profile, EK certificate fields).
 func checkEKUsage(c *x509.Certificate) error {
 	if c.IsCA || c.KeyUsage&x509.KeyUsageCertSign != 0 {
 		return errors.New("it is of a certificate authority")

@@ -21,7 +21,7 @@ const (
 	maxVendorLen = 255
 )
 
-// EventType is the type of an event (TCG PFP, 10.4.1). It is not measured, so
+// EventType is the type of an event (TCG PFP, "Event Types"). It is not measured, so
 // whoever hands over a log can write any type beside a digest.
 type EventType uint32
 
@@ -83,7 +83,7 @@ func (t EventType) String() string {
 	return fmt.Sprintf("type %#x", uint32(t))
 }
 
-// EventLog is a parsed TCG crypto-agile event log (PFP, 10). Parsing proves
+// EventLog is a parsed TCG crypto-agile event log (PFP, "Event Logging"). Parsing proves
 // nothing: its digests are authentic for a PCR only once Replay gave the value
 // that a TPM quoted for that PCR, and even then types and data are hints,
 // except where Event.VerifiedData says otherwise.
@@ -159,7 +159,7 @@ func (l *EventLog) Replay(bank string, pcr int) ([]byte, error) {
 	}
 	value := make([]byte, hash.Size())
 	switch {
-	case pcr >= 17 && pcr <= 22: // DRTM PCRs start with all bits set (PC Client Platform TPM Profile, 4.6.2)
+	case pcr >= 17 && pcr <= 22: // DRTM PCRs start with all bits set (PC Client Platform TPM Profile, PCR attributes)
 		for i := range value {
 			value[i] = 0xff
 		}
@@ -235,7 +235,7 @@ func (r *logReader) u64() uint64 {
 	return 0
 }
 
-// Signatures of EV_NO_ACTION events (PFP, 10.4.5). They are not extended, so
+// Signatures of EV_NO_ACTION events (PFP, "EV_NO_ACTION Event Types"). They are not extended, so
 // all of them but the first two are skipped: they are pointers to documents
 // and NV indices that this package does not use.
 const (
@@ -312,7 +312,7 @@ func knownNoAction(data []byte) bool {
 }
 
 // parseHeader reads the first event, a TCG_PCR_EVENT with a
-// TCG_EfiSpecIdEvent (PFP, 10.4.5.1), and returns the algorithm ids declared.
+// TCG_EfiSpecIdEvent (PFP, "Specification ID Version Event"), and returns the algorithm ids declared.
 func parseHeader(r *logReader) (*EventLog, []uint16, error) {
 	pcr, typ := r.u32(), EventType(r.u32())
 	digest, size := r.take(20), r.u32()
@@ -364,7 +364,7 @@ func parseHeader(r *logReader) (*EventLog, []uint16, error) {
 	return l, algs, nil
 }
 
-// parseEvent reads one TCG_PCR_EVENT2 (PFP, 10.2.2).
+// parseEvent reads one TCG_PCR_EVENT2 (PFP, "Event Logging").
 func (l *EventLog) parseEvent(r *logReader, algs []uint16, e *Event) error {
 	pcr, typ, count := r.u32(), EventType(r.u32()), r.u32()
 	if r.bad {

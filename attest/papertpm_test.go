@@ -53,15 +53,18 @@ func newKey(tb testing.TB, c elliptic.Curve) *ecdsa.PrivateKey {
 	return k
 }
 
-func point(c elliptic.Curve, k *ecdsa.PublicKey) *tpm2.TPMSECCPoint {
-	n := (c.Params().BitSize + 7) / 8
-	return &tpm2.TPMSECCPoint{
-		X: tpm2.TPM2BECCParameter{Buffer: k.X.FillBytes(make([]byte, n))},
-		Y: tpm2.TPM2BECCParameter{Buffer: k.Y.FillBytes(make([]byte, n))},
+func point(tb testing.TB, k *ecdsa.PublicKey) *tpm2.TPMSECCPoint {
+	tb.Helper()
+	b, err := k.Bytes()
+	if err != nil {
+		tb.Fatal(err)
 	}
+	n := len(b) / 2
+	return &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: b[1 : 1+n : 1+n]}, Y: tpm2.TPM2BECCParameter{Buffer: b[1+n:]}}
 }
 
-func paperAK(k *ecdsa.PublicKey) tpm2.TPMTPublic {
+func paperAK(tb testing.TB, k *ecdsa.PublicKey) tpm2.TPMTPublic {
+	tb.Helper()
 	return tpm2.TPMTPublic{
 		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{
@@ -74,7 +77,7 @@ func paperAK(k *ecdsa.PublicKey) tpm2.TPMTPublic {
 				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256})},
 			KDF: tpm2.TPMTKDFScheme{Scheme: tpm2.TPMAlgNull},
 		}),
-		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point(elliptic.P256(), k)),
+		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point(tb, k)),
 	}
 }
 
@@ -97,7 +100,7 @@ func paperEK(tb testing.TB, key crypto.PublicKey) tpm2.TPMTPublic {
 				KeyBits: tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, bits), Mode: tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB)},
 			CurveID: curve,
 		})
-		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point(k.Curve, k))
+		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point(tb, k))
 	default:
 		tb.Fatalf("no endorsement key of type %T", key)
 	}
@@ -173,7 +176,7 @@ func newPaperTPM(tb testing.TB, ca *paperCA) *paperTPM {
 		clock:    tpm2.TPMSClockInfo{Clock: 50_000, ResetCount: 7, RestartCount: 1, Safe: true},
 		firmware: 0x2019102300163636, hierarchy: tpm2.TPMRHEndorsement, signHash: tpm2.TPMAlgSHA256,
 	}
-	d.akPublic, d.ekPublic = paperAK(&d.ak.PublicKey), paperEK(tb, d.ek)
+	d.akPublic, d.ekPublic = paperAK(tb, &d.ak.PublicKey), paperEK(tb, d.ek)
 	d.certs = [][]byte{ca.certify(d.ek, nil).Raw}
 	return d
 }
@@ -218,7 +221,7 @@ func (d *paperTPM) transport(nonce []byte) TransportKey {
 	p := tpm2.ECCSRKTemplate
 	p.ObjectAttributes.UserWithAuth = false
 	p.AuthPolicy = tpm2.TPM2BDigest{Buffer: policy}
-	p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point(key.Curve, &key.PublicKey))
+	p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point(d.tb, &key.PublicKey))
 	if d.onTransport != nil {
 		d.onTransport(&p)
 	}

@@ -9,7 +9,7 @@ import (
 
 func TestAttestationKeysOfAnotherKindAreRefused(t *testing.T) {
 	key := newKey(t, elliptic.P256())
-	if _, err := AKName(tpm2.Marshal(paperAK(&key.PublicKey))); err != nil {
+	if _, err := AKName(tpm2.Marshal(paperAK(t, &key.PublicKey))); err != nil {
 		t.Fatalf("a good key was refused: %v", err)
 	}
 	scheme := func(p *tpm2.TPMTPublic, change func(*tpm2.TPMSECCParms)) {
@@ -51,7 +51,7 @@ func TestAttestationKeysOfAnotherKindAreRefused(t *testing.T) {
 	}
 	for name, change := range cases {
 		t.Run(name, func(t *testing.T) {
-			p := paperAK(&newKey(t, elliptic.P256()).PublicKey)
+			p := paperAK(t, &newKey(t, elliptic.P256()).PublicKey)
 			change(&p)
 			ek := tpm2.Marshal(paperEK(t, key.Public()))
 			if _, err := AKName(tpm2.Marshal(p)); err == nil {
@@ -62,7 +62,7 @@ func TestAttestationKeysOfAnotherKindAreRefused(t *testing.T) {
 			}
 		})
 	}
-	if _, _, _, err := MakeCredential([]byte("x"), tpm2.Marshal(paperAK(&key.PublicKey))); err == nil {
+	if _, _, _, err := MakeCredential([]byte("x"), tpm2.Marshal(paperAK(t, &key.PublicKey))); err == nil {
 		t.Error("a credential was made for no key")
 	}
 }
@@ -119,7 +119,7 @@ func FuzzVerifyQuote(f *testing.F) {
 
 // FuzzDecodePublic looks for a structure that go-tpm decodes but cannot encode.
 func FuzzDecodePublic(f *testing.F) {
-	f.Add(tpm2.Marshal(paperAK(&newKey(f, elliptic.P256()).PublicKey)))
+	f.Add(tpm2.Marshal(paperAK(f, &newKey(f, elliptic.P256()).PublicKey)))
 	f.Add(tpm2.Marshal(tpm2.RSAEKTemplate))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		decodePublic("fuzz", b)

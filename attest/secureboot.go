@@ -23,7 +23,7 @@ type measuredVariable struct {
 	data  []byte
 }
 
-// readSecureBoot decodes PCR 7 (PFP, 3.3.4.8). Each EV_EFI_VARIABLE_DRIVER_CONFIG
+// readSecureBoot decodes PCR 7 (PFP, "PCR[7] - Secure Boot Policy Measurements"). Each EV_EFI_VARIABLE_DRIVER_CONFIG
 // event must be of a variable that belongs there, with data that is what was
 // measured, once, and before the separator. It returns nil if the PCR's
 // digests are not authentic.

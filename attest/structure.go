@@ -49,14 +49,14 @@ func decodePublic(what string, b []byte) (*tpm2.TPMTPublic, error) {
 }
 
 // nameOf returns the TPM Name of an object whose name algorithm is SHA-256
-// (Part 1, 16): the algorithm's id and the digest of the public area.
+// (Part 1, "Names"): the algorithm's id and the digest of the public area.
 func nameOf(public []byte) []byte {
 	d := sha256.Sum256(public)
 	return append([]byte{0x00, 0x0b}, d[:]...)
 }
 
 // primaryQualifiedName returns the qualified name of a primary object (Part 1,
-// 16.5), which tells its hierarchy.
+// "Names"), which tells its hierarchy.
 func primaryQualifiedName(hierarchy tpm2.TPMHandle, name []byte) []byte {
 	return nameOf(append(tpm2.PrimaryHandleName(hierarchy), name...))
 }
@@ -121,7 +121,7 @@ func checkSymmetric(s *tpm2.TPMTSymDefObject, want int) error {
 	return nil
 }
 
-// attributes of an object as TPMA_OBJECT bits (Part 2, 8.3).
+// attributes of an object as TPMA_OBJECT bits (Part 2, 8.3.2).
 const (
 	attrFixedTPM            = 1 << 1
 	attrFixedParent         = 1 << 4

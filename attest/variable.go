@@ -20,14 +20,14 @@ type variable struct {
 	Data []byte
 }
 
-// Vendor GUIDs of the variables that decide about Secure Boot (UEFI 2.10, 32.3
-// and 32.6).
+// Vendor GUIDs of the variables that decide about Secure Boot (UEFI 2.10, 3.3
+// and 32).
 const (
 	guidGlobal   = "8be4df61-93ca-11d2-aa0d-00e098032b8c" // EFI_GLOBAL_VARIABLE
 	guidSecurity = "d719b2cb-3d3a-4596-a3bc-dad00e67656f" // EFI_IMAGE_SECURITY_DATABASE_GUID
 )
 
-// parseVariable decodes UEFI_VARIABLE_DATA (TCG PFP, 10.2.6).
+// parseVariable decodes UEFI_VARIABLE_DATA (TCG PFP, "Measuring UEFI Variables").
 func parseVariable(b []byte) (*variable, error) {
 	r := &logReader{b: b}
 	guid, nameLen, dataLen := r.take(16), r.u64(), r.u64()

@@ -111,8 +111,12 @@ const (
 	hintRetry = "let the agent ask for a new challenge: it does so by itself after a while"
 )
 
+// full reports whether the next finding is only counted, so that a hostile log
+// does not cost the writing of messages that nobody gets.
+func (v *verification) full() bool { return len(v.r.Findings) >= maxFindings }
+
 func (v *verification) find(f Finding) {
-	if len(v.r.Findings) >= maxFindings {
+	if v.full() {
 		v.dropped++
 		return
 	}

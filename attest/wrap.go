@@ -14,7 +14,7 @@ const SecretSize = 32
 
 // Wrap protects a secret of SecretSize bytes for the machine that v is the
 // proof of. The result is a sealed data object, duplicated to the machine's
-// transport key (Part 1, 23.3): TPM2_Import, TPM2_Load and TPM2_Unseal give
+// transport key (Part 1, "Duplication"): TPM2_Import, TPM2_Load and TPM2_Unseal give
 // the secret in that TPM only, until it is reset, and only while its PCRs have
 // the values that v's quote has.
 func Wrap(v *Verified, secret Secret) (WrappedKey, error) {
@@ -38,7 +38,7 @@ func Wrap(v *Verified, secret Secret) (WrappedKey, error) {
 	}
 	seed := make([]byte, sha256.Size)
 	rand.Read(seed)
-	// For a KEYEDHASH object, unique is the digest of seed and data (Part 1, 27.6.3).
+	// For a KEYEDHASH object, unique is the digest of seed and data (Part 1, "Object Structure Elements").
 	unique := sha256.Sum256(append(append([]byte{}, seed...), secret...))
 	public := tpm2.TPMTPublic{
 		Type:    tpm2.TPMAlgKeyedHash,

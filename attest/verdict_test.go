@@ -1,0 +1,199 @@
+package attest
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/sealift/sealift/image/manifest"
+)
+
+func TestHarmlessDifferencesAreAccepted(t *testing.T) {
+	cases := map[string]func(*scene){
+		"a first boot": func(s *scene) {
+			s.known = &Known{State: StateEnrolled, DiskGUID: paperDisk}
+			s.disk.StateExists = false
+		},
+		"a clock that is not safe after a power cut": func(s *scene) {
+			s.tpm.clock.Safe = false
+			s.tpm.clock.Clock = 10
+		},
+		"another boot option tried first": func(s *scene) {
+			s.insertAfter(isSeparatorOf(4), measurement{pcr: 4, typ: EventAction, data: []byte(actionReturning)}, measurement{pcr: 4, typ: EventAction, data: []byte(actionCalling)})
+		},
+		"boot services left at the second attempt": func(s *scene) {
+			s.insertAfter(of(actionExit), measurement{pcr: 5, typ: EventAction, data: []byte(actionExitFailed)}, measurement{pcr: 5, typ: EventAction, data: []byte(actionExit)})
+		},
+		"separators of FF": func(s *scene) {
+			for i := range s.measured {
+				if s.measured[i].typ == EventSeparator {
+					s.measured[i].data = []byte{0xff, 0xff, 0xff, 0xff}
+				}
+			}
+		},
+		"all four banks": func(s *scene) {
+			s.tpm.banks = []string{"sha1", "sha256", "sha384", "sha512"}
+			s.banks = s.tpm.banks
+		},
+		"a transport key created without PCRs": func(s *scene) {
+			s.tpm.onCreation = func(c *tpm2.TPMSCreationData) { c.PCRSelect = tpm2.TPMLPCRSelection{}; c.PCRDigest.Buffer = nil }
+		},
+		"a dbx that the policy lists": func(s *scene) {
+			s.policy.DBX = []manifest.SHA256{digestOf("x"), digestOf(string(encodeVariable(paperSecurity, "dbx", []byte("dbx"))))}
+		},
+		"an empty dbt": func(s *scene) {
+			s.insertAfter(of(string(encodeVariable(paperSecurity, "dbx", []byte("dbx")))), measurement{pcr: 7, typ: EventVariableConfig, data: encodeVariable(paperSecurity, "dbt", nil)})
+		},
+		"several allowed images": func(s *scene) {
+			m := paperImage()
+			m.Name, m.UKI.Authenticode, m.UKI.Sections = "other", digestOf("other"), nil
+			s.policy.Images = []*manifest.Manifest{m, s.policy.Images[0], nil}
+		},
+		"firmware that is known by its version text": func(s *scene) {
+			s.measured[0].data = []byte("N32ET68W")
+			s.smbios = encodeSMBIOS("N32ET68W (1.44 )", "Paper", "Box")
+			s.policy.Firmware.References = []FirmwareReference{{Version: "N32ET68W", Status: FirmwareAllowed}}
+		},
+		"PCR 0 started from locality 3": func(s *scene) {
+			s.measured = append([]measurement{{pcr: 0, typ: EventNoAction, data: []byte(localitySignature + "\x03")}}, s.measured...)
+		},
+		"another attempt in a boot in which nothing was released": func(s *scene) {
+			s.known.ResetCount, s.known.RestartCount = 7, 1
+		},
+		"the restart after a boot in which secrets were released": func(s *scene) { s.known.Released = true },
+	}
+	for name, change := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			change(s)
+			s.collect()
+			if r := s.verify(); !r.Allowed {
+				t.Errorf("refused: %+v", r.Findings)
+			}
+		})
+	}
+}
+
+// A claim of a version is not evidence of it, and the verdict says how far the
+// version is proven.
+func TestFirmwareVerdictsHaveDegrees(t *testing.T) {
+	cases := map[string]struct {
+		change func(*scene)
+		want   FirmwareVerdict
+	}{
+		"measured": {func(*scene) {}, FirmwareMeasured},
+		"cross-checked": {func(s *scene) {
+			s.measured[0].data = []byte("B1")
+			s.smbios = encodeSMBIOS("B1", "Paper", "Box")
+			s.policy.Firmware.References = []FirmwareReference{{Version: "B1", Status: FirmwareAllowed}}
+		}, FirmwareCrossChecked},
+		"claimed only": {func(s *scene) {
+			s.replace(of("dxe volume"), func(m *measurement) { m.measured = []byte("evil") })
+		}, FirmwareClaimedOnly},
+		"unknown": {func(s *scene) { s.policy.Firmware.References = nil }, FirmwareUnknown},
+		"denied":  {func(s *scene) { s.policy.Firmware.References[0].Status = "" }, FirmwareVerdictDenied},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			c.change(s)
+			s.collect()
+			r := s.verify()
+			if r.Firmware.Verdict != c.want {
+				t.Errorf("verdict is %q, want %q: %+v", r.Firmware.Verdict, c.want, r.Findings)
+			}
+			if allowed := c.want == FirmwareMeasured || c.want == FirmwareCrossChecked; r.Allowed != allowed {
+				t.Errorf("allowed is %t, want %t: %+v", r.Allowed, allowed, r.Findings)
+			}
+		})
+	}
+}
+
+// Facts of a TPM that nobody vouches for are claims, whatever it signed.
+func TestNothingIsQuotedByAnUntrustedTPM(t *testing.T) {
+	s := newScene(t)
+	s.tpm.certs = nil
+	s.collect()
+	for _, f := range s.verify().Facts {
+		if f.Trust == TrustQuoted || f.Trust == TrustDigest {
+			t.Errorf("fact %s = %s has the trust %q", f.Name, f.Value, f.Trust)
+		}
+	}
+}
+
+func TestAllFindingsOfABootAreListed(t *testing.T) {
+	s := newScene(t)
+	s.known = &Known{State: StateRevoked, StateMade: true}
+	s.disk.StateExists = false
+	s.ch.Expires = paperNow.Add(-time.Second)
+	s.smbios = encodeSMBIOS("2.0", "Paper", "Box")
+	s.replace(of("uki"), func(m *measurement) { m.measured = []byte("other") })
+	s.collect()
+	want := []Code{CodeChallenge, CodeFirmwareClaim, CodeImageUnknown, CodeMachineRevoked, CodeStateLost}
+	slices.Sort(want)
+	if got := codesOf(s.verify()); !slices.Equal(got, want) {
+		t.Errorf("codes are %q, want %q", got, want)
+	}
+}
+
+func TestHostileLogsCannotFillAResult(t *testing.T) {
+	s := newScene(t)
+	for range 500 {
+		s.insertAfter(of("dxe volume"), measurement{pcr: 2, typ: EventBootDriver, data: []byte("rom"), measured: []byte("x")})
+	}
+	s.collect()
+	r := s.verify()
+	if len(r.Findings) != maxFindings+1 || !strings.Contains(r.Findings[maxFindings].Message, "more findings") {
+		t.Errorf("got %d findings, want %d and a note", len(r.Findings), maxFindings)
+	}
+}
+
+func TestVerifyDoesNotKeepTheEvidence(t *testing.T) {
+	s := newScene(t)
+	s.collect()
+	v, ok := s.verify().Verified()
+	if !ok {
+		t.Fatal("refused")
+	}
+	before, err := policyPCR(v.pcrs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ev.Quotes[0].PCRs[7][0] ^= 1
+	s.ev.Transport.Public[20] ^= 1
+	if after, _ := policyPCR(v.pcrs); !bytes.Equal(before, after) || bytes.Equal(v.transport, s.ev.Transport.Public) {
+		t.Error("a change of the evidence changed the proof")
+	}
+}
+
+func BenchmarkVerify(b *testing.B) {
+	s := newScene(b)
+	s.collect()
+	b.ReportAllocs()
+	for b.Loop() {
+		if r := s.verify(); !r.Allowed {
+			b.Fatal(r.Findings)
+		}
+	}
+}
+
+// BenchmarkVerifyHostileLog is the worst log that its limits allow: it bounds
+// what a machine that passed the cheap checks can cost.
+func BenchmarkVerifyHostileLog(b *testing.B) {
+	s := newScene(b)
+	junk := measurement{pcr: 7, typ: EventVariableConfig, data: bytes.Repeat([]byte("x"), 200)}
+	for len(s.measured) < maxEvents {
+		s.insertAfter(isSeparatorOf(7), slices.Repeat([]measurement{junk}, min(100, maxEvents-len(s.measured)))...)
+	}
+	s.collect()
+	b.SetBytes(int64(len(s.ev.EventLog)))
+	for b.Loop() {
+		if r := s.verify(); r.Allowed {
+			b.Fatal("allowed")
+		}
+	}
+}
