@@ -1,0 +1,63 @@
+# Sealift. `make demo` and `make test` need Go and Debian 12, nothing else.
+
+# Debian packages: what an image build, a boot and the demo need.
+DEMO_PACKAGES := qemu-system-x86 ovmf swtpm swtpm-tools iproute2 dnsmasq-base \
+	mtools sbsigntool util-linux curl procps ca-certificates
+# And what the tests hold our output against.
+TEST_PACKAGES := $(DEMO_PACKAGES) cryptsetup-bin gdisk dosfstools erofs-utils \
+	tpm2-tools systemd systemd-boot-efi e2fsprogs binutils openssl atftp kea-admin \
+	efitools fdisk gcc libc6-dev
+
+GO      ?= go
+BIN     := bin
+BUILD   := build
+export CGO_ENABLED ?= 0
+GOBUILD := $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
+
+.PHONY: help build demo test unit e2e lint fuzz bench vuln clean packages-demo packages-test
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+build: ## build sealift, sealift-agent and sealift-pause into bin/
+	@mkdir -p $(BIN)
+	$(GOBUILD) -o $(BIN)/ ./cmd/sealift ./cmd/sealift-agent ./cmd/sealift-pause
+
+demo: packages-demo build ## one box, from nothing to a Kubernetes node
+	@$(BIN)/sealift demo --dir $(BUILD)/demo --cache $(BUILD)/cache
+
+test: packages-test ## lint, unit tests with -race, then the long VM run
+	@sh .ci/test
+
+unit: ## unit tests with -race
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+e2e: build ## the demo's steps as one Go test
+	SEALIFT_VM=1 SEALIFT_BIN=$(abspath $(BIN)) $(GO) test -count=1 -timeout 60m -v -run '^TestOneBox$$' ./cmd/sealift/internal/demo
+
+lint: ## gofmt, vet, staticcheck and the import rules
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt would change:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test -count=1 -run '^TestImports' ./cmd/sealift
+
+FUZZTIME ?= 30s
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	@for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+
+bench: ## figures, side by side with what a user would otherwise run
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+vuln: ## known vulnerabilities, where the database can be reached
+	@$(GO) tool govulncheck ./... || { s=$$?; [ $$s -eq 3 ] && exit 3; echo 'vuln: the vulnerability database could not be reached or read (see above)'; }
+
+clean: ## remove what was built; downloads in build/cache stay
+	rm -rf $(BIN) $(BUILD)/demo $(BUILD)/test
+
+packages-demo:
+	@sh .ci/packages $(DEMO_PACKAGES)
+
+packages-test:
+	@sh .ci/packages $(TEST_PACKAGES)

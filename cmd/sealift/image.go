@@ -1,0 +1,433 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
+	"github.com/sealift/sealift/cmd/sealift/internal/progress"
+	"github.com/sealift/sealift/image"
+	"github.com/sealift/sealift/image/efivar"
+	"github.com/sealift/sealift/image/inputs"
+	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/rootfs"
+	"github.com/sealift/sealift/image/sign"
+	"github.com/sealift/sealift/image/sign/bundle"
+	"github.com/sealift/sealift/image/tree"
+	"github.com/sealift/sealift/profiles"
+)
+
+func newImageCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "image",
+		Short: "Build and verify images",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newImageBuildCommand(e), newImageVerifyCommand(e))
+	return cmd
+}
+
+type buildOptions struct {
+	profile, keys, out, cache, agent, pause string
+	offline, reuse                          bool
+}
+
+func newImageBuildCommand(e *env) *cobra.Command {
+	var o buildOptions
+	cmd := &cobra.Command{
+		Use:   "build PROFILE",
+		Short: "Build a signed image from a profile and its lock",
+		Long: `Builds the disk image, the UKI, the installer and the signed manifest into --out.
+Takes only what the lock beside the profile pins, from the cache or the network,
+and checks every byte. Needs no root, no loop device and no container engine.
+The same profile, lock, keys and programs give the same bytes.
+
+Example:
+  sealift image build profiles/demo.yaml --keys keys --out build/image
+
+EXIT STATUS
+  0  all went well
+  1  it failed
+  2  the command line or the profile was wrong
+  3  an input is not what the lock pins
+  4  a locked input is to be had nowhere any more: lock anew`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.profile = args[0]
+			return buildImage(cmd.Context(), e, o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.keys, "keys", "keys", "key directory of `sealift keys init`")
+	f.StringVar(&o.out, "out", "", "directory for the image (required)")
+	f.StringVar(&o.cache, "cache", defaultCache(), "directory for downloads and built programs")
+	f.StringVar(&o.agent, "agent", "", "sealift-agent program (default: beside this program)")
+	f.StringVar(&o.pause, "pause", "", "sealift-pause program (default: beside the agent)")
+	f.BoolVar(&o.offline, "offline", false, "touch no network")
+	f.BoolVar(&o.reuse, "reuse", false, "keep the image in --out if it was made from the same inputs")
+	cmd.MarkFlagRequired("out")
+	return cmd
+}
+
+// defaultCache returns the user's cache directory, as XDG has it.
+func defaultCache() string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ".sealift-cache"
+	}
+	return filepath.Join(dir, "sealift")
+}
+
+// stampFile holds the digest of everything that the image beside it was made from.
+const stampFile = ".inputs"
+
+func buildImage(ctx context.Context, e *env, o buildOptions) error {
+	profile, lock, err := loadProfile(o.profile)
+	if err != nil {
+		return err
+	}
+	ring, err := openKeys(o.keys)
+	if err != nil {
+		return err
+	}
+	if o.agent == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find the agent: %w", err)
+		}
+		o.agent = filepath.Join(filepath.Dir(self), "sealift-agent")
+	}
+	if o.pause == "" {
+		o.pause = filepath.Join(filepath.Dir(o.agent), "sealift-pause")
+	}
+	stamp, err := inputStamp(o, ring)
+	if err != nil {
+		return err
+	}
+	stamped := filepath.Join(o.out, stampFile)
+	if o.reuse {
+		if b, err := os.ReadFile(stamped); err == nil && string(b) == stamp {
+			fmt.Fprintf(e.out, "%s: reused\n", o.out)
+			return nil
+		}
+	}
+	if err := os.Remove(stamped); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("mark the old image: %w", err)
+	}
+	m, err := buildFrom(ctx, e, o, profile, lock, ring)
+	if err != nil {
+		return err
+	}
+	if err := replaceFile(stamped, []byte(stamp), 0o644); err != nil {
+		return err
+	}
+	return printImage(e, o.out, m)
+}
+
+// loadProfile reads a profile and the lock beside it, which must fit it.
+func loadProfile(file string) (*profiles.Profile, *profiles.Lock, error) {
+	profile, err := profiles.Load(file)
+	if err != nil {
+		return nil, nil, usage{err}
+	}
+	lock, err := profiles.LoadLock(profiles.LockPath(file))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil, withHint(err, "sealift profile lock %s", file)
+	}
+	if err != nil {
+		return nil, nil, usage{err}
+	}
+	if err := lock.CheckProfile(profile); err != nil {
+		return nil, nil, withHint(err, "sealift profile lock %s", file)
+	}
+	return profile, lock, nil
+}
+
+// inputStamp names everything that decides an image's bytes: the profile, its
+// lock, the programs and the public keys.
+func inputStamp(o buildOptions, ring *keyring.Keyring) (string, error) {
+	h := sha256.New()
+	for _, name := range []string{keyring.FilePK, keyring.FileKEK, keyring.FileDB, keyring.FileServiceCA} {
+		b, err := ring.CertificatePEM(name)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(h, "%s %x\n", name, sha256.Sum256(b))
+	}
+	for _, name := range []string{keyring.FileImage, keyring.FilePCR, keyring.FileRelease} {
+		b, err := ring.PublicPEM(name)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(h, "%s %x\n", name, sha256.Sum256(b))
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find this program: %w", err)
+	}
+	for _, file := range []string{o.profile, profiles.LockPath(o.profile), o.agent, o.pause, self} {
+		sum, err := fileSum(file)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(h, "%x\n", sum)
+	}
+	return fmt.Sprintf("%x\n", h.Sum(nil)), nil
+}
+
+func fileSum(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	return h.Sum(nil), nil
+}
+
+// gone gives a lost input its own exit status.
+type gone struct{ error }
+
+func (g gone) Unwrap() error { return g.error }
+
+// buildFrom fetches the inputs, puts the trees together and builds.
+func buildFrom(ctx context.Context, e *env, o buildOptions, profile *profiles.Profile, lock *profiles.Lock, ring *keyring.Keyring) (*manifest.Manifest, error) {
+	log := e.progress()
+	steps := newSteps(log)
+	defer steps.fail(errors.New("not finished"))
+	fetcher := &inputs.Fetcher{
+		Cache: inputs.Cache{Dir: o.cache}, Offline: o.offline, Profile: o.profile,
+		Progress: func(ev inputs.Event) { steps.update(ev.Item, ev.Done, ev.Total) },
+	}
+	in, err := fetcher.Fetch(ctx, profile, lock)
+	if err != nil {
+		steps.fail(err)
+		switch {
+		case errors.Is(err, inputs.ErrGone):
+			return nil, gone{err}
+		case errors.As(err, new(*inputs.MismatchError)):
+			return nil, refused{err}
+		}
+		return nil, err
+	}
+	epoch, err := lockEpoch(lock)
+	if err != nil {
+		return nil, err
+	}
+	steps.update("file trees", 0, 0)
+	builder, err := rootfs.New(rootfs.Config{Profile: profile, Inputs: in, Agent: o.agent, Pause: o.pause, Epoch: epoch.Unix()})
+	if err != nil {
+		return nil, err
+	}
+	root, err := builder.Root()
+	if err != nil {
+		return nil, err
+	}
+	boot, installer, err := initrds(builder, profile, ring)
+	if err != nil {
+		return nil, err
+	}
+	osRelease, err := root.ReadFile("/etc/os-release", 64<<10)
+	if err != nil {
+		return nil, err
+	}
+	digest, err := lock.Digest()
+	if err != nil {
+		return nil, err
+	}
+	build := image.BuildInput{
+		Profile: profile, LockDigest: digest, Epoch: epoch,
+		Root: root, Boot: boot, Installer: installer,
+		Kernel: builder.Kernel, KernelRelease: builder.KernelVersion, Stub: builder.Stub, OSRelease: osRelease,
+		Output: o.out, Progress: steps.update,
+	}
+	if build.DB, err = ring.DB(); err != nil {
+		return nil, err
+	}
+	if build.Enrolment, err = ring.Enrolment(); err != nil {
+		return nil, err
+	}
+	if build.PCR, err = ring.PCR(); err != nil {
+		return nil, err
+	}
+	key, err := ring.Image()
+	if err != nil {
+		return nil, err
+	}
+	if build.Signer, err = sign.FromKey(key); err != nil {
+		return nil, err
+	}
+	m, err := image.Build(ctx, build)
+	if err != nil {
+		steps.fail(err)
+		return nil, err
+	}
+	steps.done()
+	return m, nil
+}
+
+// initrds makes the initramfs of the image and that of its installer.
+func initrds(b *rootfs.Builder, p *profiles.Profile, ring *keyring.Keyring) (boot, installer *tree.Tree, err error) {
+	ca, err := ring.CertificatePEM(keyring.FileServiceCA)
+	if err != nil {
+		return nil, nil, err
+	}
+	pub := map[string][]byte{}
+	for _, name := range []string{keyring.FileRelease, keyring.FilePCR, keyring.FileImage} {
+		if pub[name], err = ring.PublicPEM(name); err != nil {
+			return nil, nil, err
+		}
+	}
+	boot, _, err = b.Initrd(profiles.AgentConfig{
+		Mode: profiles.ModeBoot, AttestURL: p.Attest.URL, AttestCA: string(ca),
+		ReleaseKey: string(pub[keyring.FileRelease]), PCRKey: string(pub[keyring.FilePCR]),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	installer, _, err = b.Initrd(profiles.AgentConfig{
+		Mode: profiles.ModeInstall, ImageKey: string(pub[keyring.FileImage]),
+		MinDisk: int64(p.Install.MinDisk) << 20, Wipe: p.Install.Wipe,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, v := range []efivar.Variable{efivar.PK, efivar.KEK, efivar.DB} {
+		auth, err := ring.Auth(v)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := installer.WriteFile(fmt.Sprintf("%s/%s.auth", profiles.SecureBootDir, v), auth, 0o644); err != nil {
+			return nil, nil, err
+		}
+	}
+	return boot, installer, nil
+}
+
+// lockEpoch returns the time that stands for "now" in an image: when the
+// newest of the locked package indexes was signed.
+func lockEpoch(lock *profiles.Lock) (time.Time, error) {
+	var newest time.Time
+	for _, r := range lock.Debian.Releases {
+		t, err := time.Parse(time.RFC3339, r.Date)
+		if err != nil {
+			return newest, fmt.Errorf("lock: release %s: %w", r.Suite, err)
+		}
+		if t.After(newest) {
+			newest = t
+		}
+	}
+	if newest.IsZero() {
+		return newest, errors.New("lock: it names no release, so the image would have no date")
+	}
+	return newest.UTC(), nil
+}
+
+func printImage(e *env, dir string, m *manifest.Manifest) error {
+	if e.json {
+		return json.NewEncoder(e.out).Encode(m)
+	}
+	for _, a := range m.Artifacts {
+		fmt.Fprintf(e.out, "%s %s, ", a.Name, progress.Bytes(a.Size))
+	}
+	_, err := fmt.Fprintf(e.out, "root %s in %s\n", m.Root.RootHash.String()[:16], dir)
+	return err
+}
+
+// steps turns a stream of updates into one progress step after another.
+type steps struct {
+	log  *progress.Reporter
+	name string
+	cur  *progress.Step
+}
+
+func newSteps(log *progress.Reporter) *steps { return &steps{log: log} }
+
+func (s *steps) update(name string, done, total int64) {
+	if name != s.name {
+		s.done()
+		s.name, s.cur = name, s.log.Step(name)
+	}
+	s.cur.Update(done, total)
+}
+
+func (s *steps) done() {
+	if s.cur != nil {
+		s.cur.Done("")
+		s.cur, s.name = nil, ""
+	}
+}
+
+func (s *steps) fail(err error) {
+	if s.cur != nil {
+		s.cur.Fail(err)
+		s.cur, s.name = nil, ""
+	}
+}
+
+func newImageVerifyCommand(e *env) *cobra.Command {
+	var key string
+	cmd := &cobra.Command{
+		Use:   "verify DIR",
+		Short: "Check an image's signature and the digests of its files",
+		Long: `Checks the signature over the manifest with the public key, and every artifact
+against the manifest. Needs no network and no root.
+
+Example:
+  sealift image verify build/image --key keys/image.pub` + exitStatus,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error { return verifyImage(e, args[0], key) },
+	}
+	cmd.Flags().StringVar(&key, "key", "keys/image.pub", "public key that signs images")
+	return cmd
+}
+
+func verifyImage(e *env, dir, key string) error {
+	pub, err := os.ReadFile(key)
+	if err != nil {
+		return fmt.Errorf("read the image key: %w", err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, image.FileManifest))
+	if err != nil {
+		return fmt.Errorf("read the manifest: %w", err)
+	}
+	sig, err := os.ReadFile(filepath.Join(dir, image.FileBundle))
+	if err != nil {
+		return fmt.Errorf("read the signature: %w", err)
+	}
+	if err := bundle.Verify(b, sig, pub); err != nil {
+		return refused{err}
+	}
+	m, err := manifest.Decode(b)
+	if err != nil {
+		return refused{err}
+	}
+	fmt.Fprintf(e.out, "ok  manifest: %s %s, signature\n", m.Name, m.Version)
+	for _, a := range m.Artifacts {
+		if a.Name != filepath.Base(a.Name) {
+			return refused{fmt.Errorf("artifact %q is not a plain file name", a.Name)}
+		}
+		sum, err := fileSum(filepath.Join(dir, a.Name))
+		if err != nil {
+			return fmt.Errorf("artifact: %w", err)
+		}
+		if got := manifest.SHA256(sum); got != a.SHA256 {
+			return refused{fmt.Errorf("artifact %s: SHA-256 is %s, the manifest says %s", a.Name, got, a.SHA256)}
+		}
+		fmt.Fprintf(e.out, "ok  %s: %s\n", a.Name, a.SHA256)
+	}
+	return nil
+}

@@ -1,0 +1,59 @@
+package demo
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/sealift/sealift/cmd/sealift/internal/progress"
+)
+
+// TestOneBox is the demo as a test. It takes minutes, so it runs only where
+// SEALIFT_VM is set; SEALIFT_BIN is the directory of the built programs.
+func TestOneBox(t *testing.T) {
+	if os.Getenv("SEALIFT_VM") == "" {
+		t.Skip("the long VM run: make e2e")
+	}
+	if os.Geteuid() != 0 {
+		cmd := exec.Command("unshare", "-Urn", "--", os.Args[0], "-test.run=^TestOneBox$", "-test.v", "-test.timeout=60m")
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("in a user namespace: %v", err)
+		}
+		return
+	}
+	root, err := filepath.Abs("../../../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := os.Getenv("SEALIFT_BIN")
+	if bin == "" {
+		bin = filepath.Join(root, "bin")
+	}
+	dir := filepath.Join(root, "build", "test")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := New(t.Context(), Options{
+		Dir: dir, Cache: filepath.Join(root, "build", "cache"), Profile: filepath.Join(root, "profiles", "demo.yaml"),
+		Sealift: filepath.Join(bin, "sealift"), Agent: filepath.Join(bin, "sealift-agent"),
+		Log: progress.New(os.Stderr, progress.Plain, time.Now),
+	})
+	defer d.Close()
+	for _, s := range d.Steps() {
+		if !t.Run(s.Name, func(t *testing.T) {
+			seen, err := s.Run(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Log(seen)
+		}) {
+			t.Fatalf("step %q failed; what builds on it was not run", s.Name)
+		}
+	}
+	for _, f := range d.Timings() {
+		t.Logf("%s: %.1f s (goal: at most %.0f s)", f.What, f.Took.Seconds(), f.Goal.Seconds())
+	}
+}

@@ -1,0 +1,290 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
+	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
+	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
+	"github.com/sealift/sealift/image"
+	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/sign/bundle"
+	"github.com/sealift/sealift/provisioner"
+	provisionapi "github.com/sealift/sealift/provisioner/api"
+)
+
+func newServeCommand(e *env) *cobra.Command {
+	var config string
+	var debug bool
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the attestation service, and the provisioner if configured",
+		Long: `Runs the services that the configuration file names until SIGTERM: the node API
+and the operator API of the attestation service, and the provisioner's DHCP,
+TFTP and HTTP boot. Reference values come from the signed manifests in the
+image directories; a manifest whose signature does not verify stops the start.
+
+A configuration:
+  keys: keys
+  store: sealift.db
+  images: [build/image]
+  node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
+  operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
+  tpm:
+    allowed: [hardware, firmware]
+    roots: [{class: hardware, file: infineon-root.pem}]
+  firmware: {catalogue: catalogue.yaml}
+  cluster: {kubeconfig: admin.kubeconfig}
+  provision:
+    interface: eth1
+    address: 10.77.1.1/24
+    first: 10.77.1.100
+    last: 10.77.1.199
+    state: provisioner
+
+Example:
+  sealift serve --config serve.yaml` + exitStatus,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := readServeConfig(config)
+			if err != nil {
+				return usage{err}
+			}
+			level := slog.LevelInfo
+			if debug {
+				level = slog.LevelDebug
+			}
+			return serve(cmd.Context(), e, c, e.log(level))
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "", "configuration file (required)")
+	cmd.Flags().BoolVar(&debug, "debug", false, "log wire details")
+	cmd.MarkFlagRequired("config")
+	return cmd
+}
+
+// serve is the composition root of all services. It binds every socket before
+// it answers anybody.
+func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err error) {
+	ring, err := openKeys(c.Keys)
+	if err != nil {
+		return err
+	}
+	images, err := loadImages(c.Images, ring)
+	if err != nil {
+		return err
+	}
+	catalogue, err := readCatalogue(c.Firmware.Catalogue)
+	if err != nil {
+		return err
+	}
+	tpm, err := c.TPM.policy()
+	if err != nil {
+		return err
+	}
+	store, err := openStore(ctx, c.Store)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+
+	moves := &campaigns{store: store, catalogue: catalogue, clock: e.now, log: log}
+	policies := &policySource{images: images, tpm: tpm, campaigns: moves}
+	kek, err := ring.DiskKEK()
+	if err != nil {
+		return err
+	}
+	release, err := ring.Release()
+	if err != nil {
+		return err
+	}
+	var tokens *cluster.Cluster
+	if c.Cluster != nil {
+		if tokens, err = cluster.New(cluster.Config{Kubeconfig: c.Cluster.Kubeconfig, Log: log, Clock: e.now}); err != nil {
+			return err
+		}
+	}
+	config := server.Config{
+		Store: store, Policy: policies.policy, KEK: kek, ReleaseKey: release,
+		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
+	}
+	if tokens != nil {
+		config.Tokens = tokens
+	}
+	service, err := server.New(config)
+	if err != nil {
+		return err
+	}
+	issuer, err := ring.Issuer(e.now(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	nodeCert, err := issuer.IssueServer(c.Node.Hosts)
+	if err != nil {
+		return fmt.Errorf("node API: %w", err)
+	}
+	operatorCert, err := issuer.IssueServer(c.Operator.Hosts)
+	if err != nil {
+		return fmt.Errorf("operator API: %w", err)
+	}
+	nodes, err := net.Listen("tcp", c.Node.Listen)
+	if err != nil {
+		return fmt.Errorf("node API: %w", err)
+	}
+	operators, err := net.Listen("tcp", c.Operator.Listen)
+	if err != nil {
+		return errors.Join(fmt.Errorf("operator API: %w", err), nodes.Close())
+	}
+	if err := service.Start(ctx); err != nil {
+		return errors.Join(err, nodes.Close(), operators.Close())
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return service.ServeNodes(ctx, nodes, nodeCert) })
+	group.Go(func() error { return service.ServeOperators(ctx, operators, operatorCert, issuer.Pool()) })
+	if tokens != nil {
+		group.Go(func() error { return tokens.Run(ctx, service) })
+	}
+	if c.Provision != nil {
+		group.Go(func() error { return provision(ctx, c, images, service, log) })
+	}
+	log.Info("serving", "nodes", nodes.Addr().String(), "operators", operators.Addr().String(), "images", len(images))
+	return group.Wait()
+}
+
+// openStore opens the database, which is made on the first start.
+func openStore(ctx context.Context, path string) (*sqlstore.Store, error) {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return sqlstore.Create(ctx, path)
+	}
+	return sqlstore.Open(ctx, path)
+}
+
+// loadedImage is a built image whose signature was verified.
+type loadedImage struct {
+	dir      string
+	manifest *manifest.Manifest
+	digest   [32]byte // of the manifest's bytes
+}
+
+// loadImages reads the manifests that reference values come from.
+func loadImages(dirs []string, ring *keyring.Keyring) ([]loadedImage, error) {
+	pub, err := ring.PublicPEM(keyring.FileImage)
+	if err != nil {
+		return nil, err
+	}
+	var all []loadedImage
+	for _, dir := range dirs {
+		b, err := os.ReadFile(filepath.Join(dir, image.FileManifest))
+		if err != nil {
+			return nil, withHint(fmt.Errorf("load image: %w", err), "sealift image build PROFILE --out %s", dir)
+		}
+		sig, err := os.ReadFile(filepath.Join(dir, image.FileBundle))
+		if err != nil {
+			return nil, fmt.Errorf("load image: %w", err)
+		}
+		if err := bundle.Verify(b, sig, pub); err != nil {
+			return nil, refused{fmt.Errorf("load image %s: %w", dir, err)}
+		}
+		m, err := manifest.Decode(b)
+		if err != nil {
+			return nil, fmt.Errorf("load image %s: %w", dir, err)
+		}
+		all = append(all, loadedImage{dir, m, sha256.Sum256(b)})
+	}
+	return all, nil
+}
+
+// policySource makes the policy for each machine.
+type policySource struct {
+	images    []loadedImage
+	tpm       attest.TPMPolicy
+	campaigns *campaigns
+}
+
+func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*attest.Policy, error) {
+	fw, err := p.campaigns.references(ctx, machine)
+	if err != nil {
+		return nil, err
+	}
+	policy := &attest.Policy{Firmware: fw, TPM: p.tpm}
+	// The id is the digest of everything that the policy was made from.
+	id := sha256.New()
+	for _, i := range p.images {
+		policy.Images = append(policy.Images, i.manifest)
+		id.Write(i.digest[:])
+	}
+	for _, r := range p.tpm.Roots {
+		fmt.Fprintf(id, "%s %t %d:", r.Class, r.Intermediate, len(r.Certificate.Raw))
+		id.Write(r.Certificate.Raw)
+	}
+	rest, err := json.Marshal(struct {
+		Allowed  []attest.TPMClass
+		Firmware attest.FirmwarePolicy
+	}{p.tpm.Allowed, fw})
+	if err != nil {
+		return nil, fmt.Errorf("name the policy: %w", err)
+	}
+	id.Write(rest)
+	policy.ID = fmt.Sprintf("sha256:%x", id.Sum(nil))
+	return policy, nil
+}
+
+// installs hands install records from the provisioner to the attestation
+// service.
+type installs struct{ service *server.Server }
+
+// Record implements provisioner.RecordSink.
+func (i installs) Record(ctx context.Context, r provisionapi.Record) error {
+	var rec api.InstallRecord
+	if err := json.Unmarshal(r.Record, &rec); err != nil {
+		return fmt.Errorf("%w: %w", provisioner.ErrRecordRefused, err)
+	}
+	_, err := i.service.Enrol(ctx, "provisioner: "+r.Host.MAC, &rec)
+	if errors.Is(err, server.ErrRefused) {
+		return fmt.Errorf("%w: %w", provisioner.ErrRecordRefused, err)
+	}
+	return err
+}
+
+// provision runs the provisioner until ctx ends.
+func provision(ctx context.Context, c *serveConfig, images []loadedImage, service *server.Server, log *slog.Logger) (err error) {
+	p := c.Provision
+	if err := os.MkdirAll(p.State, 0o700); err != nil {
+		return fmt.Errorf("provisioner: %w", err)
+	}
+	hosts, err := provisioner.OpenFileHosts(filepath.Join(p.State, "hosts.jsonl"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, hosts.Close()) }()
+	dirs, installers := map[string]string{}, map[string]string{}
+	for _, i := range images {
+		dirs[i.manifest.Name] = i.dir
+		if p.Image == "" || p.Image == i.manifest.Name {
+			installers[i.manifest.Arch] = filepath.Join(i.dir, image.FileInstaller)
+		}
+	}
+	s := &provisioner.Server{
+		Interface: p.Interface, Address: p.Address, Range: provisioner.Range{First: p.First, Last: p.Last},
+		LeaseFile: filepath.Join(p.State, "leases.jsonl"), Installers: installers, Images: dirs, Image: p.Image,
+		Hosts: hosts, Records: installs{service}, Log: log.With("service", "provisioner"),
+		Ready: func() { log.Info("provisioning", "interface", p.Interface, "address", p.Address) },
+	}
+	return s.Run(ctx)
+}
