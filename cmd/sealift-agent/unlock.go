@@ -127,6 +127,7 @@ func (m *machine) readDisk(ctx context.Context, e *early) error {
 	if e.state, err = unlock.Inspect(e.root.Part.Disk, e.root.Part.Table); err != nil {
 		return advise(err, hint)
 	}
+	go e.root.Prefetch(profiles.RootAgentPath)
 	return nil
 }
 

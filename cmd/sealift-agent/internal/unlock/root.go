@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,7 +41,7 @@ func MountRoot(ctx context.Context, rootHash manifest.SHA256, dir string) (*Root
 	dataGUID, hashGUID := verity.Partitions(rootHash)
 	data, err := sys.FindPartition(ctx, dataGUID)
 	if err != nil {
-		return nil, fmt.Errorf("mount root: %w", err)
+		return nil, fmt.Errorf("mount root: %w; the machine has %s", err, inventory(sys))
 	}
 	hash, ok := data.Table.ByGUID(hashGUID)
 	if !ok {
@@ -61,6 +62,38 @@ func MountRoot(ctx context.Context, rootHash manifest.SHA256, dir string) (*Root
 		return nil, fmt.Errorf("mount root: %s at %s: %w", node, dir, err)
 	}
 	return &Root{Dir: dir, Part: data}, nil
+}
+
+// inventory says which disks there are and what is wrong with them.
+func inventory(sys blockdev.System) string {
+	disks, err := sys.Disks()
+	if err != nil {
+		return err.Error()
+	}
+	if len(disks) == 0 {
+		return "no disk, or none that a driver of the image knows"
+	}
+	var all []string
+	for _, d := range disks {
+		if t, err := blockdev.ReadTable(d); err != nil {
+			all = append(all, err.Error())
+		} else {
+			all = append(all, fmt.Sprintf("%s with %d other partitions", d, len(t.Partitions)))
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// Prefetch reads a file of the root into memory, so that it is there when it
+// is executed: dm-verity hashes each of its blocks, and there is time for that
+// while the network is waited for. An error is the reader's to find.
+func (r *Root) Prefetch(path string) {
+	f, err := os.Open(filepath.Join(r.Dir, path))
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_, _ = io.Copy(io.Discard, f)
 }
 
 // MakeFileSystem makes an ext4 file system on a device node, with the program
