@@ -87,6 +87,43 @@ func (f *Fetcher) GoBuild(ctx context.Context, lock *profiles.Lock, d *profiles.
 	return out, nil
 }
 
+// InstallPrograms copies programs of GoBuild into a directory under their own
+// names, executable, to be run on this machine.
+func InstallPrograms(dir string, programs map[string]string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("install programs: %w", err)
+	}
+	for name, file := range programs {
+		if err := installProgram(filepath.Join(dir, name), file); err != nil {
+			return fmt.Errorf("install %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func installProgram(to, from string) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	// A new file every time: the old one may be running, and then cannot be
+	// written to.
+	tmp, err := os.CreateTemp(filepath.Dir(to), ".install-*")
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(tmp, src)
+	err = errors.Join(err, tmp.Chmod(0o755), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), to)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp.Name()))
+	}
+	return nil
+}
+
 func chosen(b profiles.GoBuild, names []string) bool {
 	if len(names) == 0 {
 		return b.Path != ""
