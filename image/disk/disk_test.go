@@ -338,3 +338,14 @@ func TestAWindowStaysSparseAndInside(t *testing.T) {
 		t.Errorf("Seek from the end = %d, %v", n, err)
 	}
 }
+
+func BenchmarkSplit(b *testing.B) {
+	data := make([]byte, 16*ChunkSize)
+	copy(data, bytes.Repeat(pattern(3000), 8000))
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		if _, err := Split(b.Context(), bytes.NewReader(data), int64(len(data)), io.Discard, 2, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

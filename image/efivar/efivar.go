@@ -1,8 +1,8 @@
 // Package efivar makes the EFI variables of Secure Boot: signature lists
 // (EFI_SIGNATURE_LIST, UEFI 2.10, 32.4.1), the authenticated payloads with
 // which an installer enrols them (EFI_VARIABLE_AUTHENTICATION_2, 8.2.2), and
-// the bytes that firmware measures of them into PCR 7 (UEFI_VARIABLE_DATA of the TCG
-// PC Client Platform Firmware Profile).
+// the bytes that firmware measures of them into PCR 7 (UEFI_VARIABLE_DATA of
+// the TCG PC Client Platform Firmware Profile).
 //
 // An Enrolment is the set of certificates that one key directory stands for.
 // Its owner GUID is derived from PK, so the same certificates always give the
@@ -179,7 +179,7 @@ type Enrolment struct {
 // Lists returns the content of each variable.
 func (e Enrolment) Lists() (map[Variable][]byte, error) {
 	if e.PK == nil || e.KEK == nil || e.DB == nil {
-		return nil, errors.New("Secure Boot enrolment: certificates for PK, KEK and db are required")
+		return nil, errors.New("enrolment: certificates for PK, KEK and db are required")
 	}
 	owner := Owner(e.PK)
 	lists := make(map[Variable][]byte)
