@@ -25,11 +25,28 @@ const (
 	lookUnused = 5 * time.Second
 )
 
-// Run approves requests, sees nodes become Ready and takes tokens back, until
-// ctx ends. Tokens that are out then are taken up by the next Start.
-func (c *Cluster) Run(ctx context.Context) error {
-	tick := time.NewTicker(c.c.Poll)
-	defer tick.Stop()
+// retry is how long after a failure Run tries again to prepare the cluster.
+const retry = 2 * time.Second
+
+// Run prepares the cluster, approves requests, sees nodes become Ready and
+// takes tokens back, until ctx ends. A cluster that cannot be reached is tried
+// again. Tokens that are out at the end are taken up by the next Run.
+func (c *Cluster) Run(ctx context.Context, events Events) error {
+	for failed := false; ; failed = true {
+		err := c.prepare(ctx)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !failed { // once, not each time
+			c.c.Log.Error("cluster is not prepared for join tokens", "error", err)
+		}
+		if !sleep(ctx, retry) {
+			return nil
+		}
+	}
 	failing := false
 	for {
 		ts := c.outstanding()
@@ -41,37 +58,46 @@ func (c *Cluster) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		err := c.watch(ctx, ts)
+		err := c.watch(ctx, events, ts)
 		if ctx.Err() != nil {
 			return nil
 		}
-		// Each failure once, not each poll.
 		if err != nil && !failing {
 			c.c.Log.Error("join tokens are not watched over", "error", err)
 		} else if err == nil && failing {
 			c.c.Log.Info("join tokens are watched over again")
 		}
 		failing = err != nil
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, c.c.Poll) {
 			return nil
-		case <-tick.C:
 		}
 	}
 }
 
+// sleep waits, and reports false if ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
 // watch does one round over the tokens that are out.
-func (c *Cluster) watch(ctx context.Context, ts []*token) error {
+func (c *Cluster) watch(ctx context.Context, events Events, ts []*token) error {
 	errs := []error{c.approveAll(ctx, ts)}
 	for _, t := range ts {
-		errs = append(errs, c.attend(ctx, t))
+		errs = append(errs, c.attend(ctx, events, t))
 	}
 	return errors.Join(errs...)
 }
 
 // attend ends a token whose node is Ready or whose time is over, and tells its
 // events.
-func (c *Cluster) attend(ctx context.Context, t *token) error {
+func (c *Cluster) attend(ctx context.Context, events Events, t *token) error {
 	now := c.c.Clock()
 	t.mu.Lock()
 	used, gone := t.used, t.gone
@@ -86,12 +112,8 @@ func (c *Cluster) attend(ctx context.Context, t *token) error {
 			return err
 		}
 		if joined {
-			t.tell(audit.TokenJoined, "node is ready")
-			if err := c.revoke(ctx, t, audit.TokenRevoked, "node is ready"); err != nil {
-				// Told again after the next look, in this order.
-				t.mu.Lock()
-				t.events = t.events[:len(t.events)-1]
-				t.mu.Unlock()
+			const reason = "node is ready"
+			if err := c.end(ctx, t, t.event(audit.TokenJoined, reason), t.event(audit.TokenRevoked, reason)); err != nil {
 				return err
 			}
 			gone = true
@@ -102,12 +124,12 @@ func (c *Cluster) attend(ctx context.Context, t *token) error {
 			return err
 		}
 	}
-	return c.tellAll(ctx, t)
+	return c.tellAll(ctx, events, t)
 }
 
 // tellAll tells a token's events in their order, and forgets the token when it
 // is gone and all is told.
-func (c *Cluster) tellAll(ctx context.Context, t *token) error {
+func (c *Cluster) tellAll(ctx context.Context, events Events, t *token) error {
 	for {
 		t.mu.Lock()
 		if len(t.events) == 0 {
@@ -122,7 +144,7 @@ func (c *Cluster) tellAll(ctx context.Context, t *token) error {
 		}
 		ev := t.events[0]
 		t.mu.Unlock()
-		if err := c.c.Events(ctx, ev); err != nil {
+		if err := events.TokenEvent(ctx, ev); err != nil {
 			return fmt.Errorf("tell that join token %s was %s: %w", t.id, ev.Event, err)
 		}
 		t.mu.Lock()
@@ -224,9 +246,11 @@ func (c *Cluster) markUsed(t *token, request string) {
 	t.mu.Lock()
 	first := !t.used
 	t.used = true
+	if first {
+		t.events = append(t.events, t.event(audit.TokenUsed, "signing request "+request+" approved"))
+	}
 	t.mu.Unlock()
 	if first {
-		t.tell(audit.TokenUsed, "signing request "+request+" approved")
 		c.c.Log.Info("join token used", "token", t.id, "node", t.node, "request", request)
 	}
 }

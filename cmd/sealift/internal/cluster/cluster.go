@@ -1,8 +1,8 @@
 // Package cluster mints join tokens for single nodes of a Kubernetes cluster:
 // it implements server.TokenMinter with bootstrap tokens
 // (kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens). New
-// reads a kubeconfig, Start prepares the cluster, Run watches over the tokens
-// that are out.
+// reads a kubeconfig, Run prepares the cluster and watches over the tokens that
+// are out.
 //
 // A bootstrap token by itself lets its holder ask for the certificate of any
 // node. So the group that our tokens authenticate as may only create signing
@@ -11,8 +11,8 @@
 // when that node is Ready.
 //
 // The API is spoken in plain JSON over client-go's transport, which brings the
-// authentication of any kubeconfig. The typed clientset would add a hundred
-// packages and twenty megabytes for five small requests.
+// authentication of any kubeconfig. The typed clientset would add two hundred
+// packages for seven small requests.
 package cluster
 
 import (
@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -53,9 +54,6 @@ type Config struct {
 	Server string
 	// TTL of a token. Optional; MaxTTL, which is also the most.
 	TTL time.Duration
-	// Events is told what becomes of tokens. It is called until it returns no
-	// error, and may be told one thing twice after a restart.
-	Events func(ctx context.Context, t audit.Token) error
 	// Log gets operational messages. They hold no secret.
 	Log *slog.Logger
 	// Poll is how often signing requests are looked for while a token is
@@ -73,6 +71,8 @@ type Cluster struct {
 	server string // for nodes
 	ca     []byte // PEM, for nodes
 
+	prepared atomic.Bool // the binding is there
+
 	mu   sync.Mutex
 	out  map[string]*token // tokens that are out, by id; guarded by mu
 	wake chan struct{}     // tells Run that a token is out
@@ -80,13 +80,17 @@ type Cluster struct {
 
 var _ server.TokenMinter = (*Cluster)(nil)
 
-// New reads the kubeconfig. It does not talk to the cluster; Start does.
+// Events is told what becomes of tokens; server.Server is one. It is called
+// until it returns no error, and may be told one thing twice after a restart.
+type Events interface {
+	TokenEvent(ctx context.Context, t audit.Token) error
+}
+
+// New reads the kubeconfig. It does not talk to the cluster; Run does.
 func New(c Config) (*Cluster, error) {
 	switch {
 	case c.Kubeconfig == "":
 		return nil, errors.New("cluster: no kubeconfig")
-	case c.Events == nil:
-		return nil, errors.New("cluster: nobody to tell of events")
 	case c.Log == nil:
 		return nil, errors.New("cluster: no log")
 	case c.TTL < 0 || c.TTL > MaxTTL:
@@ -127,9 +131,9 @@ func New(c Config) (*Cluster, error) {
 	return &Cluster{c: c, api: api, server: url, ca: cfg.CAData, out: map[string]*token{}, wake: make(chan struct{}, 1)}, nil
 }
 
-// Start makes sure that the group of our tokens may do what it must, and takes
-// up the tokens that an earlier process left out.
-func (c *Cluster) Start(ctx context.Context) error {
+// prepare makes sure that the group of our tokens may do what it must, and
+// takes up the tokens that an earlier process left out.
+func (c *Cluster) prepare(ctx context.Context) error {
 	if err := c.ensureBinding(ctx); err != nil {
 		return fmt.Errorf("prepare the cluster: %w", err)
 	}
@@ -145,6 +149,7 @@ func (c *Cluster) Start(ctx context.Context) error {
 		}
 		c.add(t)
 	}
+	c.prepared.Store(true)
 	return nil
 }
 

@@ -45,12 +45,9 @@ type token struct {
 	nextLook time.Time     // of the node; used by Run only
 }
 
-// tell queues an event.
-func (t *token) tell(e audit.TokenEvent, reason string) {
-	ev := audit.Token{Event: e, ID: t.id, NodeName: t.node, Reason: reason}
-	t.mu.Lock()
-	t.events = append(t.events, ev)
-	t.mu.Unlock()
+// event returns an event of the token's life.
+func (t *token) event(e audit.TokenEvent, reason string) audit.Token {
+	return audit.Token{Event: e, ID: t.id, NodeName: t.node, Reason: reason}
 }
 
 // randomText draws n characters of the alphabet of bootstrap tokens, each with
@@ -86,6 +83,9 @@ func checkNodeName(name string) error {
 func (c *Cluster) Mint(ctx context.Context, nodeName string) (*server.Token, error) {
 	if err := checkNodeName(nodeName); err != nil {
 		return nil, fmt.Errorf("mint join token: %w", err)
+	}
+	if !c.prepared.Load() {
+		return nil, errors.New("mint join token: the cluster is not prepared yet")
 	}
 	for _, t := range c.outstanding() {
 		if t.node == nodeName {
@@ -178,18 +178,26 @@ func (c *Cluster) deleteSecret(ctx context.Context, id string) error {
 	return nil
 }
 
-// revoke deletes a token's secret and queues the events that tell of it, once.
+// revoke ends a token for a reason.
 func (c *Cluster) revoke(ctx context.Context, t *token, as audit.TokenEvent, reason string) error {
+	return c.end(ctx, t, t.event(as, reason))
+}
+
+// end deletes a token's secret and queues the events that tell of it, once.
+func (c *Cluster) end(ctx context.Context, t *token, events ...audit.Token) error {
 	if err := c.deleteSecret(ctx, t.id); err != nil {
 		return err
 	}
 	t.mu.Lock()
 	first := !t.gone
 	t.gone = true
+	if first {
+		t.events = append(t.events, events...)
+	}
 	t.mu.Unlock()
 	if first {
-		t.tell(as, reason)
-		c.c.Log.Info("join token ended", "token", t.id, "node", t.node, "as", string(as), "reason", reason)
+		last := events[len(events)-1]
+		c.c.Log.Info("join token ended", "token", t.id, "node", t.node, "as", string(last.Event), "reason", last.Reason)
 	}
 	return nil
 }
