@@ -57,6 +57,7 @@ func split(ctx context.Context, image io.ReaderAt, out io.Writer, encoder *zstd.
 	work := make(chan *chunk)
 	ordered := make(chan *chunk, workers) // bounds the chunks in memory
 	free := make(chan []byte, 2*workers+2)
+	hole := encoder.EncodeAll(make([]byte, ChunkSize), nil) // most of an image
 	g.Go(func() error {
 		defer close(work)
 		defer close(ordered)
@@ -89,10 +90,12 @@ func split(ctx context.Context, image io.ReaderAt, out io.Writer, encoder *zstd.
 	for range workers {
 		g.Go(func() error {
 			for c := range work {
-				if !zero(c.data) {
+				if zero(c.data) {
+					c.frame = hole
+				} else {
 					d.Chunks[c.index] = sha256.Sum256(c.data)
+					c.frame = encoder.EncodeAll(c.data, nil)
 				}
-				c.frame = encoder.EncodeAll(c.data, nil)
 				close(c.done)
 			}
 			return nil
