@@ -92,7 +92,7 @@ func parsePackages(r io.Reader, arch string, fn func(candidate) error) error {
 func parseCandidate(f map[string]string) (candidate, error) {
 	c := candidate{Name: f["Package"], Arch: f["Architecture"], Provides: f["Provides"], Filename: f["Filename"]}
 	if c.Name == "" || f["Version"] == "" {
-		return c, errors.New("Package or Version is missing")
+		return c, errors.New("field Package or Version is missing")
 	}
 	var err error
 	if c.Version, err = version.Parse(f["Version"]); err != nil {

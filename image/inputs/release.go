@@ -144,7 +144,7 @@ func parseRelease(b []byte) (*unverifiedRelease, error) {
 		}
 	}
 	if r.Codename == "" || r.Date.IsZero() || len(r.Files) == 0 {
-		return nil, errors.New("Codename, Date or SHA256 is missing")
+		return nil, errors.New("field Codename, Date or SHA256 is missing")
 	}
 	return r, nil
 }

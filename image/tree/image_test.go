@@ -38,7 +38,7 @@ func sample(t *testing.T) *Tree {
 	t.Helper()
 	tr := New()
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for _, size := range []int{0, 1, 31, 32, 33, 2000, 4031, 4032, 4064, 4095, 4096, 4097, 8192, 100_000, 9_000_001} {
+	for _, size := range []int{0, 1, 31, 32, 33, 2000, 4031, 4032, 4064, 4095, 4096, 4097, 8192, 100_000, 2_000_001} {
 		b := make([]byte, size)
 		for i := range b {
 			b[i] = byte(rnd.Uint32())
