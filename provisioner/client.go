@@ -1,6 +1,7 @@
 package provisioner
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"strings"
@@ -105,7 +106,7 @@ func smbiosUUID(guid []byte) string {
 		return ""
 	}
 	g := [16]byte(guid[1:])
-	if g == [16]byte{} || strings.Trim(string(g[:]), "\xff") == "" {
+	if g == [16]byte{} || bytes.Count(g[:], []byte{0xff}) == len(g) {
 		return ""
 	}
 	b := []byte{

@@ -390,3 +390,18 @@ func FuzzDHCP(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkDHCPDecision(b *testing.B) {
+	s, _ := newTestDHCP("10.98.0.200")
+	raw := ask(b, dhcpv4.MessageTypeRequest, boxMAC, requested("10.98.0.20"), server("10.98.0.1"), relay("10.98.0.200")).ToBytes()
+	b.ReportAllocs()
+	for b.Loop() {
+		req, err := parseDHCP(raw)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if r := s.handle(b.Context(), dayOne, req); len(r.msg.ToBytes()) < 300 {
+			b.Fatal("no answer")
+		}
+	}
+}

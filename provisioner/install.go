@@ -28,6 +28,9 @@ const (
 // could not take them.
 const deliveryRetry = 15 * time.Second
 
+// deliveryTimeout bounds one offer. An installer waits for the first one.
+const deliveryTimeout = 20 * time.Second
+
 // ErrRecordRefused is wrapped by a RecordSink that will never take a record.
 var ErrRecordRefused = errors.New("install record refused")
 
@@ -37,6 +40,8 @@ var ErrRecordRefused = errors.New("install record refused")
 // ErrRecordRefused is final and is shown to the installer; after any other
 // error the record is kept and offered again. Record may be called
 // concurrently for different hosts.
+//
+// ctx ends after 20 seconds at the latest.
 type RecordSink interface {
 	Record(ctx context.Context, r api.Record) error
 }
@@ -272,12 +277,14 @@ func (i *installer) deliver(ctx context.Context, h Host) error {
 		delete(i.busy, h.Key.MAC)
 		i.mu.Unlock()
 	}()
-	sinkErr := i.records.Record(ctx, api.Record{Host: h.Key, Record: h.Record})
+	offer, cancel := context.WithTimeout(ctx, deliveryTimeout)
+	sinkErr := i.records.Record(offer, api.Record{Host: h.Key, Record: h.Record})
+	cancel()
 	if sinkErr != nil && !errors.Is(sinkErr, ErrRecordRefused) {
 		return sinkErr
 	}
 	// Whatever was decided is decided, also if the installer has gone away.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
 	_, err := i.hosts.Update(ctx, h.Key, func(now *Host) error {
 		if !bytes.Equal(now.Record, h.Record) {
