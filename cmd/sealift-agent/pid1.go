@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/signal"
 	"runtime/debug"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/boot"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/console"
@@ -50,6 +54,7 @@ func advise(err error, hint string) error {
 // pid1 runs a mode and ends the machine. It never returns: the kernel panics
 // when PID 1 exits.
 func pid1(mode string, f func(*machine) (boot.End, error)) {
+	surviveSignals()
 	m := &machine{console: console.New(discard{}, console.Uptime)}
 	m.log = slog.New(m.console.Handler(slog.LevelInfo))
 	end, err := guarded(m, f)
@@ -65,6 +70,14 @@ func pid1(mode string, f func(*machine) (boot.End, error)) {
 	for {
 		time.Sleep(time.Hour)
 	}
+}
+
+// surviveSignals keeps signals whose default in a Go program is to exit from
+// ending PID 1. They are caught and not ignored, because what is ignored stays
+// ignored in every program that is started. Whoever wants one of them asks for
+// it beside this.
+func surviveSignals() {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGPIPE, unix.SIGTERM, unix.SIGQUIT)
 }
 
 // discard is where lines go before there is a console.
