@@ -189,29 +189,47 @@ func TestAtftpFetchesTheInstallerWithWindows(t *testing.T) {
 }
 
 func TestAForeignDHCPServerStopsTheStart(t *testing.T) {
-	needTool(t, "dnsmasq")
-	l := newLab(t)
-	l.config.Probe = true
-	l.in(l.client, "ip", "addr", "add", "10.98.0.9/24", "dev", labClientI)
-	foreign := l.command(l.client, "dnsmasq", "--keep-in-foreground", "--port=0", "--conf-file=/dev/null", "--user=", "--pid-file=",
-		"--dhcp-leasefile="+filepath.Join(l.dir, "foreign"), "--interface="+labClientI, "--bind-interfaces",
-		"--dhcp-range=10.98.0.60,10.98.0.70", "--dhcp-authoritative", "--log-facility=-")
-	var log bytes.Buffer
-	foreign.Stdout, foreign.Stderr = &log, &log
-	if err := foreign.Start(); err != nil {
-		t.Fatal(err)
+	const want = "another dhcp server answers on this network: 10.98.0.9 on srv0"
+	foreign := func(t *testing.T) *lab {
+		l := newLab(t)
+		l.config.Probe = true
+		l.in(l.client, "ip", "addr", "add", "10.98.0.9/24", "dev", labClientI)
+		return l
 	}
-	if _, err := l.serve(); err == nil || !strings.Contains(err.Error(), "another dhcp server answers on this network: 10.98.0.9 on srv0") {
-		t.Errorf("the start beside dnsmasq: %v", err)
-	}
-	foreign.Process.Kill()
-	foreign.Wait()
-	if t.Failed() {
-		t.Logf("dnsmasq:\n%s", log.Bytes())
-	}
-	if _, err := l.serve(); err != nil {
-		t.Errorf("the start after dnsmasq has gone: %v", err)
-	}
+	t.Run("dnsmasq", func(t *testing.T) {
+		needTool(t, "dnsmasq")
+		l := foreign(t)
+		if l.user {
+			t.Skip("dnsmasq sets its groups, which a user namespace does not allow")
+		}
+		cmd := l.command(l.client, "dnsmasq", "--keep-in-foreground", "--port=0", "--conf-file=/dev/null", "--user=root", "--group=root", "--pid-file=",
+			"--dhcp-leasefile="+filepath.Join(l.dir, "foreign"), "--interface="+labClientI, "--bind-interfaces",
+			"--dhcp-range=10.98.0.60,10.98.0.70", "--dhcp-authoritative", "--log-facility=-")
+		var log bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &log, &log
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := l.serve()
+		cmd.Process.Kill()
+		cmd.Wait()
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the start beside dnsmasq: %v\n%s", err, log.Bytes())
+		}
+		if _, err := l.serve(); err != nil {
+			t.Errorf("the start after dnsmasq has gone: %v", err)
+		}
+	})
+	t.Run("another Sealift", func(t *testing.T) {
+		l := foreign(t)
+		other := *l
+		other.server = l.client
+		other.config.Dir, other.config.Interface, other.config.Address, other.config.Probe = t.TempDir(), labClientI, "10.98.0.9/24", false
+		other.mustServe()
+		if _, err := l.serve(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the start beside another server: %v", err)
+		}
+	})
 }
 
 func TestASecondServerOnTheHostIsRefused(t *testing.T) {
