@@ -70,7 +70,7 @@ func (f *failure) asError(doing string) error {
 	if f.cause != nil {
 		return fmt.Errorf("%s: %s: %w", doing, f.text, f.cause)
 	}
-	return fmt.Errorf("%s: %s", doing, f.text)
+	return fmt.Errorf("%s: %w: %s", doing, ErrRefused, f.text)
 }
 
 func checkRecord(rec *api.InstallRecord) *failure {

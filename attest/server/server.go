@@ -26,6 +26,10 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 )
 
+// ErrRefused is wrapped by the errors of calls that will never succeed as they
+// were made, however often they are tried.
+var ErrRefused = errors.New("refused")
+
 // Config is what a Server needs. All fields are required unless marked
 // Optional.
 type Config struct {

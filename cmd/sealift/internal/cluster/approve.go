@@ -251,6 +251,7 @@ func (c *Cluster) markUsed(t *token, request string) {
 	}
 	t.mu.Unlock()
 	if first {
+		t.nextLook = time.Time{} // at once
 		c.c.Log.Info("join token used", "token", t.id, "node", t.node, "request", request)
 	}
 }
