@@ -61,6 +61,13 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 	}
 	// What was received counts, not how the connection ends.
 	defer func() { _ = session.Close() }()
+	// A box that is refused is switched off sooner or later, and a TPM must
+	// not take that for an attack.
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.tpm.Rest())
+		}
+	}()
 	challenge, err := session.Challenge(ctx, &api.ChallengeRequest{
 		Version:        api.Version,
 		Purpose:        attest.PurposeUnlock,

@@ -170,6 +170,10 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 		return err
 	}
 	m.console.Step("capped")
+	// Power may go at any time from now on.
+	if err := e.tpm.Rest(); err != nil {
+		m.log.Warn("the TPM will count the next power cut as a failed authorization", "err", err)
+	}
 	confirmed := make(chan struct{})
 	go func() {
 		defer close(confirmed)

@@ -3,6 +3,7 @@ package demo
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/sealift/sealift/image/inputs"
 	"github.com/sealift/sealift/profiles"
@@ -31,6 +32,9 @@ func (d *Demo) buildCluster(ctx context.Context) (string, error) {
 	built := int64(0)
 	f := &inputs.Fetcher{Cache: inputs.Cache{Dir: d.Cache}, Profile: d.Profile}
 	d.programs = map[string]string{}
+	if err := os.MkdirAll(d.path("bin"), 0o755); err != nil {
+		return "", err
+	}
 	names := []string{"etcd", "kube-apiserver", "kube-controller-manager", "kubectl"}
 	for _, name := range names {
 		step.Update(built, int64(len(names)))
@@ -39,7 +43,11 @@ func (d *Demo) buildCluster(ctx context.Context) (string, error) {
 			step.Fail(err)
 			return "", err
 		}
-		d.programs[name] = files[name]
+		// Files in the cache are data, not programs.
+		if err := inputs.InstallPrograms(d.path("bin"), files); err != nil {
+			return "", err
+		}
+		d.programs[name] = d.path("bin", name)
 		built++
 	}
 	step.Done("")

@@ -13,7 +13,6 @@ import (
 
 	"github.com/sealift/sealift/cmd/sealift/internal/vm"
 	"github.com/sealift/sealift/image/manifest"
-	"github.com/sealift/sealift/profiles"
 )
 
 // refusal is a boot that must be given nothing.
@@ -227,17 +226,11 @@ func (d *Demo) replaceUKI(ctx context.Context, resign bool) error {
 	if err != nil {
 		return err
 	}
-	// The digit that a thief would change first: another root file system.
-	at := bytes.Index(uki, []byte(profiles.ParamRootHash+"="))
-	if at < 0 || bytes.Count(uki, []byte(profiles.ParamRootHash+"=")) != 1 {
-		return fmt.Errorf("the UKI does not name %s once", profiles.ParamRootHash)
+	const was, is = " loglevel=4", " loglevel=7"
+	if n := bytes.Count(uki, []byte(was)); n != 1 {
+		return fmt.Errorf("the UKI has %q %d times, want once", was, n)
 	}
-	digit := &uki[at+len(profiles.ParamRootHash)+1]
-	if *digit == '0' {
-		*digit = '1'
-	} else {
-		*digit = '0'
-	}
+	uki = bytes.Replace(uki, []byte(was), []byte(is), 1)
 	altered := d.path("fleet", "altered.efi")
 	if err := os.WriteFile(altered, uki, 0o600); err != nil {
 		return err

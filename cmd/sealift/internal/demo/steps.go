@@ -18,12 +18,12 @@ import (
 
 // What the agent says on the console; see cmd/sealift-agent.
 var (
-	sawInstalled = regexp.MustCompile(`sealift: .*\binstalled\b`)
-	sawAttested  = regexp.MustCompile(`sealift: .*\battested\b`)
-	sawRefused   = regexp.MustCompile(`sealift: .*\brefused: `)
-	sawState     = regexp.MustCompile(`sealift: .*\bstate (created|opened)\b`)
-	sawCapped    = regexp.MustCompile(`sealift: .*\bcapped\b`)
-	sawVerdict   = regexp.MustCompile(`sealift: .*\b(attested|refused: )`)
+	sawInstalled = regexp.MustCompile(`^sealift: \[.*\] installed\b`)
+	sawAttested  = regexp.MustCompile(`^sealift: \[.*\] attested\b`)
+	sawRefused   = regexp.MustCompile(`^sealift: \[.*\] refused: `)
+	sawState     = regexp.MustCompile(`^sealift: \[.*\] state (created|opened)\b`)
+	sawCapped    = regexp.MustCompile(`^sealift: \[.*\] capped\b`)
+	sawVerdict   = regexp.MustCompile(`^sealift: \[.*\] (attested\b|refused: )`)
 	sawDenied    = regexp.MustCompile(`Access Denied|Security Violation`)
 )
 
@@ -114,7 +114,8 @@ func (d *Demo) firstBootInStore(ctx context.Context) (string, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, bootLimit, errors.New("the boot took too long"))
 	defer cancel()
-	run, err := d.powerOn(ctx, d.box, d.store, "till1", vm.Power{Label: "store-first"})
+	// The box stays on for the next step.
+	run, err := d.powerOn(context.WithoutCancel(ctx), d.box, d.store, "till1", vm.Power{Label: "store-first"})
 	if err != nil {
 		return "", err
 	}
