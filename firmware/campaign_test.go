@@ -142,3 +142,46 @@ func FuzzParseCatalogue(f *testing.F) {
 	f.Add(enc)
 	f.Fuzz(func(t *testing.T, b []byte) { ParseCatalogue("x", b) })
 }
+
+func TestTheLaterCampaignDecides(t *testing.T) {
+	machine := attest.MachineID{1}
+	cat := &Catalogue{Models: []Model{{Vendor: "QEMU", Product: "box", Builds: []Build{
+		{Version: "1", Digests: []manifest.SHA256{{1}}, Status: Allowed},
+		{Version: "2", Digests: []manifest.SHA256{{2}}, Status: Candidate},
+		{Version: "3", Digests: []manifest.SHA256{{3}}, Status: Candidate},
+	}}}}
+	campaign := func(name, from, to string, opened int64, state CampaignState) Campaign {
+		return Campaign{Name: name, Vendor: "QEMU", Product: "box", From: from, To: to,
+			Wave: []attest.MachineID{machine}, State: state, Opened: time.Unix(opened, 0)}
+	}
+	// The store gives campaigns by name: "autumn" comes before "spring".
+	spring := campaign("spring", "1", "2", 100, Proven)
+	for name, tt := range map[string]struct {
+		later Campaign
+		want  map[string]attest.FirmwareStatus
+	}{
+		"forward, proven: what the first led to is left behind": {
+			campaign("autumn", "2", "3", 200, Proven),
+			map[string]attest.FirmwareStatus{"1": attest.FirmwareDenied, "2": attest.FirmwareDenied, "3": attest.FirmwareAllowed},
+		},
+		"forward, open": {
+			campaign("autumn", "2", "3", 200, Open),
+			map[string]attest.FirmwareStatus{"1": attest.FirmwareDenied, "2": attest.FirmwareAllowed, "3": attest.FirmwareAllowed},
+		},
+		"back, open: what was left behind is led to again": {
+			campaign("autumn", "2", "1", 200, Open),
+			map[string]attest.FirmwareStatus{"1": attest.FirmwareAllowed, "2": attest.FirmwareAllowed, "3": attest.FirmwareDenied},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, list := range [][]Campaign{{tt.later, spring}, {spring, tt.later}} {
+				p := References(cat, list, machine)
+				for version, want := range tt.want {
+					if got := statusOf(t, p, version); got != want {
+						t.Errorf("campaigns %s, %s: build %s: got %s, want %s", list[0].Name, list[1].Name, version, got, want)
+					}
+				}
+			}
+		})
+	}
+}

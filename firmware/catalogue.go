@@ -10,6 +10,7 @@ package firmware
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -141,7 +142,13 @@ func (c *Catalogue) find(vendor, product, version string) *Build {
 // campaigns that the machine is part of. A candidate build is allowed only
 // where a campaign leads to it; the build that a proven campaign left behind
 // is denied.
+//
+// Of two campaigns that say something of one build, the one opened later
+// counts, in whatever order they are given: the build that one campaign led to
+// is the one that the next leaves behind.
 func References(c *Catalogue, campaigns []Campaign, machine attest.MachineID) attest.FirmwarePolicy {
+	campaigns = slices.Clone(campaigns)
+	slices.SortStableFunc(campaigns, func(a, b Campaign) int { return a.Opened.Compare(b.Opened) })
 	var p attest.FirmwarePolicy
 	for _, m := range c.Models {
 		for _, b := range m.Builds {
