@@ -6,7 +6,7 @@ DEMO_PACKAGES := qemu-system-x86 ovmf swtpm swtpm-tools iproute2 dnsmasq-base \
 # And what the tests hold our output against.
 TEST_PACKAGES := $(DEMO_PACKAGES) cryptsetup-bin gdisk dosfstools erofs-utils \
 	tpm2-tools systemd systemd-boot-efi e2fsprogs binutils openssl atftp kea-admin \
-	efitools fdisk gcc libc6-dev
+	efitools busybox cpio zstd gpgv libxml2-utils gcc libc6-dev
 
 GO      ?= go
 BIN     := bin
