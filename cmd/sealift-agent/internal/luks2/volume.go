@@ -86,6 +86,19 @@ func Prepare(d Device, size int64, key attest.Secret, o Options) (*Volume, error
 	return v, nil
 }
 
+// Erase makes sure that Open finds no volume on the partition that starts at
+// that offset of d, in bytes: what an earlier installation left there must not
+// be taken for this one's. It returns when that is durable.
+func Erase(d Device, at int64) error {
+	if _, err := d.WriteAt(make([]byte, 2*headerSize), at); err != nil {
+		return fmt.Errorf("erase LUKS2 headers at %d: %w", at, err)
+	}
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("erase LUKS2 headers at %d: sync: %w", at, err)
+	}
+	return nil
+}
+
 // Commit makes a volume that Prepare returned one that Open finds: it writes
 // the secondary header, then the primary, each made durable before the next.
 func (v *Volume) Commit(d Device) error {

@@ -229,7 +229,10 @@ func (s *State) newKey(k Keys) (key attest.Secret, blob []byte, err error) {
 	return key, blob, nil
 }
 
-// addPartition makes the partition, unless an interrupted Create has.
+// addPartition makes the partition, unless an interrupted Create has. The
+// state of an earlier installation may lie in its place; it is erased before
+// the table names the partition, or else a power cut would leave a disk whose
+// state exists and can never be opened.
 func (s *State) addPartition(ctx context.Context) (err error) {
 	if s.part != nil {
 		return nil
@@ -247,6 +250,9 @@ func (s *State) addPartition(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
+	if err := luks2.Erase(disk, p.Offset()); err != nil {
+		return err
+	}
 	if err := gpt.Write(disk, s.disk.Size, s.table); err != nil {
 		return err
 	}

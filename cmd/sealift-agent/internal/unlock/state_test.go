@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -225,5 +226,66 @@ func TestCreateTriesTheSealFirst(t *testing.T) {
 				t.Errorf("the partition was written to, %v", rerr)
 			}
 		})
+	}
+}
+
+// The state of an earlier installation lies where the new one goes. Power can
+// go at any time after the table was written: the next boot must find no state,
+// since the service has another half of the key by now.
+func TestCreateErasesAnOldStateBeforeItNamesThePartition(t *testing.T) {
+	const size = minState + 64<<20
+	table, err := gpt.New(newGUID(t), size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blank := *table
+	place, err := blank.Add(gpt.Partition{Type: gpt.LinuxFilesystem(), GUID: newGUID(t), Name: Label}, minState)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := blockdev.Disk{Node: filepath.Join(t.TempDir(), "disk"), Size: size, SectorSize: gpt.SectorSize}
+	f, err := os.OpenFile(disk.Node, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.WriteFile(old, make([]byte, stateSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	format(t, old, table.Disk.String(), half(1), half(9), goodToken())
+	b, err := os.ReadFile(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(b, place.Offset()); err != nil {
+		t.Fatal(err)
+	}
+	if err := gpt.Write(f, size, table); err != nil {
+		t.Fatal(err)
+	}
+
+	s, err := Inspect(disk, table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A file is no disk: telling the kernel of the partition fails, which here
+	// stands for the power cut.
+	if _, _, err := s.Create(t.Context(), Keys{TPM: &fakeTPM{}, ServiceHalf: half(2)}, nil); err == nil {
+		t.Fatal("no error")
+	}
+	again, err := gpt.Read(f, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, ok := again.ByName(Label)
+	if !ok || p.Offset() != place.Offset() {
+		t.Fatalf("the table has no state partition at %d: %+v", place.Offset(), again.Partitions)
+	}
+	if _, err := luks2.ReadHeader(io.NewSectionReader(f, p.Offset(), p.Size())); !errors.Is(err, luks2.ErrNoVolume) {
+		t.Errorf("the old state is still there: %v", err)
 	}
 }
