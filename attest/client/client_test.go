@@ -1,0 +1,359 @@
+package client_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/client"
+)
+
+// service answers as a test tells it, over real TLS.
+type service struct {
+	*testing.T
+	srv   *httptest.Server
+	key   *ecdsa.PrivateKey
+	conns atomic.Int32
+
+	answer func(w http.ResponseWriter, r *http.Request)
+}
+
+func newKey(t *testing.T, c elliptic.Curve) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(c, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func newService(t *testing.T, change func(*tls.Config)) *service {
+	t.Helper()
+	s := &service{T: t, key: newKey(t, elliptic.P256())}
+	s.srv = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.answer(w, r) }))
+	s.srv.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			s.conns.Add(1)
+		}
+	}
+	s.srv.TLS = &tls.Config{MinVersion: tls.VersionTLS13}
+	if change != nil {
+		change(s.srv.TLS)
+	}
+	s.srv.StartTLS()
+	t.Cleanup(s.srv.Close)
+	return s
+}
+
+func (s *service) client() *client.Client {
+	pool := x509.NewCertPool()
+	pool.AddCert(s.srv.Certificate())
+	return &client.Client{URL: s.srv.URL, CA: pool, ReleaseKey: &s.key.PublicKey, Timeout: 10 * time.Second}
+}
+
+func (s *service) connect() *client.Session {
+	s.Helper()
+	session, err := s.client().Connect(s.Context())
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() { session.Close() })
+	return session
+}
+
+// reply answers with a status and JSON.
+func reply(status int, v any) func(http.ResponseWriter, *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		w.WriteHeader(status)
+		json.NewEncoder(w).Encode(v)
+	}
+}
+
+func challenge() *api.Challenge {
+	return &api.Challenge{ID: "c1", Nonce: make([]byte, 32), PCRs: attest.PolicyPCRs()}
+}
+
+var machine = attest.MachineIDOf([]byte("m"))
+
+func (s *service) release(change func(*api.Release)) *api.EvidenceResponse {
+	s.Helper()
+	r := &api.Release{ID: "r1", Machine: machine, ChallengeID: "c1"}
+	if change != nil {
+		change(r)
+	}
+	e, err := api.SignRelease(s.key, r)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return &api.EvidenceResponse{Result: &attest.Result{Allowed: true, Image: "demo 1"}, Release: e}
+}
+
+func TestChallengeAndEvidenceGoOverOneConnection(t *testing.T) {
+	s := newService(t, nil)
+	var exporters [][]byte
+	s.answer = func(w http.ResponseWriter, r *http.Request) {
+		e, err := r.TLS.ExportKeyingMaterial(api.ExporterLabel, nil, api.ExporterLength)
+		if err != nil {
+			t.Error(err)
+		}
+		exporters = append(exporters, e)
+		if r.ProtoMajor != 1 {
+			t.Errorf("protocol is %s", r.Proto)
+		}
+		if r.URL.Path == api.PathChallenge {
+			reply(200, challenge())(w, r)
+			return
+		}
+		reply(200, s.release(nil))(w, r)
+	}
+	session := s.connect()
+	ch, err := session.Challenge(t.Context(), &api.ChallengeRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, result, err := session.Evidence(t.Context(), machine, &api.EvidenceRequest{ChallengeID: ch.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.ID != "r1" || result.Image != "demo 1" {
+		t.Errorf("release %+v, result %+v", r, result)
+	}
+	if n := s.conns.Load(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+	for _, e := range exporters {
+		if !bytes.Equal(e, session.Exporter()) {
+			t.Errorf("the service's exporter is %x, the client's %x", e, session.Exporter())
+		}
+	}
+}
+
+// A client that dialled again would send evidence that is bound to another
+// connection.
+func TestAClosedConnectionIsNotDialledAgain(t *testing.T) {
+	s := newService(t, nil)
+	s.answer = func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		reply(200, challenge())(w, r)
+	}
+	session := s.connect()
+	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := session.Evidence(t.Context(), machine, &api.EvidenceRequest{}); err == nil {
+		t.Error("no error")
+	}
+	if n := s.conns.Load(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+func TestReleasesForAnyoneElseAreRefused(t *testing.T) {
+	s := newService(t, nil)
+	other := newKey(t, elliptic.P256())
+	tests := map[string]func() *api.EvidenceResponse{
+		"another challenge": func() *api.EvidenceResponse { return s.release(func(r *api.Release) { r.ChallengeID = "c2" }) },
+		"another machine":   func() *api.EvidenceResponse { return s.release(func(r *api.Release) { r.Machine[0] ^= 1 }) },
+		"another key": func() *api.EvidenceResponse {
+			key := s.key
+			s.key = other
+			defer func() { s.key = key }()
+			return s.release(nil)
+		},
+		"an altered payload": func() *api.EvidenceResponse {
+			r := s.release(nil)
+			r.Release.Payload[10] ^= 1
+			return r
+		},
+		"no release":      func() *api.EvidenceResponse { return &api.EvidenceResponse{Result: &attest.Result{Allowed: true}} },
+		"an empty answer": func() *api.EvidenceResponse { return &api.EvidenceResponse{} },
+		"the result, signed": func() *api.EvidenceResponse {
+			return &api.EvidenceResponse{Release: &api.Envelope{PayloadType: api.ReleaseType}}
+		},
+	}
+	for name, make := range tests {
+		t.Run(name, func(t *testing.T) {
+			s.answer = reply(200, make())
+			if r, _, err := s.connect().Evidence(t.Context(), machine, &api.EvidenceRequest{ChallengeID: "c1"}); err == nil {
+				t.Errorf("got %+v, want an error", r)
+			}
+		})
+	}
+}
+
+func TestVerdictsAndFailuresAreToldApart(t *testing.T) {
+	s := newService(t, nil)
+	session := s.connect()
+	s.answer = reply(403, &api.EvidenceResponse{Result: &attest.Result{Findings: []attest.Finding{{Code: attest.CodeCmdline, Message: "m"}, {Code: attest.CodeClock}}}})
+	_, result, err := session.Evidence(t.Context(), machine, &api.EvidenceRequest{})
+	var refused *client.RefusedError
+	if !errors.As(err, &refused) || result == nil || !strings.Contains(err.Error(), "uki.cmdline: m (and 1 more findings)") {
+		t.Errorf("a verdict: got %v", err)
+	}
+	s.answer = reply(403, api.Error{Code: "forbidden", Message: "no"})
+	var failed *client.ServiceError
+	if _, _, err := session.Evidence(t.Context(), machine, &api.EvidenceRequest{}); !errors.As(err, &failed) || failed.Answer.Code != "forbidden" {
+		t.Errorf("a 403 that is no verdict: got %v", err)
+	}
+	s.answer = func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Retry-After", "7")
+		reply(429, api.Error{Code: "rate-limited", Message: "slow", Hint: "wait"})(w, r)
+	}
+	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); !errors.As(err, &failed) || failed.Status != 429 || failed.RetryAfter != 7*time.Second || !strings.Contains(err.Error(), "slow (wait)") {
+		t.Errorf("a limit: got %v", err)
+	}
+	s.answer = func(w http.ResponseWriter, r *http.Request) { http.Error(w, "<html>", 502) }
+	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); !errors.As(err, &failed) || failed.Answer.Code != "http-502" {
+		t.Errorf("a proxy's page: got %v", err)
+	}
+	// A refusal is none for a call that has no verdict.
+	s.answer = reply(403, &api.EvidenceResponse{Result: &attest.Result{}})
+	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); !errors.As(err, &failed) {
+		t.Errorf("a verdict on a challenge: got %v", err)
+	}
+	if n := s.conns.Load(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+func TestChallengesThatThisAgentCannotAnswerAreRefused(t *testing.T) {
+	s := newService(t, nil)
+	for name, change := range map[string]func(*api.Challenge){
+		"no id":         func(c *api.Challenge) { c.ID = "" },
+		"a long id":     func(c *api.Challenge) { c.ID = strings.Repeat("x", 65) },
+		"a short nonce": func(c *api.Challenge) { c.Nonce = c.Nonce[:8] },
+		"fewer PCRs":    func(c *api.Challenge) { c.PCRs = c.PCRs[:3] },
+		"no PCRs":       func(c *api.Challenge) { c.PCRs = nil },
+	} {
+		ch := challenge()
+		change(ch)
+		s.answer = reply(200, ch)
+		if _, err := s.connect().Challenge(t.Context(), &api.ChallengeRequest{}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestHostileAnswersEndInAnError(t *testing.T) {
+	s := newService(t, nil)
+	hijack := func(answer string) func(http.ResponseWriter, *http.Request) {
+		return func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			io.WriteString(conn, answer)
+			conn.Close()
+		}
+	}
+	for name, answer := range map[string]func(http.ResponseWriter, *http.Request){
+		"no HTTP":        hijack("220 smtp\r\n"),
+		"nothing":        hijack(""),
+		"cut short":      hijack("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"),
+		"endless":        hijack("HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat(" ", 5<<20)),
+		"no JSON":        hijack("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"),
+		"endless header": hijack("HTTP/1.1 200 OK\r\n" + strings.Repeat("A: b\r\n", 10) + "\r\n"),
+		"a redirect": func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			http.Redirect(w, r, "http://169.254.169.254/", http.StatusTemporaryRedirect)
+		},
+	} {
+		s.answer = answer
+		if _, err := s.connect().Challenge(t.Context(), &api.ChallengeRequest{}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestTheServiceMustBeTheRightOne(t *testing.T) {
+	s := newService(t, nil)
+	s.answer = reply(200, challenge())
+	c := s.client()
+	c.CA = x509.NewCertPool()
+	if _, err := c.Connect(t.Context()); err == nil {
+		t.Error("a certificate of another authority: no error")
+	}
+	old := newService(t, func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 })
+	if _, err := old.client().Connect(t.Context()); err == nil {
+		t.Error("TLS 1.2: no error")
+	}
+	for _, url := range []string{"", "http://" + strings.TrimPrefix(s.srv.URL, "https://"), "https://", s.srv.URL + "/path", s.srv.URL + "?q", "https://user:secret@127.0.0.1", "::"} {
+		c := s.client()
+		c.URL = url
+		if _, err := c.Connect(t.Context()); err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: got %v", url, err)
+		}
+	}
+	for name, change := range map[string]func(*client.Client){
+		"no CA":          func(c *client.Client) { c.CA = nil },
+		"no release key": func(c *client.Client) { c.ReleaseKey = nil },
+	} {
+		c := s.client()
+		change(c)
+		if _, err := c.Connect(t.Context()); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestACallEndsWithItsContext(t *testing.T) {
+	s := newService(t, nil)
+	started := make(chan struct{})
+	s.answer = func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		close(started)
+		<-r.Context().Done()
+	}
+	session := s.connect()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-started
+		cancel()
+	}()
+	if _, err := session.Challenge(ctx, &api.ChallengeRequest{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want %v", err, context.Canceled)
+	}
+	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); err == nil {
+		t.Error("a session in an unknown state is used again")
+	}
+}
+
+func TestConfirmProvesAndCutsItsOutcome(t *testing.T) {
+	s := newService(t, nil)
+	transport := attest.Secret(bytes.Repeat([]byte{1}, 32))
+	var got api.ConfirmRequest
+	s.answer = func(w http.ResponseWriter, r *http.Request) {
+		if err := json.NewDecoder(r.Body).Decode(&got); err != nil || r.URL.Path != api.PathConfirm {
+			t.Errorf("%s: %v", r.URL.Path, err)
+		}
+		fmt.Fprint(w, "{}")
+	}
+	for _, outcome := range []string{api.OutcomeUnlocked, strings.Repeat("é", 600)} {
+		if err := s.client().Confirm(t.Context(), transport, "r1", outcome); err != nil {
+			t.Fatal(err)
+		}
+		if len(got.Outcome) > api.MaxOutcome || !strings.HasPrefix(outcome, got.Outcome) || !bytes.Equal(got.Proof, api.ConfirmProof(transport, "r1", got.Outcome)) {
+			t.Errorf("sent %+v", got)
+		}
+	}
+}
