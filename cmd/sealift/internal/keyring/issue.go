@@ -17,11 +17,9 @@ import (
 	"github.com/sealift/sealift/attest/api"
 )
 
-// Lifetimes of issued certificates.
-const (
-	serverLife   = 397 * 24 * time.Hour
-	operatorLife = 90 * 24 * time.Hour
-)
+// operatorLife is the lifetime of an operator's certificate. That of a server
+// is valid for as long as the CA, see IssueServer.
+const operatorLife = 90 * 24 * time.Hour
 
 // Issuer issues certificates from the service CA. All keys are ECDSA P-256.
 type Issuer struct {
@@ -59,14 +57,18 @@ func (i *Issuer) Pool() *x509.CertPool {
 }
 
 // IssueServer returns a certificate for a server that is reached by the given
-// DNS names and IP addresses.
+// DNS names and IP addresses. It is valid for exactly as long as the CA: its
+// key never leaves the process, so a shorter life protects nothing, while a
+// process that outlives it, or a machine whose clock stands at the day on
+// which its image was built, would be locked out.
 func (i *Issuer) IssueServer(hosts []string) (tls.Certificate, error) {
 	if len(hosts) == 0 {
 		return tls.Certificate{}, errors.New("issue server certificate: no host name or address")
 	}
 	c := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: hosts[0]},
-		NotAfter:    i.now.Add(serverLife),
+		NotBefore:   i.ca.NotBefore,
+		NotAfter:    i.ca.NotAfter,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	for _, h := range hosts {
@@ -94,6 +96,7 @@ func (i *Issuer) IssueOperator(name string, roles []string) (tls.Certificate, er
 	}
 	return i.issue(&x509.Certificate{
 		Subject:     pkix.Name{Organization: []string{api.OperatorOrganization}, CommonName: name, OrganizationalUnit: slices.Compact(slices.Sorted(slices.Values(roles)))},
+		NotBefore:   i.now.Add(-clockSkew),
 		NotAfter:    i.now.Add(operatorLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
@@ -110,7 +113,6 @@ func (i *Issuer) issue(c *x509.Certificate) (tls.Certificate, error) {
 	if c.SerialNumber, err = serialNumber(i.rand); err != nil {
 		return fail(err)
 	}
-	c.NotBefore = i.now.Add(-clockSkew)
 	if c.NotBefore.Before(i.ca.NotBefore) {
 		c.NotBefore = i.ca.NotBefore
 	}

@@ -235,6 +235,36 @@ func TestIssuedCertificatesServeATLSConnection(t *testing.T) {
 	}
 }
 
+// A box whose clock's battery is empty believes that it is the day of its
+// image, or of its CA; and a service may run for years.
+func TestServerCertificatesAreValidAsLongAsTheCA(t *testing.T) {
+	k := newKeyring(t)
+	ca, err := k.Certificate(FileServiceCA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := k.Issuer(ca.NotBefore.Add(2*365*24*time.Hour), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := i.IssueServer([]string{"attest.example"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, at := range map[string]time.Time{"at the CA's first moment": ca.NotBefore, "at its last": ca.NotAfter} {
+		if _, err := server.Leaf.Verify(x509.VerifyOptions{Roots: i.Pool(), CurrentTime: at}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	operator, err := i.IssueOperator("alice", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if life := operator.Leaf.NotAfter.Sub(operator.Leaf.NotBefore); life != operatorLife+clockSkew {
+		t.Errorf("an operator's certificate is valid for %v, want %v", life, operatorLife+clockSkew)
+	}
+}
+
 func TestBadNamesAreNotCertified(t *testing.T) {
 	i, err := newKeyring(t).Issuer(time.Now(), rand.Reader)
 	if err != nil {
