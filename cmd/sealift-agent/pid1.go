@@ -156,7 +156,11 @@ func initramfs(m *machine) (boot.End, error) {
 	}
 	m.setLog(m.config.Debug)
 	m.console.Step("agent started: image %s, mode %s", m.config.Image, m.config.Mode)
-	raised, err := boot.RaiseClock(profiles.AgentConfigPath)
+	earliest, err := boot.EarliestNow(profiles.AgentConfigPath, []byte(m.config.AttestCA))
+	if err != nil {
+		return "", advise(err, "the image is broken: build it again")
+	}
+	raised, err := boot.RaiseClock(earliest)
 	if err != nil {
 		return "", err
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
@@ -24,6 +25,7 @@ type service struct {
 type released struct {
 	id        string
 	image     string        // of the verdict, for people
+	issued    time.Time     // by the service's clock, signed
 	transport attest.Secret // proves the confirmation
 	secrets   *api.Secrets
 }
@@ -110,7 +112,7 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 	if err != nil {
 		return nil, err
 	}
-	r := &released{id: release.ID, transport: transport, secrets: secrets}
+	r := &released{id: release.ID, issued: release.Issued, transport: transport, secrets: secrets}
 	if result != nil {
 		r.image = result.Image
 	}

@@ -32,6 +32,9 @@ const (
 // succeeded. It is told again by the next boot's evidence.
 const confirmLimit = 5 * time.Second
 
+// clockSlack is by how much the clock may be slow without being set.
+const clockSlack = 30 * time.Second
+
 // early is what a boot brings together before it can attest.
 type early struct {
 	tpm      *tpm.TPM
@@ -150,7 +153,21 @@ func (m *machine) attest(ctx context.Context, s *service, e *early) (*released, 
 		return nil, err
 	}
 	m.console.Step("attested: image %s", r.image)
+	m.setClock(r.issued)
 	return r, nil
+}
+
+// setClock sets a slow clock by the service's: the signed answer to this boot's
+// own challenge says what time it is, and the cluster's certificates need it.
+func (m *machine) setClock(now time.Time) {
+	if time.Until(now) < clockSlack {
+		return
+	}
+	if _, err := boot.RaiseClock(now); err != nil {
+		m.log.Warn("the clock is slow and cannot be set", "err", err)
+		return
+	}
+	m.console.Step("the clock was slow and was set by the attestation service's: check the battery of the mainboard")
 }
 
 // enter opens or creates the state, caps the boot, and switches root.

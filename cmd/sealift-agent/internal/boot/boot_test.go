@@ -1,12 +1,19 @@
 package boot
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sealift/sealift/profiles"
 )
@@ -141,5 +148,48 @@ func TestParseEnd(t *testing.T) {
 	}
 	if _, err := ParseEnd("shell"); err == nil {
 		t.Error("shell: no error")
+	}
+}
+
+// The service's certificates are not valid before their CA is, which may have
+// been made after the newest package of the image.
+func TestTheClockIsNeverBeforeTheImageOrItsCA(t *testing.T) {
+	built := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	file := filepath.Join(t.TempDir(), "agent.json")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(file, built, built); err != nil {
+		t.Fatal(err)
+	}
+	ca := func(from time.Time) []byte {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: from, NotAfter: from.AddDate(10, 0, 0)}
+		der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	}
+	older, newer := built.AddDate(0, -1, 0), built.AddDate(0, 1, 0)
+	for name, tt := range map[string]struct {
+		ca   []byte
+		want time.Time
+	}{
+		"no CA":              {nil, built},
+		"an older CA":        {ca(older), built},
+		"a newer CA":         {ca(newer), newer},
+		"an older and newer": {slices.Concat(ca(older), ca(newer)), newer},
+	} {
+		if got, err := EarliestNow(file, tt.ca); err != nil || !got.Equal(tt.want) {
+			t.Errorf("%s: got %v, %v, want %v", name, got, err, tt.want)
+		}
+	}
+	broken := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})
+	if _, err := EarliestNow(file, broken); err == nil {
+		t.Error("a broken CA: no error")
 	}
 }

@@ -6,6 +6,8 @@
 package boot
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -96,21 +98,38 @@ func UseConsole(device string) error {
 	return nil
 }
 
-// RaiseClock sets the clock to the modification time of the named file if it
-// stands before that: an image cannot be booted before it was built, so an
-// earlier time is a battery that died. Certificates would otherwise all be
-// not valid yet. It reports whether it changed the clock.
-func RaiseClock(name string) (bool, error) {
+// EarliestNow returns a time before which this boot cannot be: the newer of
+// the modification time of the named file of the image, and of the time from
+// which the certificate authorities in ca (PEM), which the image names, are
+// valid. Both are measured with the image.
+func EarliestNow(name string, ca []byte) (time.Time, error) {
 	st, err := os.Stat(name)
 	if err != nil {
-		return false, fmt.Errorf("read the image's time: %w", err)
+		return time.Time{}, fmt.Errorf("read the image's time: %w", err)
 	}
-	if !time.Now().Before(st.ModTime()) {
+	earliest := st.ModTime()
+	for block, rest := pem.Decode(ca); block != nil; block, rest = pem.Decode(rest) {
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("read the time of the certificate authority: %w", err)
+		}
+		if c.NotBefore.After(earliest) {
+			earliest = c.NotBefore
+		}
+	}
+	return earliest, nil
+}
+
+// RaiseClock sets the clock to a time if it stands before that, which tells of
+// a battery that died: certificates would otherwise all be not valid yet. It
+// reports whether it changed the clock.
+func RaiseClock(earliest time.Time) (bool, error) {
+	if !time.Now().Before(earliest) {
 		return false, nil
 	}
-	ts := unix.NsecToTimespec(st.ModTime().UnixNano())
+	ts := unix.NsecToTimespec(earliest.UnixNano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
-		return false, fmt.Errorf("set the clock to %s: %w", st.ModTime().UTC().Format(time.RFC3339), err)
+		return false, fmt.Errorf("set the clock to %s: %w", earliest.UTC().Format(time.RFC3339), err)
 	}
 	return true, nil
 }
