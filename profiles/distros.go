@@ -140,6 +140,7 @@ type GoBuild struct {
 type DistroNode struct {
 	Sysctls  map[string]string `yaml:"sysctls"`
 	Dirs     []string          `yaml:"dirs"`
+	Volatile []string          `yaml:"volatile"`
 	Services []Service         `yaml:"services"`
 	Import   []string          `yaml:"import"`
 	Join     JoinPaths         `yaml:"join"`

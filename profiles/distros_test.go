@@ -90,6 +90,11 @@ func checkNode(t *testing.T, d *Distro) {
 			t.Errorf("distro %s: directory %s is not below /var or /run", d.Name, dir)
 		}
 	}
+	for _, dir := range d.Node.Volatile {
+		if !strings.HasPrefix(dir, "/var/") || path.Clean(dir) != dir {
+			t.Errorf("distro %s: volatile directory %s is not below /var", d.Name, dir)
+		}
+	}
 	vars := regexp.MustCompile(`\$\{[^}]*\}`)
 	for _, s := range d.Node.Services {
 		if s.Name == "" || len(s.Args) == 0 || !path.IsAbs(s.Args[0]) {

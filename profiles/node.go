@@ -16,6 +16,10 @@ type NodeConfig struct {
 	// Dirs are made, mode 0755, before the first service starts. All are below
 	// /var or /run.
 	Dirs []string `json:"dirs"`
+	// Volatile are directories below /var that are empty at the start of every
+	// boot: what programs keep there describes things that a reboot ends, and
+	// after a power cut it may be half written. The agent mounts a tmpfs there.
+	Volatile []string `json:"volatile,omitempty"`
 	// Services are started in this order.
 	Services []Service `json:"services"`
 	// Import is the command that imports one archive of ImagesDir into the

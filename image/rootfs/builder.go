@@ -254,6 +254,7 @@ func (b *Builder) addConfig(t *tree.Tree) error {
 		Version:  p.Kubernetes.Version,
 		Sysctls:  n.Sysctls,
 		Dirs:     n.Dirs,
+		Volatile: n.Volatile,
 		Services: n.Services,
 		Import:   n.Import,
 		Join:     n.Join,

@@ -76,6 +76,11 @@ func (im *importer) importOne(ctx context.Context, archive string) error {
 	if err := im.run(ctx, append(slices.Clone(im.command), archive)); err != nil {
 		return err
 	}
+	// The runtime does not sync what it unpacks. The marker must not outlive
+	// the image in a power cut.
+	if err := syncState(); err != nil {
+		return err
+	}
 	return replaceFile(im.marker(im.rootHash, archive), []byte(archive+"\n"), 0o644)
 }
 

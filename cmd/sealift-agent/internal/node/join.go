@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/profiles"
 )
@@ -125,7 +127,12 @@ func forgetToken(ctx context.Context, paths profiles.JoinPaths, expires time.Tim
 			if err := os.Remove(paths.Bootstrap); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return joined, fmt.Errorf("delete the join token: %w", err)
 			}
-			return joined, nil
+			if joined {
+				// The token is spent. A power cut must not take the
+				// certificate, which the kubelet does not sync.
+				err = syncState()
+			}
+			return joined, err
 		}
 		select {
 		case <-ctx.Done():
@@ -133,6 +140,18 @@ func forgetToken(ctx context.Context, paths profiles.JoinPaths, expires time.Tim
 		case <-tick.C:
 		}
 	}
+}
+
+// syncState writes everything on the state partition to its disk.
+func syncState() error {
+	dir, err := os.Open("/var")
+	if err != nil {
+		return fmt.Errorf("sync the state: %w", err)
+	}
+	if err := errors.Join(unix.Syncfs(int(dir.Fd())), dir.Close()); err != nil {
+		return fmt.Errorf("sync the state: %w", err)
+	}
+	return nil
 }
 
 // hasCertificate reports whether a kubelet got its certificate after the

@@ -69,6 +69,14 @@ func prepareSystem(h *Handover, c *profiles.NodeConfig) error {
 			return err
 		}
 	}
+	for _, dir := range c.Volatile {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := (boot.Mount{Source: "tmpfs", Target: dir, Type: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=0755"}).Do(); err != nil {
+			return err
+		}
+	}
 	for _, dir := range []string{"/var/tmp", "/tmp", "/dev/shm"} {
 		if err := os.Chmod(dir, 0o1777); err != nil {
 			return err
