@@ -249,6 +249,7 @@ type fakeMachine struct {
 	*memory
 	opened     bool
 	secureBoot error
+	tpm        error
 	bootable   bool
 }
 
@@ -261,7 +262,7 @@ func (m *fakeMachine) MakeBootable(OpenDisk, string) (string, error) {
 	return "00112233-4455-6677-8899-aabbccddeeff", nil
 }
 func (m *fakeMachine) EndorsementKey() ([]byte, [][]byte, error) {
-	return []byte("ek"), [][]byte{[]byte("cert")}, nil
+	return []byte("ek"), [][]byte{[]byte("cert")}, m.tpm
 }
 
 func TestFlow(t *testing.T) {
@@ -290,6 +291,7 @@ func TestFlow(t *testing.T) {
 		line       *line
 		verify     error
 		secureBoot error
+		tpm        error
 		err        string
 		untouched  bool
 	}{
@@ -309,6 +311,10 @@ func TestFlow(t *testing.T) {
 			line: &line{manifest: raw, disk: compressed}, secureBoot: errors.New("other keys"),
 			err: "other keys", untouched: true,
 		},
+		"a TPM that is off leaves the disk alone": {
+			line: &line{manifest: raw, disk: compressed}, tpm: errors.New("no /dev/tpmrm0"),
+			err: "no /dev/tpmrm0", untouched: true,
+		},
 		"a disk file that is no zstd leaves no partition table": {
 			line: &line{manifest: raw, disk: bytes.Repeat([]byte{7}, len(compressed))},
 			err:  "read chunk 0 of 40",
@@ -323,7 +329,7 @@ func TestFlow(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			machine := &fakeMachine{memory: newMemory(), secureBoot: tt.secureBoot}
+			machine := &fakeMachine{memory: newMemory(), secureBoot: tt.secureBoot, tpm: tt.tpm}
 			f := Flow{
 				Server: server, Host: api.HostKey{MAC: "52:54:00:00:00:01"}, Serial: "4711", Machine: machine,
 				Verify: func(manifest, bundle []byte) error { return tt.verify },

@@ -108,6 +108,12 @@ func (f *Flow) run(ctx context.Context, tell *teller) error {
 	if !ok {
 		return fmt.Errorf("image %s: the manifest has no artifact of kind %s", name, manifest.KindDiskZstd)
 	}
+	// Before the disk is touched: a machine whose TPM is off could never attest,
+	// and would boot what was installed all the same.
+	public, certs, err := f.Machine.EndorsementKey()
+	if err != nil {
+		return err
+	}
 	disk, err := f.Machine.OpenDisk(max(f.MinDisk, m.Disk.Size))
 	if err != nil {
 		return err
@@ -132,10 +138,6 @@ func (f *Flow) run(ctx context.Context, tell *teller) error {
 	f.Step("image written and read back, disk GUID %s", guid)
 
 	tell.set(PhaseRecord, 0, 0, "")
-	public, certs, err := f.Machine.EndorsementKey()
-	if err != nil {
-		return err
-	}
 	record, err := json.Marshal(attestapi.InstallRecord{
 		EKPublic:       public,
 		EKCertificates: certs,
