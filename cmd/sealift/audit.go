@@ -1,88 +1,126 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/client/operator"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 func newAuditCommand(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "audit",
-		Short: "Export and verify the log of decisions",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+	return newGroup("audit", "Export and verify the log of decisions", `
+The service chains each of its decisions to the one before by hash. An exported
+log is checked anywhere, without the service and without a key.`, `
+  sealift audit export --out audit.jsonl
+  sealift audit verify audit.jsonl`,
+		newAuditExportCommand(e), newAuditVerifyCommand(e))
+}
+
+func newAuditExportCommand(e *env) *cobra.Command {
 	var o operatorOptions
 	var from int64
-	export := &cobra.Command{
+	var out string
+	cmd := &cobra.Command{
 		Use:   "export",
-		Short: "Write the audit log to standard output, one JSON object a line",
+		Short: "Write the audit log, one JSON object a line",
 		Long: `Writes every decision that the service made, with the hash that chains each entry
 to the one before. Keep the last hash somewhere else: it proves that the log was
-not cut short or written anew.
+not cut short or written anew. With --out the file is there whole or not at all.
 
 Example:
-  sealift audit export > audit.jsonl` + exitStatus,
+  sealift audit export --out audit.jsonl` + exitStatus,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := o.client()
-			if err != nil {
-				return err
+			if from < 1 {
+				return usage{fmt.Errorf("--from is %d, want 1 or more", from)}
 			}
-			defer client.Close()
-			var line []byte
-			for entry, err := range client.Audit(cmd.Context(), from, attest.MachineID{}) {
-				if err != nil {
-					return err
+			return o.do(func(client *operator.Client) error {
+				write := func(w io.Writer) error { return exportAudit(cmd.Context(), client, from, w) }
+				if out == "" {
+					return write(e.out)
 				}
-				if line, err = audit.AppendLine(line[:0], entry); err != nil {
-					return err
-				}
-				if _, err := e.out.Write(line); err != nil {
-					return err
-				}
-			}
-			return nil
+				return writeFile(out, 0o600, write)
+			})
 		},
 	}
-	o.addFlags(export)
-	export.Flags().Int64Var(&from, "from", 1, "first entry")
+	o.addFlags(cmd)
+	cmd.Flags().Int64Var(&from, "from", 1, "number of the first entry")
+	cmd.Flags().StringVar(&out, "out", "", "`file` to write (default: standard output)")
+	return cmd
+}
 
-	verify := &cobra.Command{
+func exportAudit(ctx context.Context, client *operator.Client, from int64, w io.Writer) error {
+	var line []byte
+	for entry, err := range client.Audit(ctx, from, attest.MachineID{}) {
+		if err != nil {
+			return err
+		}
+		if line, err = audit.AppendLine(line[:0], entry); err != nil {
+			return err
+		}
+		if _, err := w.Write(line); err != nil {
+			return fmt.Errorf("write the audit log: %w", err)
+		}
+	}
+	return nil
+}
+
+func newAuditVerifyCommand(e *env) *cobra.Command {
+	var head string
+	cmd := &cobra.Command{
 		Use:   "verify FILE",
 		Short: "Find the first altered, missing or moved entry of an exported log",
-		Long: `Checks the hash chain of a log that ` + "`sealift audit export`" + ` wrote and prints its head.
-Needs no service and no key.
+		Long: `Checks the hash chain of a log that 'sealift audit export' wrote from its first
+entry on, and prints its head. Needs no service and no key. FILE may be - for
+standard input. A log that was cut short at its end is still a chain: give the
+last hash that was kept elsewhere as --head to see that it is all there.
 
 Example:
   sealift audit verify audit.jsonl` + exitStatus,
 		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) (err error) {
+		RunE: func(_ *cobra.Command, args []string) error {
+			var want manifest.SHA256
+			if err := want.UnmarshalText([]byte(head)); err != nil {
+				return usage{fmt.Errorf("--head: %w", err)}
+			}
+			if args[0] == "-" {
+				return verifyAudit(e, "the log", e.in, want)
+			}
 			f, err := os.Open(args[0])
 			if err != nil {
 				return fmt.Errorf("open the audit log: %w", err)
 			}
-			defer f.Close()
-			head, n, err := audit.Verify(f)
-			if errors.As(err, new(*audit.BrokenError)) {
-				return withHint(refused{fmt.Errorf("%s is not as it was written: %w", args[0], err)}, "the %d entries before it are intact; compare with another export", n)
-			}
-			if err != nil {
-				return err
-			}
-			if n == 0 {
-				return refused{fmt.Errorf("%s holds no entries, so it proves nothing", args[0])}
-			}
-			fmt.Fprintf(e.out, "%d entries intact, head %s\n", n, head.Hash)
-			return nil
+			defer f.Close() // only read
+			return verifyAudit(e, args[0], f, want)
 		},
 	}
-	cmd.AddCommand(export, verify)
+	cmd.Flags().StringVar(&head, "head", "", "`hash` that the last entry must have")
 	return cmd
+}
+
+func verifyAudit(e *env, name string, r io.Reader, want manifest.SHA256) error {
+	head, n, err := audit.Verify(r)
+	switch {
+	case errors.As(err, new(*audit.BrokenError)):
+		return withHint(refused{fmt.Errorf("%s is not as it was written: %w", name, err)}, "the %d entries before it are intact; compare with another export", n)
+	case err != nil:
+		return err
+	case n == 0:
+		return refused{fmt.Errorf("%s holds no entries, so it proves nothing", name)}
+	case !want.IsZero() && head.Hash != want:
+		return withHint(refused{fmt.Errorf("%s does not end where it should: its head is %s, --head is %s", name, head.Hash, want)},
+			"it was cut short or written anew, or it is longer than when --head was kept")
+	}
+	return e.print(struct {
+		Entries int64      `json:"entries"`
+		Head    audit.Head `json:"head"`
+	}{n, head}, "%d entries intact, head %s", n, head.Hash)
 }

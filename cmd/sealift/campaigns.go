@@ -116,6 +116,13 @@ func (c *campaigns) create(ctx context.Context, asked firmware.Campaign, by stri
 	if err != nil {
 		return nil, usage{err}
 	}
+	for _, id := range opened.Wave {
+		if _, err := c.store.Machine(ctx, id); errors.Is(err, server.ErrNotFound) {
+			return nil, withHint(usage{fmt.Errorf("campaign %s: there is no machine %s", opened.Name, id)}, "sealift machine list shows the ids")
+		} else if err != nil {
+			return nil, err
+		}
+	}
 	reason := fmt.Sprintf("%s %s from %s to %s, %d machines", opened.Vendor, opened.Product, opened.From, opened.To, len(opened.Wave))
 	if err := c.save(ctx, *opened, 0, by, reason, attest.MachineID{}, ""); err != nil {
 		return nil, err
@@ -165,7 +172,7 @@ func (c *campaigns) serve(operator string, w http.ResponseWriter, r *http.Reques
 	case err == nil:
 		reply(w, http.StatusOK, answer)
 	case errors.As(err, new(usage)):
-		reply(w, http.StatusBadRequest, api.Error{Code: "bad-request", Message: err.Error()})
+		reply(w, http.StatusBadRequest, api.Error{Code: "bad-request", Message: err.Error(), Hint: hintOf(err)})
 	case errors.Is(err, server.ErrConflict):
 		reply(w, http.StatusConflict, api.Error{Code: "conflict", Message: "somebody else was first, try again"})
 	default:

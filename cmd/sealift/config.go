@@ -7,12 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/token"
 
 	"github.com/sealift/sealift/attest"
 )
@@ -67,15 +68,20 @@ type provisionConfig struct {
 	Image     string       `yaml:"image"` // name of the image to install; the only one if left out
 }
 
-// readServeConfig reads and checks a configuration file.
+// readServeConfig reads and checks a configuration file. What is wrong in it is
+// the caller's.
 func readServeConfig(file string) (*serveConfig, error) {
-	b, err := os.ReadFile(file)
+	b, err := readFile(file, maxSmall)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	var c serveConfig
-	if err := yaml.NewDecoder(bytes.NewReader(b), yaml.DisallowUnknownField()).Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read configuration %s: %s", file, strings.TrimSpace(yaml.FormatError(err, false, true)))
+	d := yaml.NewDecoder(bytes.NewReader(b), yaml.DisallowUnknownField())
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return nil, withHint(usage{fmt.Errorf("read configuration: %s", yamlFault(file, err))}, "sealift serve --help shows a whole configuration")
+	}
+	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return nil, usage{fmt.Errorf("read configuration %s: it holds more than one document", file)}
 	}
 	dir := filepath.Dir(file)
 	at := func(p *string) {
@@ -99,54 +105,88 @@ func readServeConfig(file string) (*serveConfig, error) {
 		at(&c.Provision.State)
 	}
 	if err := c.check(); err != nil {
-		return nil, fmt.Errorf("configuration %s: %w", file, err)
+		return nil, withHint(usage{fmt.Errorf("configuration %s: %w", file, err)}, "sealift serve --help shows a whole configuration")
 	}
 	return &c, nil
 }
 
-// check names the first setting that is missing or cannot be.
+// yamlFault says where a file is not what it should be, as file:line:column.
+func yamlFault(file string, err error) string {
+	var fault interface {
+		GetToken() *token.Token
+		GetMessage() string
+	}
+	if !errors.As(err, &fault) || fault.GetToken() == nil || fault.GetToken().Position == nil {
+		return fmt.Sprintf("%s: %s", file, strings.TrimSpace(yaml.FormatError(err, false, false)))
+	}
+	at := fault.GetToken().Position
+	return fmt.Sprintf("%s:%d:%d: %s", file, at.Line, at.Column, fault.GetMessage())
+}
+
+// check names every setting that is missing, or else the first that cannot be.
 func (c *serveConfig) check() error {
-	for _, need := range []struct{ field, value string }{
-		{"keys", c.Keys}, {"store", c.Store}, {"node.listen", c.Node.Listen}, {"operator.listen", c.Operator.Listen},
-		{"firmware.catalogue", c.Firmware.Catalogue},
-	} {
-		if need.value == "" {
-			return fmt.Errorf("%s is missing", need.field)
+	var missing []string
+	need := func(field string, given bool) {
+		if !given {
+			missing = append(missing, field)
 		}
 	}
-	switch {
-	case len(c.Images) == 0:
-		return errors.New("images is empty, so every machine would be refused")
-	case len(c.TPM.Allowed) == 0:
-		return errors.New("tpm.allowed is empty, so every machine would be refused")
-	case len(c.TPM.Roots) == 0:
-		return errors.New("tpm.roots is empty, so every machine would be refused")
-	case c.Node.Listen == c.Operator.Listen:
+	need("keys", c.Keys != "")
+	need("store", c.Store != "")
+	need("images", len(c.Images) > 0)
+	need("node.listen", c.Node.Listen != "")
+	need("node.hosts", len(c.Node.Hosts) > 0)
+	need("operator.listen", c.Operator.Listen != "")
+	need("operator.hosts", len(c.Operator.Hosts) > 0)
+	need("tpm.allowed", len(c.TPM.Allowed) > 0)
+	need("tpm.roots", len(c.TPM.Roots) > 0)
+	for i, r := range c.TPM.Roots {
+		need(fmt.Sprintf("tpm.roots[%d].class", i), r.Class != "")
+		need(fmt.Sprintf("tpm.roots[%d].file", i), r.File != "")
+	}
+	need("firmware.catalogue", c.Firmware.Catalogue != "")
+	if c.Cluster != nil {
+		need("cluster.kubeconfig", c.Cluster.Kubeconfig != "")
+	}
+	if p := c.Provision; p != nil {
+		need("provision.interface", p.Interface != "")
+		need("provision.address", p.Address.IsValid())
+		need("provision.first", p.First.IsValid())
+		need("provision.last", p.Last.IsValid())
+		need("provision.state", p.State != "")
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("settings are missing or empty: %s", strings.Join(missing, ", "))
+	}
+	return c.checkValues()
+}
+
+func (c *serveConfig) checkValues() error {
+	for _, l := range []struct{ field, listen string }{{"node.listen", c.Node.Listen}, {"operator.listen", c.Operator.Listen}} {
+		if _, port, err := net.SplitHostPort(l.listen); err != nil || port == "" {
+			return fmt.Errorf("%s is %q, want address:port", l.field, l.listen)
+		}
+	}
+	if c.Node.Listen == c.Operator.Listen && !strings.HasSuffix(c.Node.Listen, ":0") {
 		return fmt.Errorf("node.listen and operator.listen are both %s: nodes and operators have separate listeners", c.Node.Listen)
-	case len(c.Node.Hosts) == 0 || len(c.Operator.Hosts) == 0:
-		return errors.New("node.hosts or operator.hosts is empty: the server certificates need names or addresses")
 	}
 	for _, class := range c.TPM.Allowed {
 		if !knownClass(class) {
 			return fmt.Errorf("tpm.allowed: unknown class %q, want hardware, firmware, virtual or software", class)
 		}
 	}
-	for _, r := range c.TPM.Roots {
-		if !knownClass(r.Class) || r.File == "" {
-			return fmt.Errorf("tpm.roots: class %q, file %q: want a class of hardware, firmware, virtual or software, and a file", r.Class, r.File)
+	for i, r := range c.TPM.Roots {
+		if !knownClass(r.Class) {
+			return fmt.Errorf("tpm.roots[%d].class: unknown class %q, want hardware, firmware, virtual or software", i, r.Class)
 		}
 	}
-	if c.Cluster != nil && c.Cluster.Kubeconfig == "" {
-		return errors.New("cluster.kubeconfig is missing")
-	}
 	if p := c.Provision; p != nil {
+		subnet := p.Address.Masked()
 		switch {
-		case p.Interface == "" || p.State == "":
-			return errors.New("provision.interface or provision.state is missing")
-		case !p.Address.IsValid() || !p.Address.Addr().Is4():
-			return fmt.Errorf("provision.address is %q, want the IPv4 address of the interface with its prefix length", p.Address)
-		case !p.Address.Masked().Contains(p.First) || !p.Address.Masked().Contains(p.Last) || p.Last.Less(p.First):
-			return fmt.Errorf("provision: the range %s to %s does not lie in %s", p.First, p.Last, p.Address.Masked())
+		case !p.Address.Addr().Is4():
+			return fmt.Errorf("provision.address is %s, want the IPv4 address of the interface with its prefix length", p.Address)
+		case !subnet.Contains(p.First) || !subnet.Contains(p.Last) || p.Last.Less(p.First):
+			return fmt.Errorf("provision: the range %s to %s does not lie in %s", p.First, p.Last, subnet)
 		}
 	}
 	return nil
@@ -164,7 +204,7 @@ func knownClass(c attest.TPMClass) bool {
 func (c *tpmConfig) policy() (attest.TPMPolicy, error) {
 	p := attest.TPMPolicy{Allowed: c.Allowed}
 	for _, r := range c.Roots {
-		b, err := os.ReadFile(r.File)
+		b, err := readFile(r.File, maxSmall)
 		if err != nil {
 			return p, fmt.Errorf("read TPM root: %w", err)
 		}

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -28,7 +30,7 @@ func newDemoCommand(e *env) *cobra.Command {
 		Long: `Runs the whole loop on this machine: makes keys and an image, installs a blank
 virtual box over the network, boots it in a store, joins it to a real cluster,
 refuses it seven times, moves it to another BIOS by campaign, writes the audit
-report and reboots it. Needs the Debian packages that ` + "`make demo`" + ` installs; needs
+report and reboots it. Needs the Debian packages that 'make demo' installs; needs
 neither root nor KVM.
 
 A second run reuses keys, downloads, builds and the image if nothing changed.
@@ -39,10 +41,10 @@ Example:
 		RunE: func(cmd *cobra.Command, _ []string) error { return runDemo(cmd.Context(), e, o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.dir, "dir", "build/demo", "directory of the demo")
-	f.StringVar(&o.cache, "cache", "build/cache", "directory for downloads and builds")
-	f.StringVar(&o.profile, "profile", "profiles/demo.yaml", "profile to build")
-	f.StringVar(&o.agent, "agent", "", "sealift-agent program (default: beside this program)")
+	f.StringVar(&o.dir, "dir", "build/demo", "`directory` of the demo")
+	f.StringVar(&o.cache, "cache", "build/cache", "`directory` for downloads and builds")
+	f.StringVar(&o.profile, "profile", "profiles/demo.yaml", "profile `file` to build")
+	f.StringVar(&o.agent, "agent", "", "sealift-agent `program` (default: beside this program)")
 	f.BoolVar(&o.keep, "keep", false, "leave the fleet running at the end, until interrupted")
 	return cmd
 }
@@ -75,8 +77,7 @@ func runDemo(ctx context.Context, e *env, o demoOptions) error {
 	log.Note("Sealift demo in %s, boxes run by QEMU with %s", o.dir, d.Accelerator())
 
 	began := time.Now()
-	table := tabwriter.NewWriter(e.out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(table, "\nVERDICT\tTIME\tSTEP\tSEEN")
+	table := newDemoTable(e)
 	var failed error
 	for _, s := range d.Steps() {
 		step, start := log.Step(s.Name), time.Now()
@@ -84,32 +85,83 @@ func runDemo(ctx context.Context, e *env, o demoOptions) error {
 		took := time.Since(start).Seconds()
 		if err != nil {
 			step.Fail(err)
-			fmt.Fprintf(table, "FAILED\t%.1f s\t%s\t\n", took, s.Name)
-			failed = fmt.Errorf("step %q failed", s.Name)
+			table.row(demoRow{Verdict: "failed", Seconds: took, Step: s.Name, Seen: err.Error()})
+			failed = fmt.Errorf("step %q failed: %w", s.Name, err)
 			break
 		}
 		step.Done(seen)
-		fmt.Fprintf(table, "ok\t%.1f s\t%s\t%s\n", took, s.Name, shorten(seen, 90))
+		table.row(demoRow{Verdict: "ok", Seconds: took, Step: s.Name, Seen: seen})
 	}
-	fmt.Fprintf(table, "\t%.1f s\tall\t\n", time.Since(began).Seconds())
+	table.row(demoRow{Seconds: time.Since(began).Seconds(), Step: "all"})
 	for _, t := range d.Timings() {
-		fmt.Fprintf(table, "\t%.1f s\t%s\tgoal: at most %.0f s\n", t.Took.Seconds(), t.What, t.Goal.Seconds())
+		table.row(demoRow{Seconds: t.Took.Seconds(), Step: t.What, Seen: fmt.Sprintf("goal: at most %.0f s", t.Goal.Seconds())})
 	}
 	if size, err := d.UKISize(); err == nil {
-		fmt.Fprintf(table, "\t\tUKI\t%.1f MB, goal: at most 30 MB\n", float64(size)/1e6)
+		table.row(demoRow{Step: "UKI", Seen: fmt.Sprintf("%.1f MB, goal: at most 30 MB", float64(size)/1e6)})
 	}
-	if err := table.Flush(); err != nil {
+	if err := table.end(); err != nil {
 		return err
 	}
 	if failed != nil {
 		return withHint(failed, "console and service logs are in %s", filepath.Join(o.dir, "fleet"))
 	}
-	fmt.Fprintf(e.out, "\nreport: %s\n", filepath.Join(o.dir, "report", "report.html"))
+	page := filepath.Join(o.dir, "report", "report.html")
+	if err := e.print(struct {
+		Report string `json:"report"`
+	}{page}, "\nreport: %s", page); err != nil {
+		return err
+	}
 	if o.keep {
-		fmt.Fprint(e.out, d.HowToLook())
+		log.Note("%s", d.HowToLook())
 		<-ctx.Done()
 	}
 	return nil
+}
+
+// demoRow is one line of the demo's result.
+type demoRow struct {
+	Verdict string  `json:"verdict,omitempty"` // ok, failed; empty for a figure
+	Seconds float64 `json:"seconds,omitempty"`
+	Step    string  `json:"step"`
+	Seen    string  `json:"seen,omitempty"`
+}
+
+// demoTable shows the demo's result: rows at the end for people, one object a
+// line as they come with --json.
+type demoTable struct {
+	json *json.Encoder
+	text *tabwriter.Writer
+	err  error // the first
+}
+
+func newDemoTable(e *env) *demoTable {
+	if e.json {
+		return &demoTable{json: json.NewEncoder(e.out)}
+	}
+	t := &demoTable{text: tabwriter.NewWriter(e.out, 0, 4, 2, ' ', 0)}
+	_, t.err = fmt.Fprintln(t.text, "\nVERDICT\tTIME\tSTEP\tSEEN")
+	return t
+}
+
+func (t *demoTable) row(r demoRow) {
+	var err error
+	if t.json != nil {
+		err = t.json.Encode(r)
+	} else {
+		took := ""
+		if r.Seconds > 0 {
+			took = fmt.Sprintf("%.1f s", r.Seconds)
+		}
+		_, err = fmt.Fprintf(t.text, "%s\t%s\t%s\t%s\n", r.Verdict, took, r.Step, shorten(strings.ReplaceAll(r.Seen, "\n", " "), 90))
+	}
+	t.err = errors.Join(t.err, err)
+}
+
+func (t *demoTable) end() error {
+	if t.json != nil {
+		return t.err
+	}
+	return errors.Join(t.err, t.text.Flush())
 }
 
 func shorten(s string, n int) string {

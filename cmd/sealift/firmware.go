@@ -1,11 +1,9 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -15,14 +13,16 @@ import (
 )
 
 func newFirmwareCommand(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "firmware",
-		Short: "Know firmware builds by digest, and move fleets from one to another",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(newFirmwareDigestCommand(e), newCatalogueCommand(e), newCampaignCommand(e))
-	return cmd
+	return newGroup("firmware", "Know firmware builds by digest, and move fleets from one to another", `
+The catalogue lists the firmware builds of each model with what they measure; a
+campaign moves machines between builds and is proven by what they measured.`, `
+  sealift firmware digest OVMF_CODE-2.0.0.fd`,
+		newFirmwareDigestCommand(e),
+		newGroup("catalogue", "Keep the list of known firmware builds", `
+The catalogue is a YAML file that 'sealift serve' reads when it starts.`, `
+  sealift firmware catalogue lint catalogue.yaml`,
+			newCatalogueLintCommand(e), newCatalogueAddCommand(e)),
+		newCampaignCommand(e))
 }
 
 func newFirmwareDigestCommand(e *env) *cobra.Command {
@@ -44,21 +44,20 @@ Example:
 				return err
 			}
 			for _, v := range volumes {
-				if e.json {
-					if err := json.NewEncoder(e.out).Encode(v); err != nil {
-						return err
-					}
-					continue
+				if err := e.print(v, "%s  %d bytes", v.SHA256, v.Size); err != nil {
+					return err
 				}
-				fmt.Fprintf(e.out, "%s  %d bytes\n", v.SHA256, v.Size)
 			}
 			return nil
 		},
 	}
 }
 
+// maxFirmware bounds a firmware image, bytes. Flash chips are smaller.
+const maxFirmware = 256 << 20
+
 func readVolumes(file string) ([]firmware.Volume, error) {
-	b, err := os.ReadFile(file)
+	b, err := readFile(file, maxFirmware)
 	if err != nil {
 		return nil, fmt.Errorf("read firmware image: %w", err)
 	}
@@ -69,14 +68,19 @@ func readVolumes(file string) ([]firmware.Volume, error) {
 	return v, nil
 }
 
-func newCatalogueCommand(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "catalogue",
-		Short: "Keep the list of known firmware builds",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	lint := &cobra.Command{
+// buildResult is what --json prints of a build in a catalogue.
+type buildResult struct {
+	Vendor  string `json:"vendor"`
+	Product string `json:"product"`
+	firmware.Build
+}
+
+func printBuild(e *env, m firmware.Model, b firmware.Build) error {
+	return e.print(buildResult{m.Vendor, m.Product, b}, "%s %s  %s  %s  %d digests", plain(m.Vendor), plain(m.Product), plain(b.Version), b.Status, len(b.Digests))
+}
+
+func newCatalogueLintCommand(e *env) *cobra.Command {
+	return &cobra.Command{
 		Use:   "lint FILE",
 		Short: "Check a catalogue",
 		Long: `Checks a catalogue file and prints what it holds.
@@ -91,16 +95,21 @@ Example:
 			}
 			for _, m := range c.Models {
 				for _, b := range m.Builds {
-					fmt.Fprintf(e.out, "%s %s  %s  %s  %d digests\n", m.Vendor, m.Product, b.Version, b.Status, len(b.Digests))
+					if err := printBuild(e, m, b); err != nil {
+						return err
+					}
 				}
 			}
 			return nil
 		},
 	}
+}
+
+func newCatalogueAddCommand(e *env) *cobra.Command {
 	var model firmware.Model
 	var build firmware.Build
 	var status string
-	add := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "add FILE IMAGE",
 		Short: "Add a firmware image to a catalogue",
 		Long: `Adds a build to the catalogue FILE, which is made if it is not there. The
@@ -112,10 +121,14 @@ Example:
 		Args: cobra.ExactArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			build.Status = firmware.Status(status)
-			return addToCatalogue(args[0], args[1], model, build)
+			added, err := addToCatalogue(args[0], args[1], model, build)
+			if err != nil {
+				return err
+			}
+			return printBuild(e, model, added)
 		},
 	}
-	f := add.Flags()
+	f := cmd.Flags()
 	f.StringVar(&model.Vendor, "vendor", "", "SMBIOS type 1 manufacturer of the model (required)")
 	f.StringVar(&model.Product, "product", "", "SMBIOS type 1 product name of the model (required)")
 	f.StringVar(&build.Version, "version", "", "version as SMBIOS type 0 shows it (required)")
@@ -123,36 +136,38 @@ Example:
 	f.StringVar(&build.Reason, "reason", "", "why the build has its status")
 	f.StringVar(&status, "status", "candidate", "allowed, candidate (only by campaign) or denied")
 	f.IntVar(&build.Unpinned, "unpinned-first", 0, "leave out the first N volumes, whose measured digest depends on the machine's configuration")
-	for _, name := range []string{"vendor", "product", "version"} {
-		add.MarkFlagRequired(name)
-	}
-	cmd.AddCommand(lint, add)
+	required(cmd, "vendor", "product", "version")
 	return cmd
 }
 
 func readCatalogue(file string) (*firmware.Catalogue, error) {
-	b, err := os.ReadFile(file)
+	b, err := readFile(file, firmware.MaxCatalogue)
 	if err != nil {
 		return nil, fmt.Errorf("read firmware catalogue: %w", err)
 	}
-	return firmware.ParseCatalogue(file, b)
+	c, err := firmware.ParseCatalogue(file, b)
+	if err != nil {
+		return nil, usage{err}
+	}
+	return c, nil
 }
 
-// addToCatalogue adds one build and replaces the file in one step.
-func addToCatalogue(file, image string, model firmware.Model, build firmware.Build) error {
+// addToCatalogue adds one build and replaces the file in one step. It returns
+// the build with its digests.
+func addToCatalogue(file, image string, model firmware.Model, build firmware.Build) (firmware.Build, error) {
 	c, err := readCatalogue(file)
 	if errors.Is(err, os.ErrNotExist) {
 		c, err = &firmware.Catalogue{}, nil
 	}
 	if err != nil {
-		return err
+		return build, err
 	}
 	volumes, err := readVolumes(image)
 	if err != nil {
-		return err
+		return build, err
 	}
 	if build.Unpinned < 0 || build.Unpinned >= len(volumes) {
-		return usage{fmt.Errorf("--unpinned-first %d: %s has %d volumes, and at least one must identify it", build.Unpinned, image, len(volumes))}
+		return build, usage{fmt.Errorf("--unpinned-first %d: %s has %d volumes, and at least one must identify it", build.Unpinned, image, len(volumes))}
 	}
 	for _, v := range volumes[build.Unpinned:] {
 		build.Digests = append(build.Digests, manifest.SHA256(v.SHA256))
@@ -165,24 +180,7 @@ func addToCatalogue(file, image string, model firmware.Model, build firmware.Bui
 	c.Models[i].Builds = append(c.Models[i].Builds, build)
 	b, err := c.Encode()
 	if err != nil {
-		return err
+		return build, usage{err}
 	}
-	return replaceFile(file, b, 0o644)
-}
-
-// replaceFile writes a file so that readers see the old content or the new.
-func replaceFile(file string, b []byte, mode os.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(b)
-	if err := errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	if err := os.Rename(tmp.Name(), file); err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	return nil
+	return build, replaceFile(file, b, 0o644)
 }

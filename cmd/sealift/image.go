@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,20 +21,17 @@ import (
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/image/rootfs"
 	"github.com/sealift/sealift/image/sign"
-	"github.com/sealift/sealift/image/sign/bundle"
 	"github.com/sealift/sealift/image/tree"
 	"github.com/sealift/sealift/profiles"
 )
 
 func newImageCommand(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "image",
-		Short: "Build and verify images",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(newImageBuildCommand(e), newImageVerifyCommand(e))
-	return cmd
+	return newGroup("image", "Build and verify images", `
+An image is a directory: disk image, UKI, installer, and a signed manifest that
+holds their digests and the reference values for attestation.`, `
+  sealift image build profiles/demo.yaml --keys keys --out build/image
+  sealift image verify build/image --key keys/image.pub`,
+		newImageBuildCommand(e), newImageVerifyCommand(e))
 }
 
 type buildOptions struct {
@@ -68,14 +65,14 @@ EXIT STATUS
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.keys, "keys", "keys", "key directory of `sealift keys init`")
-	f.StringVar(&o.out, "out", "", "directory for the image (required)")
-	f.StringVar(&o.cache, "cache", defaultCache(), "directory for downloads and built programs")
-	f.StringVar(&o.agent, "agent", "", "sealift-agent program (default: beside this program)")
-	f.StringVar(&o.pause, "pause", "", "sealift-pause program (default: beside the agent)")
+	f.StringVar(&o.keys, "keys", "keys", "key `directory` of 'sealift keys init'")
+	f.StringVar(&o.out, "out", "", "`directory` for the image (required)")
+	f.StringVar(&o.cache, "cache", defaultCache(), "`directory` for downloads and built programs")
+	f.StringVar(&o.agent, "agent", "", "sealift-agent `program` (default: beside this program)")
+	f.StringVar(&o.pause, "pause", "", "sealift-pause `program` (default: beside the agent)")
 	f.BoolVar(&o.offline, "offline", false, "touch no network")
 	f.BoolVar(&o.reuse, "reuse", false, "keep the image in --out if it was made from the same inputs")
-	cmd.MarkFlagRequired("out")
+	required(cmd, "out")
 	return cmd
 }
 
@@ -88,8 +85,9 @@ func defaultCache() string {
 	return filepath.Join(dir, "sealift")
 }
 
-// stampFile holds the digest of everything that the image beside it was made from.
-const stampFile = ".inputs"
+// stampSuffix names the file beside an image's directory that holds the digest
+// of everything that the image was made from.
+const stampSuffix = ".inputs"
 
 func buildImage(ctx context.Context, e *env, o buildOptions) error {
 	profile, lock, err := loadProfile(o.profile)
@@ -110,15 +108,21 @@ func buildImage(ctx context.Context, e *env, o buildOptions) error {
 	if o.pause == "" {
 		o.pause = filepath.Join(filepath.Dir(o.agent), "sealift-pause")
 	}
-	stamp, err := inputStamp(o, ring)
+	for _, program := range []string{o.agent, o.pause} {
+		if _, err := os.Stat(program); err != nil {
+			return withHint(fmt.Errorf("find a program of the image: %w", err), "make build, or say where it is with --agent and --pause")
+		}
+	}
+	stamp, err := inputStamp(ctx, o, ring)
 	if err != nil {
 		return err
 	}
-	stamped := filepath.Join(o.out, stampFile)
+	stamped := filepath.Clean(o.out) + stampSuffix
 	if o.reuse {
-		if b, err := os.ReadFile(stamped); err == nil && string(b) == stamp {
-			fmt.Fprintf(e.out, "%s: reused\n", o.out)
-			return nil
+		if b, err := readFile(stamped, maxSmall); err == nil && string(b) == stamp {
+			if m, err := wholeImage(o.out); err == nil {
+				return e.print(m, "%s: reused", o.out)
+			}
 		}
 	}
 	if err := os.Remove(stamped); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -138,14 +142,14 @@ func buildImage(ctx context.Context, e *env, o buildOptions) error {
 func loadProfile(file string) (*profiles.Profile, *profiles.Lock, error) {
 	profile, err := profiles.Load(file)
 	if err != nil {
-		return nil, nil, usage{err}
+		return nil, nil, faulty(err)
 	}
 	lock, err := profiles.LoadLock(profiles.LockPath(file))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil, withHint(err, "sealift profile lock %s", file)
 	}
 	if err != nil {
-		return nil, nil, usage{err}
+		return nil, nil, faulty(err)
 	}
 	if err := lock.CheckProfile(profile); err != nil {
 		return nil, nil, withHint(err, "sealift profile lock %s", file)
@@ -153,9 +157,18 @@ func loadProfile(file string) (*profiles.Profile, *profiles.Lock, error) {
 	return profile, lock, nil
 }
 
+// faulty marks what is wrong inside a profile or lock as the caller's. A file
+// that cannot be read is an ordinary failure.
+func faulty(err error) error {
+	if errors.As(err, new(*profiles.FileError)) {
+		return usage{err}
+	}
+	return err
+}
+
 // inputStamp names everything that decides an image's bytes: the profile, its
 // lock, the programs and the public keys.
-func inputStamp(o buildOptions, ring *keyring.Keyring) (string, error) {
+func inputStamp(ctx context.Context, o buildOptions, ring *keyring.Keyring) (string, error) {
 	h := sha256.New()
 	for _, name := range []string{keyring.FilePK, keyring.FileKEK, keyring.FileDB, keyring.FileServiceCA} {
 		b, err := ring.CertificatePEM(name)
@@ -176,7 +189,7 @@ func inputStamp(o buildOptions, ring *keyring.Keyring) (string, error) {
 		return "", fmt.Errorf("find this program: %w", err)
 	}
 	for _, file := range []string{o.profile, profiles.LockPath(o.profile), o.agent, o.pause, self} {
-		sum, err := fileSum(file)
+		sum, err := fileSum(ctx, file)
 		if err != nil {
 			return "", err
 		}
@@ -185,36 +198,64 @@ func inputStamp(o buildOptions, ring *keyring.Keyring) (string, error) {
 	return fmt.Sprintf("%x\n", h.Sum(nil)), nil
 }
 
-func fileSum(file string) ([]byte, error) {
+// fileSum returns the SHA-256 of a file, which may be many gigabytes.
+func fileSum(ctx context.Context, file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer f.Close() // only read
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return nil, fmt.Errorf("read %s: %w", file, err)
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		switch _, err := io.CopyN(h, f, 16<<20); {
+		case err == io.EOF:
+			return h.Sum(nil), nil
+		case err != nil:
+			return nil, fmt.Errorf("read %s: %w", file, err)
+		}
 	}
-	return h.Sum(nil), nil
 }
 
-// gone gives a lost input its own exit status.
-type gone struct{ error }
-
-func (g gone) Unwrap() error { return g.error }
+// wholeImage returns the manifest of an image all of whose artifacts are there
+// in their sizes.
+func wholeImage(dir string) (*manifest.Manifest, error) {
+	b, err := readFile(filepath.Join(dir, image.FileManifest), manifest.MaxSize)
+	if err != nil {
+		return nil, err
+	}
+	m, err := manifest.Decode(b)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range m.Artifacts {
+		info, err := os.Stat(filepath.Join(dir, filepath.Base(a.Name)))
+		if err != nil {
+			return nil, err
+		}
+		if info.Size() != a.Size {
+			return nil, fmt.Errorf("artifact %s has %d bytes, the manifest says %d", a.Name, info.Size(), a.Size)
+		}
+	}
+	return m, nil
+}
 
 // buildFrom fetches the inputs, puts the trees together and builds.
-func buildFrom(ctx context.Context, e *env, o buildOptions, profile *profiles.Profile, lock *profiles.Lock, ring *keyring.Keyring) (*manifest.Manifest, error) {
-	log := e.progress()
-	steps := newSteps(log)
-	defer steps.fail(errors.New("not finished"))
+func buildFrom(ctx context.Context, e *env, o buildOptions, profile *profiles.Profile, lock *profiles.Lock, ring *keyring.Keyring) (_ *manifest.Manifest, err error) {
+	steps := newSteps(e.progress())
+	defer func() {
+		if err != nil {
+			steps.fail(err)
+		}
+	}()
 	fetcher := &inputs.Fetcher{
 		Cache: inputs.Cache{Dir: o.cache}, Offline: o.offline, Profile: o.profile,
 		Progress: func(ev inputs.Event) { steps.update(ev.Item, ev.Done, ev.Total) },
 	}
 	in, err := fetcher.Fetch(ctx, profile, lock)
 	if err != nil {
-		steps.fail(err)
 		switch {
 		case errors.Is(err, inputs.ErrGone):
 			return nil, gone{err}
@@ -272,7 +313,6 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, profile *profiles.Pr
 	}
 	m, err := image.Build(ctx, build)
 	if err != nil {
-		steps.fail(err)
 		return nil, err
 	}
 	steps.done()
@@ -337,97 +377,9 @@ func lockEpoch(lock *profiles.Lock) (time.Time, error) {
 }
 
 func printImage(e *env, dir string, m *manifest.Manifest) error {
-	if e.json {
-		return json.NewEncoder(e.out).Encode(m)
-	}
+	var files strings.Builder
 	for _, a := range m.Artifacts {
-		fmt.Fprintf(e.out, "%s %s, ", a.Name, progress.Bytes(a.Size))
+		fmt.Fprintf(&files, "%s %s, ", a.Name, progress.Bytes(a.Size))
 	}
-	_, err := fmt.Fprintf(e.out, "root %s in %s\n", m.Root.RootHash.String()[:16], dir)
-	return err
-}
-
-// steps turns a stream of updates into one progress step after another.
-type steps struct {
-	log  *progress.Reporter
-	name string
-	cur  *progress.Step
-}
-
-func newSteps(log *progress.Reporter) *steps { return &steps{log: log} }
-
-func (s *steps) update(name string, done, total int64) {
-	if name != s.name {
-		s.done()
-		s.name, s.cur = name, s.log.Step(name)
-	}
-	s.cur.Update(done, total)
-}
-
-func (s *steps) done() {
-	if s.cur != nil {
-		s.cur.Done("")
-		s.cur, s.name = nil, ""
-	}
-}
-
-func (s *steps) fail(err error) {
-	if s.cur != nil {
-		s.cur.Fail(err)
-		s.cur, s.name = nil, ""
-	}
-}
-
-func newImageVerifyCommand(e *env) *cobra.Command {
-	var key string
-	cmd := &cobra.Command{
-		Use:   "verify DIR",
-		Short: "Check an image's signature and the digests of its files",
-		Long: `Checks the signature over the manifest with the public key, and every artifact
-against the manifest. Needs no network and no root.
-
-Example:
-  sealift image verify build/image --key keys/image.pub` + exitStatus,
-		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return verifyImage(e, args[0], key) },
-	}
-	cmd.Flags().StringVar(&key, "key", "keys/image.pub", "public key that signs images")
-	return cmd
-}
-
-func verifyImage(e *env, dir, key string) error {
-	pub, err := os.ReadFile(key)
-	if err != nil {
-		return fmt.Errorf("read the image key: %w", err)
-	}
-	b, err := os.ReadFile(filepath.Join(dir, image.FileManifest))
-	if err != nil {
-		return fmt.Errorf("read the manifest: %w", err)
-	}
-	sig, err := os.ReadFile(filepath.Join(dir, image.FileBundle))
-	if err != nil {
-		return fmt.Errorf("read the signature: %w", err)
-	}
-	if err := bundle.Verify(b, sig, pub); err != nil {
-		return refused{err}
-	}
-	m, err := manifest.Decode(b)
-	if err != nil {
-		return refused{err}
-	}
-	fmt.Fprintf(e.out, "ok  manifest: %s %s, signature\n", m.Name, m.Version)
-	for _, a := range m.Artifacts {
-		if a.Name != filepath.Base(a.Name) {
-			return refused{fmt.Errorf("artifact %q is not a plain file name", a.Name)}
-		}
-		sum, err := fileSum(filepath.Join(dir, a.Name))
-		if err != nil {
-			return fmt.Errorf("artifact: %w", err)
-		}
-		if got := manifest.SHA256(sum); got != a.SHA256 {
-			return refused{fmt.Errorf("artifact %s: SHA-256 is %s, the manifest says %s", a.Name, got, a.SHA256)}
-		}
-		fmt.Fprintf(e.out, "ok  %s: %s\n", a.Name, a.SHA256)
-	}
-	return nil
+	return e.print(m, "%sroot %s in %s", files.String(), m.Root.RootHash.String()[:16], dir)
 }

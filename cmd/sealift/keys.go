@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,14 +16,14 @@ import (
 )
 
 func newKeysCommand(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "keys",
-		Short: "Make the keys of a fleet and issue certificates with them",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(newKeysInitCommand(e), newKeysIssueCommand(e))
-	return cmd
+	return newGroup("keys", "Make the keys of a fleet and issue certificates with them", `
+One directory holds all keys of a fleet.`, `
+  sealift keys init keys`,
+		newKeysInitCommand(e),
+		newGroup("issue", "Issue certificates from the service's CA", `
+Certificates end by themselves; issue new ones in time.`, `
+  sealift keys issue operator ana --keys keys --out ana`,
+			newKeysIssueOperatorCommand(e)))
 }
 
 func newKeysInitCommand(e *env) *cobra.Command {
@@ -35,7 +36,7 @@ releases, the service's CA, and the key that wraps disk keys at rest. Private
 files have mode 0600. A directory that exists is never touched.
 
 Whoever holds DIR owns the fleet: keep it on the build machine, and give
-` + "`sealift serve`" + ` only what it needs (service-ca, release and disk-kek).
+'sealift serve' only what it needs: service-ca, release, disk-kek and image.pub.
 
 Example:
   sealift keys init keys` + exitStatus,
@@ -48,8 +49,9 @@ Example:
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(e.out, "%s\n", args[0])
-			return nil
+			return e.print(struct {
+				Dir string `json:"dir"`
+			}{args[0]}, "%s", args[0])
 		},
 	}
 }
@@ -61,34 +63,30 @@ const (
 	identityKey  = "operator.key"
 )
 
-func newKeysIssueCommand(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "issue",
-		Short: "Issue certificates from the service's CA",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+func newKeysIssueOperatorCommand(e *env) *cobra.Command {
 	var keys, out string
-	operator := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "operator NAME",
 		Short: "Make the identity with which a person or a program operates the service",
 		Long: `Makes the directory --out with a client certificate for NAME, its key and the
 service's CA certificate. The commands that talk to the service take it as
---identity.
+--identity. The certificate is valid for 90 days.
 
 Example:
-  sealift keys issue operator ana --keys keys --out ~/.config/sealift` + exitStatus,
+  sealift keys issue operator ana --keys keys --out ana` + exitStatus,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error { return issueOperator(e, keys, args[0], out) },
 	}
-	operator.Flags().StringVar(&keys, "keys", "keys", "key directory")
-	operator.Flags().StringVar(&out, "out", "", "directory to make (required)")
-	operator.MarkFlagRequired("out")
-	cmd.AddCommand(operator)
+	cmd.Flags().StringVar(&keys, "keys", "keys", "key `directory`")
+	cmd.Flags().StringVar(&out, "out", "", "`directory` to make (required)")
+	required(cmd, "out")
 	return cmd
 }
 
-func issueOperator(e *env, keys, name, out string) error {
+func issueOperator(e *env, keys, name, out string) (err error) {
+	if _, err := os.Lstat(out); err == nil {
+		return withHint(fmt.Errorf("make identity %s: %w", out, os.ErrExist), "choose another directory; identities are never overwritten")
+	}
 	ring, err := openKeys(keys)
 	if err != nil {
 		return err
@@ -103,15 +101,18 @@ func issueOperator(e *env, keys, name, out string) error {
 	}
 	crt, err := issuer.IssueOperator(name, []string{"operator"})
 	if err != nil {
-		return err
+		return usage{err}
 	}
 	key, err := x509.MarshalPKCS8PrivateKey(crt.PrivateKey)
 	if err != nil {
 		return fmt.Errorf("encode the operator's key: %w", err)
 	}
-	if err := os.Mkdir(out, 0o700); err != nil {
-		return withHint(fmt.Errorf("make the identity directory: %w", err), "choose another directory; identities are never overwritten")
+	// MkdirTemp gives mode 0700. The rename at the end makes all of it or nothing.
+	temp, err := os.MkdirTemp(filepath.Dir(out), "."+filepath.Base(out)+"-")
+	if err != nil {
+		return fmt.Errorf("make identity %s: %w", out, err)
 	}
+	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
 	var chain []byte
 	for _, der := range crt.Certificate {
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
@@ -125,12 +126,17 @@ func issueOperator(e *env, keys, name, out string) error {
 		{identityCert, chain, 0o644},
 		{identityKey, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600},
 	} {
-		if err := os.WriteFile(filepath.Join(out, f.name), f.content, f.mode); err != nil {
-			return fmt.Errorf("write the identity: %w", err)
+		if err := os.WriteFile(filepath.Join(temp, f.name), f.content, f.mode); err != nil {
+			return fmt.Errorf("make identity %s: %w", out, err)
 		}
 	}
-	fmt.Fprintf(e.out, "%s\n", out)
-	return nil
+	if err := os.Rename(temp, out); err != nil {
+		return fmt.Errorf("make identity %s: %w", out, err)
+	}
+	return e.print(struct {
+		Dir     string    `json:"dir"`
+		Expires time.Time `json:"expires"`
+	}{out, crt.Leaf.NotAfter}, "%s (until %s)", out, crt.Leaf.NotAfter.Format(time.DateOnly))
 }
 
 // openKeys opens a key directory and says how to get one.

@@ -15,50 +15,43 @@ import (
 )
 
 func newMachineCommand(e *env) *cobra.Command {
+	return newGroup("machine", "See machines, and say which ones may have secrets", `
+A machine is known by its TPM's endorsement key. Only an enrolled one is given a
+disk key and a join token, and only when what it booted is allowed.`, `
+  sealift machine list`,
+		newMachineListCommand(e), newMachineShowCommand(e),
+		newMachineStateCommand(e, "approve", "Enrol a machine that is pending", `A machine that shows up without an install record is pending. Approving it lets it
+have secrets from its next boot on.`, (*operator.Client).Approve),
+		newMachineStateCommand(e, "revoke", "Give a machine nothing any more", `Takes effect on the machine's next request. What it has already unlocked stays
+unlocked until it is off.`, (*operator.Client).Revoke),
+		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", "Lets a revoked or quarantined machine have secrets again.", (*operator.Client).Reinstate))
+}
+
+func newMachineStateCommand(e *env, verb, short, long string, change func(*operator.Client, context.Context, attest.MachineID, string) (*api.Machine, error)) *cobra.Command {
+	var o operatorOptions
+	var reason string
 	cmd := &cobra.Command{
-		Use:   "machine",
-		Short: "See machines, and say which ones may have secrets",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(newMachineListCommand(e), newMachineShowCommand(e))
-	for _, c := range []struct {
-		verb, short, long string
-		call              func(*operator.Client, context.Context, attest.MachineID, string) (*api.Machine, error)
-	}{
-		{"approve", "Enrol a machine that is pending", "A machine that shows up without an install record is pending. Approving it lets it\nhave secrets from its next boot on.", (*operator.Client).Approve},
-		{"revoke", "Give a machine nothing any more", "Takes effect on the machine's next request. What it has already unlocked stays\nunlocked until it is off.", (*operator.Client).Revoke},
-		{"reinstate", "Take back a revocation or a quarantine", "Lets a revoked or quarantined machine have secrets again.", (*operator.Client).Reinstate},
-	} {
-		var o operatorOptions
-		var reason string
-		sub := &cobra.Command{
-			Use:   c.verb + " ID",
-			Short: c.short,
-			Long:  c.long + fmt.Sprintf("\n\nExample:\n  sealift machine %s 6f0c...e1 --reason 'ticket 4711'", c.verb) + exitStatus,
-			Args:  cobra.ExactArgs(1),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				id, err := parseMachine(args[0])
-				if err != nil {
-					return err
-				}
-				client, err := o.client()
-				if err != nil {
-					return err
-				}
-				defer client.Close()
-				m, err := c.call(client, cmd.Context(), id, reason)
+		Use:   verb + " ID",
+		Short: short,
+		Long:  long + fmt.Sprintf("\n\nExample:\n  sealift machine %s 6f0c...e1 --reason 'ticket 4711'", verb) + exitStatus,
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := parseMachine(args[0])
+			if err != nil {
+				return err
+			}
+			return o.do(func(client *operator.Client) error {
+				m, err := change(client, cmd.Context(), id, reason)
 				if err != nil {
 					return err
 				}
 				return printMachines(e, []api.Machine{*m})
-			},
-		}
-		o.addFlags(sub)
-		sub.Flags().StringVar(&reason, "reason", "", "why, for the audit log (required)")
-		sub.MarkFlagRequired("reason")
-		cmd.AddCommand(sub)
+			})
+		},
 	}
+	o.addFlags(cmd)
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log (required)")
+	required(cmd, "reason")
 	return cmd
 }
 
@@ -74,16 +67,18 @@ Example:
   sealift machine list --state pending` + exitStatus,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := o.client()
-			if err != nil {
-				return err
+			switch s := attest.EnrolmentState(state); s {
+			case attest.StateUnknown, attest.StatePending, attest.StateEnrolled, attest.StateRevoked, attest.StateQuarantined:
+			default:
+				return usage{fmt.Errorf("--state is %q, want pending, enrolled, revoked or quarantined", s)}
 			}
-			defer client.Close()
-			all, err := client.Machines(cmd.Context(), attest.EnrolmentState(state))
-			if err != nil {
-				return err
-			}
-			return printMachines(e, all)
+			return o.do(func(client *operator.Client) error {
+				all, err := client.Machines(cmd.Context(), attest.EnrolmentState(state))
+				if err != nil {
+					return err
+				}
+				return printMachines(e, all)
+			})
 		},
 	}
 	o.addFlags(cmd)
@@ -96,7 +91,7 @@ func newMachineShowCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ID",
 		Short: "Show one machine as JSON",
-		Long: `Shows the service's record of one machine.
+		Long: `Shows the service's record of one machine: indented, or on one line with --json.
 
 Example:
   sealift machine show 6f0c...e1` + exitStatus,
@@ -106,18 +101,17 @@ Example:
 			if err != nil {
 				return err
 			}
-			client, err := o.client()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			m, err := client.Machine(cmd.Context(), id)
-			if err != nil {
-				return err
-			}
-			enc := json.NewEncoder(e.out)
-			enc.SetIndent("", "  ")
-			return enc.Encode(m)
+			return o.do(func(client *operator.Client) error {
+				m, err := client.Machine(cmd.Context(), id)
+				if err != nil {
+					return err
+				}
+				enc := json.NewEncoder(e.out)
+				if !e.json {
+					enc.SetIndent("", "  ")
+				}
+				return enc.Encode(m)
+			})
 		},
 	}
 	o.addFlags(cmd)
@@ -146,9 +140,9 @@ func printMachines(e *env, all []api.Machine) error {
 		}
 		fw := string(m.Firmware.Verdict)
 		if m.Firmware.Version != "" {
-			fw = m.Firmware.Version + " " + fw
+			fw = plain(m.Firmware.Version) + " " + fw
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%s\t%s\t%s\t%s\n", m.ID, m.NodeName, m.State, m.Joined, seen, verdict, fw, m.Image)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%s\t%s\t%s\t%s\n", m.ID, m.NodeName, m.State, m.Joined, seen, verdict, fw, plain(m.Image))
 	}
 	return w.Flush()
 }

@@ -5,8 +5,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -21,8 +25,49 @@ type operatorOptions struct {
 
 func (o *operatorOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.server, "server", os.Getenv("SEALIFT_SERVER"), "https URL of the operator API (or SEALIFT_SERVER)")
-	f.StringVar(&o.identity, "identity", os.Getenv("SEALIFT_IDENTITY"), "directory of `sealift keys issue operator` (or SEALIFT_IDENTITY)")
+	f.StringVar(&o.server, "server", os.Getenv("SEALIFT_SERVER"), "https `URL` of the operator API (or SEALIFT_SERVER)")
+	f.StringVar(&o.identity, "identity", os.Getenv("SEALIFT_IDENTITY"), "`directory` of 'sealift keys issue operator' (or SEALIFT_IDENTITY)")
+}
+
+// do calls the service, and adds to an error what mends it.
+func (o *operatorOptions) do(call func(*operator.Client) error) error {
+	client, err := o.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	err = call(client)
+	var answer *operator.Error
+	if errors.As(err, &answer) {
+		switch answer.Status {
+		case http.StatusBadRequest:
+			err = usage{err}
+		case http.StatusForbidden:
+			err = refused{err}
+		}
+		if answer.Answer.Hint != "" {
+			err = withHint(err, "%s", answer.Answer.Hint)
+		}
+		return err
+	}
+	if errors.As(err, new(*url.Error)) {
+		return o.unreachable(fmt.Errorf("ask the service: %w", err))
+	}
+	return err
+}
+
+// unreachable says why no answer came.
+func (o *operatorOptions) unreachable(err error) error {
+	var remote *net.OpError
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return withHint(err, "is `sealift serve` running, with %s as its operator API?", o.server)
+	case errors.As(err, new(*tls.CertificateVerificationError)):
+		return withHint(refused{err}, "the service at %s is not of the CA in %s", o.server, filepath.Join(o.identity, identityCA))
+	case errors.As(err, &remote) && remote.Op == "remote error": // a TLS alert
+		return withHint(refused{err}, "the service does not take this identity: sealift keys issue operator NAME --keys KEYS --out DIR makes one that it does")
+	}
+	return err
 }
 
 // client connects nothing yet; its calls do.
@@ -30,7 +75,7 @@ func (o *operatorOptions) client() (*operator.Client, error) {
 	if o.server == "" || o.identity == "" {
 		return nil, withHint(usage{errors.New("no service to talk to")}, "give --server and --identity, or set SEALIFT_SERVER and SEALIFT_IDENTITY")
 	}
-	ca, err := os.ReadFile(filepath.Join(o.identity, identityCA))
+	ca, err := readFile(filepath.Join(o.identity, identityCA), maxSmall)
 	if err != nil {
 		return nil, withHint(fmt.Errorf("read identity: %w", err), "sealift keys issue operator NAME --out %s", o.identity)
 	}
@@ -42,7 +87,11 @@ func (o *operatorOptions) client() (*operator.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read identity: %w", err)
 	}
-	return operator.New(operator.Config{URL: o.server, CA: pool, Certificate: crt})
+	client, err := operator.New(operator.Config{URL: o.server, CA: pool, Certificate: crt})
+	if err != nil {
+		return nil, usage{err}
+	}
+	return client, nil
 }
 
 // parseMachine reads a machine id from the command line.

@@ -2,22 +2,25 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sealift/sealift/image/inputs"
+	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/profiles"
 )
 
 func newProfileCommand(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "profile",
-		Short: "Check and lock profiles",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	lint := &cobra.Command{
+	return newGroup("profile", "Check and lock profiles", `
+A profile says what an image consists of; the lock beside it pins each input by
+digest.`, `
+  sealift profile lint profiles/demo.yaml
+  sealift profile lock profiles/demo.yaml`,
+		newProfileLintCommand(e), newProfileLockCommand(e))
+}
+
+func newProfileLintCommand(e *env) *cobra.Command {
+	return &cobra.Command{
 		Use:   "lint PROFILE",
 		Short: "Check a profile, and whether its lock fits it",
 		Long: `Checks a profile strictly: unknown fields, wrong types and bad values are named
@@ -31,12 +34,20 @@ Example:
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(e.out, "%s: %s %s, %s %s\n", args[0], p.Name, p.Version, p.Kubernetes.Distro, p.Kubernetes.Version)
-			return nil
+			return e.print(struct {
+				File       string              `json:"file"`
+				Name       string              `json:"name"`
+				Version    string              `json:"version"`
+				Kubernetes manifest.Kubernetes `json:"kubernetes"`
+			}{args[0], p.Name, p.Version, manifest.Kubernetes{Distro: p.Kubernetes.Distro, Version: p.Kubernetes.Version}},
+				"%s: %s %s, %s %s", args[0], p.Name, p.Version, p.Kubernetes.Distro, p.Kubernetes.Version)
 		},
 	}
+}
+
+func newProfileLockCommand(e *env) *cobra.Command {
 	var cache string
-	lock := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "lock PROFILE",
 		Short: "Resolve every input of a profile to a digest",
 		Long: `Reads Debian's signed package indexes, resolves the dependency closure, and
@@ -48,15 +59,14 @@ Example:
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return lockProfile(cmd.Context(), e, args[0], cache) },
 	}
-	lock.Flags().StringVar(&cache, "cache", defaultCache(), "directory for downloads")
-	cmd.AddCommand(lint, lock)
+	cmd.Flags().StringVar(&cache, "cache", defaultCache(), "`directory` for downloads")
 	return cmd
 }
 
 func lockProfile(ctx context.Context, e *env, file, cache string) error {
 	p, err := profiles.Load(file)
 	if err != nil {
-		return usage{err}
+		return faulty(err)
 	}
 	steps := newSteps(e.progress())
 	r := &inputs.Resolver{
@@ -77,6 +87,9 @@ func lockProfile(ctx context.Context, e *env, file, cache string) error {
 	if err := replaceFile(to, b, 0o644); err != nil {
 		return err
 	}
-	fmt.Fprintf(e.out, "%s: %d Debian packages, %d Go programs\n", to, len(lock.Debian.Packages), len(lock.Go.Builds))
-	return nil
+	return e.print(struct {
+		File     string `json:"file"`
+		Packages int    `json:"packages"`
+		Programs int    `json:"programs"`
+	}{to, len(lock.Debian.Packages), len(lock.Go.Builds)}, "%s: %d Debian packages, %d Go programs", to, len(lock.Debian.Packages), len(lock.Go.Builds))
 }

@@ -11,18 +11,20 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/client/operator"
 )
 
 func newReportCommand(e *env) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "report",
-		Short: "Write reports for people",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
+	return newGroup("report", "Write reports for people", `
+Reports are made from the log of decisions, whose chain is verified on the way.`, `
+  sealift report attestation --out report`,
+		newReportAttestationCommand(e))
+}
+
+func newReportAttestationCommand(e *env) *cobra.Command {
 	var o operatorOptions
 	var machine, out string
-	attestation := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "attestation",
 		Short: "Write what happened to a machine, or to the fleet, as HTML and JSON",
 		Long: `Writes report.html and report.json into --out: each verdict with its findings and
@@ -41,31 +43,43 @@ Example:
 				}
 				options.Machine = id
 			}
-			client, err := o.client()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			report, err := audit.Build(client.Audit(cmd.Context(), 1, attest.MachineID{}), options)
-			if err != nil {
-				return err
-			}
-			if err := writeReport(report, out); err != nil {
-				return err
-			}
-			fmt.Fprintln(e.out, filepath.Join(out, "report.html"))
-			if !report.Chain.Verified {
-				return refused{fmt.Errorf("the audit log is not as it was written: %s", report.Chain.Broken)}
-			}
-			return nil
+			return o.do(func(client *operator.Client) error {
+				report, err := audit.Build(client.Audit(cmd.Context(), 1, attest.MachineID{}), options)
+				if err != nil {
+					return err
+				}
+				return tellReport(e, report, out)
+			})
 		},
 	}
-	o.addFlags(attestation)
-	attestation.Flags().StringVar(&machine, "machine", "", "one machine's id (default: the whole fleet)")
-	attestation.Flags().StringVar(&out, "out", "", "directory to write into (required)")
-	attestation.MarkFlagRequired("out")
-	cmd.AddCommand(attestation)
+	o.addFlags(cmd)
+	cmd.Flags().StringVar(&machine, "machine", "", "one machine's `id` (default: the whole fleet)")
+	cmd.Flags().StringVar(&out, "out", "", "`directory` to write into (required)")
+	required(cmd, "out")
 	return cmd
+}
+
+// tellReport writes a report and says where it is. One on a broken chain is
+// written too: it shows what is known and where the break is.
+func tellReport(e *env, r *audit.Report, dir string) error {
+	if !r.Subject.IsZero() && len(r.Machines) == 0 {
+		return withHint(fmt.Errorf("the audit log tells nothing of machine %s", r.Subject), "sealift machine list shows the ids")
+	}
+	if err := writeReport(r, dir); err != nil {
+		return err
+	}
+	page := filepath.Join(dir, "report.html")
+	if err := e.print(struct {
+		HTML  string           `json:"html"`
+		JSON  string           `json:"json"`
+		Chain audit.ChainState `json:"chain"`
+	}{page, filepath.Join(dir, "report.json"), r.Chain}, "%s", page); err != nil {
+		return err
+	}
+	if !r.Chain.Verified {
+		return refused{fmt.Errorf("the audit log is not as it was written: %s", r.Chain.Broken)}
+	}
+	return nil
 }
 
 func writeReport(r *audit.Report, dir string) error {

@@ -23,7 +23,6 @@ import (
 	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
 	"github.com/sealift/sealift/image"
 	"github.com/sealift/sealift/image/manifest"
-	"github.com/sealift/sealift/image/sign/bundle"
 	"github.com/sealift/sealift/provisioner"
 	provisionapi "github.com/sealift/sealift/provisioner/api"
 )
@@ -63,7 +62,7 @@ Example:
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := readServeConfig(config)
 			if err != nil {
-				return usage{err}
+				return err
 			}
 			level := slog.LevelInfo
 			if debug {
@@ -72,9 +71,9 @@ Example:
 			return serve(cmd.Context(), e, c, e.log(level))
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "configuration file (required)")
+	cmd.Flags().StringVar(&config, "config", "", "configuration `file` (required)")
 	cmd.Flags().BoolVar(&debug, "debug", false, "log wire details")
-	cmd.MarkFlagRequired("config")
+	required(cmd, "config")
 	return cmd
 }
 
@@ -190,20 +189,9 @@ func loadImages(dirs []string, ring *keyring.Keyring) ([]loadedImage, error) {
 	}
 	var all []loadedImage
 	for _, dir := range dirs {
-		b, err := os.ReadFile(filepath.Join(dir, image.FileManifest))
+		m, b, err := readManifest(dir, pub)
 		if err != nil {
-			return nil, withHint(fmt.Errorf("load image: %w", err), "sealift image build PROFILE --out %s", dir)
-		}
-		sig, err := os.ReadFile(filepath.Join(dir, image.FileBundle))
-		if err != nil {
-			return nil, fmt.Errorf("load image: %w", err)
-		}
-		if err := bundle.Verify(b, sig, pub); err != nil {
-			return nil, refused{fmt.Errorf("load image %s: %w", dir, err)}
-		}
-		m, err := manifest.Decode(b)
-		if err != nil {
-			return nil, fmt.Errorf("load image %s: %w", dir, err)
+			return nil, err
 		}
 		all = append(all, loadedImage{dir, m, sha256.Sum256(b)})
 	}
@@ -246,7 +234,8 @@ func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*a
 }
 
 // installs hands install records from the provisioner to the attestation
-// service.
+// service. The provisioner delivers a record until it knows that it was taken,
+// so it may come again; the service takes it once.
 type installs struct{ service *server.Server }
 
 // Record implements provisioner.RecordSink.
@@ -275,6 +264,9 @@ func provision(ctx context.Context, c *serveConfig, images []loadedImage, servic
 	defer func() { err = errors.Join(err, hosts.Close()) }()
 	dirs, installers := map[string]string{}, map[string]string{}
 	for _, i := range images {
+		if other := dirs[i.manifest.Name]; other != "" {
+			return usage{fmt.Errorf("the images in %s and %s are both named %s: an installer could not tell them apart", other, i.dir, i.manifest.Name)}
+		}
 		dirs[i.manifest.Name] = i.dir
 		if p.Image == "" || p.Image == i.manifest.Name {
 			installers[i.manifest.Arch] = filepath.Join(i.dir, image.FileInstaller)

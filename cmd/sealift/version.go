@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
@@ -19,18 +18,15 @@ func newVersionCommand(e *env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(e.out, "sealift", version())
-			return err
-		},
-	}
-}
+		Long: `Prints the version of this program.
 
-// commands returns all commands, in the order in which a fleet needs them.
-func commands(e *env) []*cobra.Command {
-	return []*cobra.Command{
-		newKeysCommand(e), newProfileCommand(e), newImageCommand(e), newServeCommand(e), newMachineCommand(e),
-		newFirmwareCommand(e), newAuditCommand(e), newReportCommand(e), newDemoCommand(e), newVersionCommand(e),
+Example:
+  sealift version` + exitStatus,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return e.print(struct {
+				Version string `json:"version"`
+			}{version()}, "sealift %s", version())
+		},
 	}
 }
