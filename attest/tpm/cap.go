@@ -10,12 +10,14 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/tpm/pcrsig"
 )
 
-// PCRs that Cap extends, and what it measures into the second of them.
+// PCRs that Cap extends, and what it measures into all but the first.
 const (
 	volumePCR  = 15
 	releasePCR = 12
+	kernelPCR  = pcrsig.KernelPCR
 	released   = "sealift released"
 )
 
@@ -24,11 +26,13 @@ const (
 //
 //   - PCR 15 with HMAC(volume key, "cryptsetup:"+label+":"+uuid) by the bank's
 //     hash, as systemd-cryptsetup does with tpm2-measure-pcr=yes, which shows
-//     in later quotes which volume was opened, and
-//   - PCR 12 with "sealift released".
+//     in later quotes which volume was opened,
+//   - PCR 12 with "sealift released", and
+//   - PCR 11 with the same, as systemd-pcrphase does at the end of a phase.
 //
-// After it the transport key's policy fails, and the service refuses fresh
-// evidence, because a policy wants both PCRs as they were before. label is the
+// After it the transport key's policy fails, the service refuses fresh
+// evidence, and the device half does not open: the policies want these PCRs as
+// they were before, and no image has a signature for the new PCR 11. label is the
 // volume's name without colons, uuid that of its LUKS2 header.
 //
 // On an error the caller must not go on: it is not known whether a later
@@ -56,12 +60,15 @@ func (t *TPM) capBanks(label string, volumeKey attest.Secret, uuid string) error
 		m.Write([]byte("cryptsetup:" + label + ":" + uuid))
 		return m.Sum(nil)
 	})
-	// The second is tried even if the first failed: each alone closes the boot.
-	return errors.Join(err, t.extend(banks, releasePCR, func(b bank) []byte {
-		h := b.hash.New()
-		h.Write([]byte(released))
-		return h.Sum(nil)
-	}))
+	// The others are tried even if the first failed: each closes what it can.
+	for _, pcr := range []int{releasePCR, kernelPCR} {
+		err = errors.Join(err, t.extend(banks, pcr, func(b bank) []byte {
+			h := b.hash.New()
+			h.Write([]byte(released))
+			return h.Sum(nil)
+		}))
+	}
+	return err
 }
 
 // extend extends a PCR of each bank with the bank's digest and checks that the

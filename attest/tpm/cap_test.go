@@ -33,11 +33,36 @@ func TestCapExtendsEveryActiveBank(t *testing.T) {
 		}
 		r := h.New()
 		r.Write([]byte("sealift released"))
-		if got, want := d.PCR(bank, 12), extended(r.Sum(nil)); !bytes.Equal(got, want) {
-			t.Errorf("%s PCR 12: got %x, want %x", bank, got, want)
+		for _, pcr := range []int{11, 12} {
+			if got, want := d.PCR(bank, pcr), extended(r.Sum(nil)); !bytes.Equal(got, want) {
+				t.Errorf("%s PCR %d: got %x, want %x", bank, pcr, got, want)
+			}
 		}
 	}
 	empty(t, d, dev)
+}
+
+// Whoever becomes root in the running system must not get the machine's half
+// of the disk key either.
+func TestTheDeviceHalfDoesNotOpenAfterTheCap(t *testing.T) {
+	key, pub := signingKey(t)
+	d := tpmtest.Open(t)
+	d.Extend(11, []byte("image"))
+	sig := signed(t, key, d.PCR("sha256", 11))
+	dev := New(d)
+	blob, err := dev.SealDeviceHalf(random(32), pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dev.UnsealDeviceHalf(blob, pub, sig); err != nil {
+		t.Fatal(err)
+	}
+	if err := dev.Cap("state", random(32), "6d0d7a1e"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dev.UnsealDeviceHalf(blob, pub, sig); err == nil {
+		t.Error("it opened")
+	}
 }
 
 func TestCapRefusesBadInput(t *testing.T) {
