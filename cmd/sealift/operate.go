@@ -75,23 +75,32 @@ func (o *operatorOptions) client() (*operator.Client, error) {
 	if o.server == "" || o.identity == "" {
 		return nil, withHint(usage{errors.New("no service to talk to")}, "give --server and --identity, or set SEALIFT_SERVER and SEALIFT_IDENTITY")
 	}
-	ca, err := readFile(filepath.Join(o.identity, identityCA), maxSmall)
+	pool, crt, err := readIdentity(o.identity)
 	if err != nil {
-		return nil, withHint(fmt.Errorf("read identity: %w", err), "sealift keys issue operator NAME --out %s", o.identity)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(ca) {
-		return nil, fmt.Errorf("read identity: %s holds no certificate", filepath.Join(o.identity, identityCA))
-	}
-	crt, err := tls.LoadX509KeyPair(filepath.Join(o.identity, identityCert), filepath.Join(o.identity, identityKey))
-	if err != nil {
-		return nil, fmt.Errorf("read identity: %w", err)
+		return nil, err
 	}
 	client, err := operator.New(operator.Config{URL: o.server, CA: pool, Certificate: crt})
 	if err != nil {
 		return nil, usage{err}
 	}
 	return client, nil
+}
+
+// readIdentity reads what `sealift keys issue operator` made.
+func readIdentity(dir string) (*x509.CertPool, tls.Certificate, error) {
+	ca, err := readFile(filepath.Join(dir, identityCA), maxSmall)
+	if err != nil {
+		return nil, tls.Certificate{}, withHint(fmt.Errorf("read identity: %w", err), "sealift keys issue operator NAME --out %s", dir)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return nil, tls.Certificate{}, fmt.Errorf("read identity: %s holds no certificate", filepath.Join(dir, identityCA))
+	}
+	crt, err := tls.LoadX509KeyPair(filepath.Join(dir, identityCert), filepath.Join(dir, identityKey))
+	if err != nil {
+		return nil, tls.Certificate{}, fmt.Errorf("read identity: %w", err)
+	}
+	return pool, crt, nil
 }
 
 // parseMachine reads a machine id from the command line.

@@ -187,8 +187,8 @@ func (r *Reporter) line(text string) {
 func (r *Reporter) redraw(text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(text) > 100 {
-		text = text[:100]
+	if r := []rune(text); len(r) > 100 {
+		text = string(r[:100])
 	}
 	fmt.Fprint(r.w, "\r\x1b[K"+text)
 	r.live = true

@@ -1,0 +1,338 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/client/operator"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
+	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
+	"github.com/sealift/sealift/provisioner"
+	provisionapi "github.com/sealift/sealift/provisioner/api"
+)
+
+// cli runs one command line and returns what it wrote.
+func cli(t *testing.T, in string, args ...string) (code int, out, talk string) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	code = run(t.Context(), env{in: strings.NewReader(in), out: &stdout, err: &stderr}, args)
+	return code, stdout.String(), stderr.String()
+}
+
+func mustCLI(t *testing.T, args ...string) string {
+	t.Helper()
+	code, out, talk := cli(t, "", args...)
+	if code != exitOK {
+		t.Fatalf("sealift %s: exit %d: %s", strings.Join(args, " "), code, talk)
+	}
+	return out
+}
+
+// service is a running `sealift serve`.
+type service struct {
+	dir              string
+	nodes, operators string // https URLs
+	identity         string
+	stop             func() int // ends it and returns its exit code
+}
+
+// startService makes keys, an image and a configuration, and runs serve with
+// only the keys that its help says it needs.
+func startService(t *testing.T) *service {
+	t.Helper()
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	mustCLI(t, "keys", "init", at("keys"))
+	mustCLI(t, "keys", "issue", "operator", "ana", "--keys", at("keys"), "--out", at("ana"))
+	if err := makeImage(at("keys"), at("img")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(at("some"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"service-ca.key", "service-ca.crt", "release.key", "disk-kek.key", "image.pub"} {
+		if err := os.Rename(at("keys/"+name), at("some/"+name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, content := range map[string]string{
+		"c.yaml": "models: []\n",
+		"serve.yaml": `keys: some
+store: s.db
+images: [img]
+node: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
+operator: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
+tpm: {allowed: [hardware], roots: [{class: hardware, file: some/service-ca.crt}]}
+firmware: {catalogue: c.yaml}
+`} {
+		if err := os.WriteFile(at(name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	logs, w := io.Pipe()
+	ended := make(chan int, 1)
+	go func() {
+		code := run(ctx, env{in: strings.NewReader(""), out: io.Discard, err: w}, []string{"serve", "--json", "--config", at("serve.yaml")})
+		w.Close()
+		ended <- code
+	}()
+	s := &service{dir: dir, identity: at("ana"), stop: func() int { cancel(); return <-ended }}
+	t.Cleanup(cancel)
+	for d := json.NewDecoder(logs); ; {
+		var line map[string]any
+		if err := d.Decode(&line); err != nil {
+			t.Fatalf("serve ended before it served: %v, exit %d", err, s.stop())
+		}
+		if line["msg"] == "serving" {
+			s.nodes, s.operators = fmt.Sprintf("https://%s", line["nodes"]), fmt.Sprintf("https://%s", line["operators"])
+			break
+		} else if line["event"] == "error" {
+			t.Fatal(line["text"])
+		}
+	}
+	go io.Copy(io.Discard, logs)
+	return s
+}
+
+// newInstall returns the install record of a machine that does not exist.
+func newInstall(t *testing.T) (*api.InstallRecord, attest.MachineID) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := key.PublicKey.Bytes() // uncompressed: 4, X, Y
+	if err != nil {
+		t.Fatal(err)
+	}
+	ek := tpm2.ECCEKTemplate
+	ek.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+		X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
+	})
+	rec := &api.InstallRecord{
+		EKPublic: tpm2.Marshal(ek), DiskGUID: "6d0f0b6e-3f0c-4a57-9f6d-8d6b6f3f2a11", Serial: "S1", MAC: "52:54:00:00:00:01",
+		Image: "tiny 1", SecureBoot: "enrolled", Finished: time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.UTC),
+	}
+	id, err := attest.EKMachineID(rec.EKPublic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec, id
+}
+
+func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
+	s := startService(t)
+	ask := func(args ...string) []string {
+		return append(args, "--server", s.operators, "--identity", s.identity)
+	}
+	if out := mustCLI(t, ask("machine", "list", "--json")...); out != "" {
+		t.Errorf("an empty fleet has machines: %s", out)
+	}
+	rec, id := newInstall(t)
+	o := operatorOptions{server: s.operators, identity: s.identity}
+	for range 2 { // as an answer that was lost makes it
+		if err := o.do(func(c *operator.Client) error { _, err := c.Install(t.Context(), rec); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var m api.Machine
+	if err := json.Unmarshal([]byte(mustCLI(t, ask("machine", "list", "--state", "enrolled", "--json")...)), &m); err != nil || m.ID != id {
+		t.Fatalf("machine list: %+v, %v", m, err)
+	}
+	if out := mustCLI(t, ask("machine", "show", id.String(), "--json")...); strings.Count(out, "\n") != 1 {
+		t.Errorf("machine show --json is not one line: %s", out)
+	}
+	if out := mustCLI(t, ask("machine", "revoke", id.String(), "--reason", "stolen")...); !strings.Contains(out, "revoked") {
+		t.Errorf("machine revoke: %s", out)
+	}
+	if out := mustCLI(t, ask("firmware", "campaign", "list", "--json")...); out != "" {
+		t.Errorf("campaign list: %s", out)
+	}
+
+	other := strings.Repeat("ab", 32)
+	campaign := func(product, machine string) []string {
+		return ask("firmware", "campaign", "create", "c1", "--vendor", "V", "--product", product, "--from", "1", "--to", "2", "--machine", machine)
+	}
+	for _, c := range []struct {
+		claim string
+		args  []string
+		code  int
+		want  string
+	}{
+		{"a model that the catalogue lacks", campaign("no", id.String()), exitUsage, `the catalogue has no build 1 for "V" "no"`},
+		{"a machine id that is none", campaign("no", "6f0c"), exitUsage, "want 64 hex digits"},
+		{"an unknown machine is not shown", ask("machine", "show", other), exitFailed, "there is no machine " + other},
+		{"an unknown machine cannot be approved", ask("machine", "approve", other, "--reason", "x"), exitFailed, "there is no machine"},
+		{"an unknown campaign", ask("firmware", "campaign", "show", "c1"), exitFailed, "there is no campaign c1"},
+		{"a report on an unknown machine", ask("report", "attestation", "--machine", other, "--out", filepath.Join(s.dir, "no")), exitFailed, "the audit log tells nothing of machine"},
+		{"a service that is not there", []string{"machine", "list", "--server", "https://127.0.0.1:1", "--identity", s.identity}, exitFailed, "hint: is `sealift serve` running"},
+		{"a URL that is none", []string{"machine", "list", "--server", "127.0.0.1", "--identity", s.identity}, exitUsage, "want https://host[:port]"},
+		{"an identity that is not there", []string{"machine", "list", "--server", s.operators, "--identity", "/nope"}, exitFailed, "hint: sealift keys issue operator"},
+		{"an operator at the node API", []string{"machine", "list", "--server", s.nodes, "--identity", s.identity}, exitFailed, "http-404"},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			code, out, talk := cli(t, "", c.args...)
+			if code != c.code || out != "" || !strings.HasPrefix(talk, "sealift: error: ") || !strings.Contains(talk, c.want) {
+				t.Errorf("exit %d, want %d; stdout %q, stderr %q, want %q", code, c.code, out, talk, c.want)
+			}
+		})
+	}
+
+	log := mustCLI(t, ask("audit", "export")...)
+	if code, out, talk := cli(t, log, "audit", "verify", "-"); code != exitOK || !strings.HasPrefix(out, "4 entries intact") { // start, install, enrolled, revoked
+		t.Errorf("audit verify: exit %d, %s%s\n%s", code, out, talk, log)
+	}
+	if code, _, _ := cli(t, strings.Replace(log, "stolen", "broken", 1), "audit", "verify", "-"); code != exitRefused {
+		t.Errorf("audit verify of an altered log: exit %d", code)
+	}
+	file := filepath.Join(s.dir, "audit.jsonl")
+	mustCLI(t, ask("audit", "export", "--out", file)...)
+	if b, err := os.ReadFile(file); err != nil || string(b) != log {
+		t.Errorf("audit export --out differs from standard output: %v", err)
+	}
+	report := filepath.Join(s.dir, "report")
+	if out := mustCLI(t, ask("report", "attestation", "--machine", id.String(), "--out", report, "--json")...); !strings.Contains(out, `"verified":true,"entries":4`) {
+		t.Errorf("report: %s", out)
+	}
+	if b, err := os.ReadFile(filepath.Join(report, "report.html")); err != nil || !strings.Contains(string(b), "stolen") {
+		t.Errorf("report.html does not tell of the revocation: %v", err)
+	}
+	if code := s.stop(); code != exitOK {
+		t.Errorf("serve ended with %d", code)
+	}
+}
+
+func TestStrangersAreRefusedByTheOperatorAPI(t *testing.T) {
+	s := startService(t)
+	mustCLI(t, "keys", "init", filepath.Join(s.dir, "other"))
+	stranger := filepath.Join(s.dir, "stranger")
+	mustCLI(t, "keys", "issue", "operator", "eve", "--keys", filepath.Join(s.dir, "other"), "--out", stranger)
+
+	code, _, talk := cli(t, "", "machine", "list", "--server", s.operators, "--identity", stranger)
+	if code != exitRefused || !strings.Contains(talk, "is not of the CA in") {
+		t.Errorf("a service of another CA: exit %d: %s", code, talk)
+	}
+	// Eve knows the service's CA, but it did not issue her certificate.
+	ca, err := os.ReadFile(filepath.Join(s.identity, identityCA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(stranger, identityCA), ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, talk = cli(t, "", "machine", "list", "--server", s.operators, "--identity", stranger)
+	if code != exitRefused || !strings.Contains(talk, "hint: the service does not take this identity") {
+		t.Errorf("an identity of another CA: exit %d: %s", code, talk)
+	}
+
+	// The node API is not on the operators' listener, even for an operator.
+	pool, crt, err := readIdentity(s.identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{crt}}}}
+	defer client.CloseIdleConnections()
+	for _, path := range []string{api.PathChallenge, api.PathEvidence, api.PathConfirm} {
+		resp, err := client.Post(s.operators+path, "application/json", strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusNotFound {
+			t.Errorf("%s on the operator API: status %d, want 404", path, resp.StatusCode)
+		}
+	}
+	if code := s.stop(); code != exitOK {
+		t.Errorf("serve ended with %d", code)
+	}
+}
+
+// newServer returns a service on a new store, without listeners.
+func newServer(t *testing.T) (*server.Server, *sqlstore.Store) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "keys")
+	mustCLI(t, "keys", "init", dir)
+	ring, err := keyring.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kek, err := ring.DiskKEK()
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := ring.Release()
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := openStore(t.Context(), filepath.Join(t.TempDir(), "s.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	s, err := server.New(server.Config{
+		Store: store, KEK: kek, ReleaseKey: release, Log: slog.New(slog.DiscardHandler),
+		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return s, store
+}
+
+func TestInstallRecordsMayComeAgain(t *testing.T) {
+	s, store := newServer(t)
+	rec, _ := newInstall(t)
+	body, err := json.Marshal(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink := installs{s}
+	for i := range 3 {
+		if err := sink.Record(t.Context(), provisionapi.Record{Host: provisionapi.HostKey{MAC: rec.MAC}, Record: body}); err != nil {
+			t.Fatalf("delivery %d: %v", i, err)
+		}
+	}
+	n := 0
+	for e, err := range store.Audit(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == audit.KindInstall {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("the log tells of %d installs, want 1", n)
+	}
+	for _, bad := range []string{`{`, `{}`, `[]`, `{"ekPublic":"AAAA"}`} {
+		if err := sink.Record(t.Context(), provisionapi.Record{Record: json.RawMessage(bad)}); !errors.Is(err, provisioner.ErrRecordRefused) {
+			t.Errorf("record %s: %v, want a refusal that is final", bad, err)
+		}
+	}
+}
