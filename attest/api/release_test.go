@@ -142,6 +142,44 @@ func TestConfirmProofDependsOnAll(t *testing.T) {
 	}
 }
 
+// A body is bounded in bytes by its reader. It must not be able to take many
+// times its size in memory.
+func TestADocumentOfManyValuesIsNotDecoded(t *testing.T) {
+	many := func(prefix, value, suffix string) []byte {
+		n := (MaxEvidenceBody - len(prefix) - len(suffix)) / len(value)
+		return []byte(prefix + strings.TrimSuffix(strings.Repeat(value, n), ",") + suffix)
+	}
+	for name, body := range map[string][]byte{
+		"quotes":       many(`{"evidence":{"quotes":[`, `{},`, `]}}`),
+		"certificates": many(`{"evidence":{"ekCertificates":[`, `"",`, `]}}`),
+	} {
+		var req EvidenceRequest
+		grown := testing.AllocsPerRun(1, func() {
+			if err := DecodeStrict(body, &req); err == nil {
+				t.Errorf("%s: %d bytes were decoded", name, len(body))
+			}
+		})
+		if n := len(req.Evidence.Quotes) + len(req.Evidence.EKCertificates); n > 0 || grown > 10 {
+			t.Errorf("%s: got %d values and %v allocations", name, n, grown)
+		}
+	}
+	full := EvidenceRequest{Evidence: attest.Evidence{EKCertificates: make([][]byte, attest.MaxCertificates), Quotes: make([]attest.Quote, attest.MaxBanks)}}
+	for i := range full.Evidence.Quotes {
+		full.Evidence.Quotes[i].PCRs = map[int][]byte{}
+		for _, p := range attest.PolicyPCRs() {
+			full.Evidence.Quotes[i].PCRs[p] = make([]byte, 64)
+		}
+	}
+	full.Evidence.EventLog = make([]byte, attest.MaxEventLog)
+	b, err := json.Marshal(&full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := DecodeStrict(b, new(EvidenceRequest)); err != nil {
+		t.Errorf("the largest evidence: %v", err)
+	}
+}
+
 func FuzzVerifyRelease(f *testing.F) {
 	key := newKey(f, elliptic.P256())
 	r, _ := sample(f, bytes.Repeat([]byte{1}, TransportSecretSize))
