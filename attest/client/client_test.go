@@ -220,7 +220,7 @@ func TestVerdictsAndFailuresAreToldApart(t *testing.T) {
 	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); !errors.As(err, &failed) || failed.Status != 429 || failed.RetryAfter != 7*time.Second || !strings.Contains(err.Error(), "slow (wait)") {
 		t.Errorf("a limit: got %v", err)
 	}
-	s.answer = func(w http.ResponseWriter, r *http.Request) { http.Error(w, "<html>", 502) }
+	s.answer = func(w http.ResponseWriter, r *http.Request) { http.Error(w, "<html>", http.StatusBadGateway) }
 	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); !errors.As(err, &failed) || failed.Answer.Code != "http-502" {
 		t.Errorf("a proxy's page: got %v", err)
 	}

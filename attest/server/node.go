@@ -38,6 +38,9 @@ type peer struct {
 // first: TLS 1.3, the rate limit per address, the body, a slot to work in.
 func node[T any](s *Server, limit int64, work func(context.Context, peer, *T) (status int, body any, f *failure)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		// A peer that does not read its answer must not hold on to a slot for
+		// ever. Not every ResponseWriter has deadlines; those of tests do not.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(workTimeout + bodyTimeout))
 		if r.TLS == nil || r.TLS.Version != tls.VersionTLS13 {
 			s.fail(w, r, badRequest("the connection is not TLS 1.3"))
 			return
