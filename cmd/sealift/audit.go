@@ -86,33 +86,35 @@ last hash that was kept elsewhere as --head to see that it is all there.
 Example:
   sealift audit verify audit.jsonl` + exitStatus,
 		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			var want manifest.SHA256
 			if err := want.UnmarshalText([]byte(head)); err != nil {
 				return usage{fmt.Errorf("--head: %w", err)}
 			}
 			if args[0] == "-" {
-				return verifyAudit(e, "the log", e.in, want)
+				return verifyAudit(cmd.Context(), e, "the log", e.in, want)
 			}
 			f, err := os.Open(args[0])
 			if err != nil {
 				return fmt.Errorf("open the audit log: %w", err)
 			}
 			defer f.Close() // only read
-			return verifyAudit(e, args[0], f, want)
+			return verifyAudit(cmd.Context(), e, args[0], f, want)
 		},
 	}
 	cmd.Flags().StringVar(&head, "head", "", "`hash` that the last entry must have")
 	return cmd
 }
 
-func verifyAudit(e *env, name string, r io.Reader, want manifest.SHA256) error {
+func verifyAudit(ctx context.Context, e *env, name string, r io.Reader, want manifest.SHA256) error {
 	head, n, err := audit.Verify(r)
 	switch {
 	case errors.As(err, new(*audit.BrokenError)):
 		return withHint(refused{fmt.Errorf("%s is not as it was written: %w", name, err)}, "the %d entries before it are intact; compare with another export", n)
 	case err != nil:
 		return err
+	case ctx.Err() != nil: // a Ctrl-C that ended the other side of a pipe has cut the log
+		return ctx.Err()
 	case n == 0:
 		return refused{fmt.Errorf("%s holds no entries, so it proves nothing", name)}
 	case !want.IsZero() && head.Hash != want:
