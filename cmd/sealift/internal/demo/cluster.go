@@ -100,15 +100,22 @@ func (c *cluster) start(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	return c.apply(ctx, apiserverToKubelet)
+	return c.apply(ctx, bindings)
 }
 
-// apiserverToKubelet lets the kube-apiserver reach kubelets for logs and exec.
-const apiserverToKubelet = `apiVersion: rbac.authorization.k8s.io/v1
+// bindings let the kube-apiserver reach kubelets for logs and exec, and nodes
+// renew their own certificates.
+const bindings = `apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {name: kube-apiserver-to-kubelet}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: system:kubelet-api-admin}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: kube-apiserver-kubelet-client}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: node-certificate-renewal}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: system:certificates.k8s.io:certificatesigningrequests:selfnodeclient}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: system:nodes}]
 `
 
 // run starts one component in the background.
