@@ -177,6 +177,7 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 	clear(secrets.DiskKey)
 	if err != nil {
 		m.confirm(ctx, s, r, err.Error())
+		err = errors.Join(err, e.tpm.Rest())
 		return advise(err, "the state partition is left as it is: restore what was changed (TPM, disk), or install the machine again, which loses its state")
 	}
 	// From here on nothing in this boot can get the secrets again. A boot that
@@ -184,7 +185,7 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 	err = e.tpm.Cap(unlock.Label, volume.Key, volume.UUID)
 	clear(volume.Key)
 	if err != nil {
-		return err
+		return errors.Join(err, e.tpm.Rest())
 	}
 	m.console.Step("capped")
 	// Power may go at any time from now on.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -160,7 +161,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		group.Go(func() error { return tokens.Run(ctx, service) })
 	}
 	if c.Provision != nil {
-		group.Go(func() error { return provision(ctx, c, images, service, log) })
+		group.Go(func() error { return keepProvisioning(ctx, c, images, service, log) })
 	}
 	log.Info("serving", "nodes", nodes.Addr().String(), "operators", operators.Addr().String(), "images", len(images))
 	return group.Wait()
@@ -251,8 +252,31 @@ func (i installs) Record(ctx context.Context, r provisionapi.Record) error {
 	return err
 }
 
-// provision runs the provisioner until ctx ends.
-func provision(ctx context.Context, c *serveConfig, images []loadedImage, service *server.Server, log *slog.Logger) (err error) {
+// provisionPause is how long a provisioner that failed rests.
+const provisionPause = 5 * time.Second
+
+// keepProvisioning runs the provisioner until ctx ends. One that cannot start
+// ends the program, so that a wrong configuration shows. One that fails later,
+// because the factory's network did, is started again: the stores' boxes must
+// not wait for it.
+func keepProvisioning(ctx context.Context, c *serveConfig, images []loadedImage, service *server.Server, log *slog.Logger) error {
+	started := false
+	for {
+		err := provision(ctx, c, images, service, log, func() { started = true })
+		if err == nil || !started {
+			return err
+		}
+		log.Error("provisioning failed", "error", err, "again", provisionPause)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(provisionPause):
+		}
+	}
+}
+
+// provision runs the provisioner until ctx ends, and calls ready once it serves.
+func provision(ctx context.Context, c *serveConfig, images []loadedImage, service *server.Server, log *slog.Logger, ready func()) (err error) {
 	p := c.Provision
 	if err := os.MkdirAll(p.State, 0o700); err != nil {
 		return fmt.Errorf("provisioner: %w", err)
@@ -276,7 +300,10 @@ func provision(ctx context.Context, c *serveConfig, images []loadedImage, servic
 		Interface: p.Interface, Address: p.Address, Range: provisioner.Range{First: p.First, Last: p.Last},
 		LeaseFile: filepath.Join(p.State, "leases.jsonl"), Installers: installers, Images: dirs, Image: p.Image,
 		Hosts: hosts, Records: installs{service}, Log: log.With("service", "provisioner"),
-		Ready: func() { log.Info("provisioning", "interface", p.Interface, "address", p.Address) },
+		Ready: func() {
+			ready()
+			log.Info("provisioning", "interface", p.Interface, "address", p.Address)
+		},
 	}
 	return s.Run(ctx)
 }
