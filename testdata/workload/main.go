@@ -87,9 +87,25 @@ func count(dir string) (int, error) {
 		}
 	}
 	n++
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, []byte(strconv.Itoa(n)+"\n"), 0o644); err != nil {
-		return 0, err
+	return n, replace(path, []byte(strconv.Itoa(n)+"\n"))
+}
+
+// replace writes a file that survives a power cut as soon as replace returns.
+func replace(path string, b []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
 	}
-	return n, os.Rename(tmp, path)
+	_, err = f.Write(b)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
