@@ -32,7 +32,8 @@ test: packages-test ## lint, unit tests with -race, then the long VM run
 unit: ## unit tests with -race
 	CGO_ENABLED=1 $(GO) test -race ./...
 
-e2e: build ## the demo's steps as one Go test
+e2e: build ## real firmware: network boot clients, then the demo's steps as one Go test
+	SEALIFT_VM_TESTS=1 $(GO) test -count=1 -timeout 15m -v -run 'OVMF' ./provisioner
 	SEALIFT_VM=1 SEALIFT_BIN=$(abspath $(BIN)) $(GO) test -count=1 -timeout 60m -v -run '^TestOneBox$$' ./cmd/sealift/internal/demo
 
 lint: ## gofmt, vet, staticcheck and the import rules

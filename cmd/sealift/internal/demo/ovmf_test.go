@@ -42,10 +42,6 @@ func TestReleaseChangesTheMeasuredVolumeOnly(t *testing.T) {
 	if err != nil || !bytes.Contains(raw, []byte("2.0.0\x0003/04/2026\x00")) {
 		t.Errorf("the new version is not in the image (%v)", err)
 	}
-	again, err := release(stock, "2.0.0", "03/04/2026")
-	if err != nil || !bytes.Equal(again, v2) {
-		t.Errorf("a second run gave another image (%v)", err)
-	}
 	if _, err := release(stock, "10.0.0", "03/04/2026"); err == nil {
 		t.Error("a longer version was accepted")
 	}
