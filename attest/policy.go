@@ -92,9 +92,9 @@ type Known struct {
 	State        EnrolmentState
 	StateReason  string    // the operator's reason for the present state
 	AKName       []byte    // TPM Name of the attestation key seen before, nil if none
-	DiskGUID     string    // of the install record, empty if none
+	DiskGUID     string    // of the install that the evidence is held against, empty if none
 	DiskOwner    MachineID // machine to which the disk named in the evidence belongs, if any
-	StateMade    bool      // a disk key was released before, so a state partition exists
+	StateMade    bool      // a state partition exists: a confirmed unlock or accepted evidence said so
 	ResetCount   uint32    // of the last accepted evidence
 	RestartCount uint32
 	Clock        uint64 // TPMS_CLOCK_INFO clock of the last accepted evidence, ms

@@ -158,6 +158,16 @@ type Machine struct {
 	Firmware    attest.Firmware       `json:"firmware"`
 	Image       string                `json:"image,omitempty"`
 	Joined      bool                  `json:"joined"`
+	Next        *Candidate            `json:"next,omitempty"` // nil if no reinstall waits to be proven
+}
+
+// Candidate is an install of a machine that is enrolled already, as an install
+// record says it. It takes the place of the present install when evidence from
+// its disk is accepted.
+type Candidate struct {
+	DiskGUID  string    `json:"diskGUID"`
+	Serial    string    `json:"serial"`
+	Installed time.Time `json:"installed,omitzero"`
 }
 
 // StateChange asks for another enrolment state.

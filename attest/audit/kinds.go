@@ -90,6 +90,7 @@ type StateChange struct {
 	To     attest.EnrolmentState `json:"to"`
 	By     string                `json:"by"`
 	Reason string                `json:"reason"`
+	Effect string                `json:"effect,omitempty"` // what else it changed in the machine's record
 }
 
 // Install records an install record that was accepted. What the box said of
@@ -105,6 +106,9 @@ type Install struct {
 	ManifestDigest string    `json:"manifestDigest"`
 	SecureBoot     string    `json:"secureBoot"`
 	Finished       time.Time `json:"finished"`
+	// Candidate: the machine is enrolled, and the install counts only once the
+	// machine has booted from the disk.
+	Candidate bool `json:"candidate,omitempty"`
 }
 
 // TokenEvent is a step in the life of a join token.

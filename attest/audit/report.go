@@ -280,12 +280,17 @@ func (b *builder) describe(e Entry, l *Line) error {
 		m.State, m.Reason = d.To, d.Reason
 		l.Bad = d.To == attest.StateRevoked || d.To == attest.StateQuarantined
 		l.Text = fmt.Sprintf("%s → %s by %s: %s", from, d.To, d.By, d.Reason)
+		if d.Effect != "" {
+			l.Text += " (" + d.Effect + ")"
+		}
 	case KindInstall:
 		var d Install
 		if err := json.Unmarshal(e.Data, &d); err != nil {
 			return err
 		}
-		m.DiskGUID, m.Serial = d.DiskGUID, d.Serial
+		if !d.Candidate {
+			m.DiskGUID, m.Serial = d.DiskGUID, d.Serial
+		}
 		l.Text = fmt.Sprintf("installed %s (manifest %s) on disk %s, Secure Boot %s, serial %s and MAC %s as claimed, recorded by %s",
 			orNone(d.Image), orNone(d.ManifestDigest), d.DiskGUID, orNone(d.SecureBoot), orNone(d.Serial), orNone(d.MAC), d.By)
 	case KindToken:
@@ -356,7 +361,7 @@ func (b *builder) release(e Entry, l *Line) error {
 		return err
 	}
 	m := b.machine(e)
-	m.NodeName = d.NodeName
+	m.NodeName, m.DiskGUID = d.NodeName, d.DiskGUID
 	m.Releases++
 	b.r.Summary.Releases++
 	for _, s := range d.Secrets {

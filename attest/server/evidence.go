@@ -175,10 +175,7 @@ func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *fail
 
 // known tells the verifier what the record says.
 func (s *Server) known(ctx context.Context, m *Machine, disk string) (*attest.Known, *failure) {
-	k := &attest.Known{
-		State: m.State, StateReason: m.Reason, AKName: m.AKName, DiskGUID: m.DiskGUID, StateMade: m.StateMade,
-		ResetCount: m.ResetCount, RestartCount: m.RestartCount, Clock: m.Clock, TPMFirmware: m.TPMFirmware, Released: m.Released,
-	}
+	k := m.recorded(disk)
 	owners, err := s.c.Store.Machines(ctx, Query{DiskGUID: disk, Limit: 1})
 	if err != nil {
 		return nil, unavailable("the store", err)

@@ -7,7 +7,10 @@ import (
 )
 
 // Boot is what a test's evidence proves when it is accepted.
-type Boot struct{ Reset, Restart uint32 }
+type Boot struct {
+	Reset, Restart uint32
+	Clock          uint64 // ms
+}
 
 // Appraiser stands for attest.Verify in tests that have no TPM: a nil Boot
 // refuses.
@@ -21,7 +24,7 @@ func (s *Server) Appraise(f Appraiser) {
 		if boot == nil {
 			return r, nil
 		}
-		return r, &proof{akName: []byte("ak"), resetCount: boot.Reset, restartCount: boot.Restart, wrap: func(secret attest.Secret) (attest.WrappedKey, error) {
+		return r, &proof{akName: []byte("ak"), resetCount: boot.Reset, restartCount: boot.Restart, clock: boot.Clock, wrap: func(secret attest.Secret) (attest.WrappedKey, error) {
 			return attest.WrappedKey{Public: append([]byte(nil), secret...)}, nil
 		}}
 	}

@@ -54,9 +54,10 @@ func (s *Server) chooseName(ctx context.Context, m *Machine) *failure {
 }
 
 // Enrol takes an install record from by, an operator or a provisioner, and
-// enrols the machine. An install record for a machine on record is a
-// reinstall: it has a new disk, no state and has not joined. It never brings
-// back a revoked or quarantined machine.
+// enrols the machine. For a machine that is enrolled already the record is a
+// candidate: it counts, with a new disk key, no state and a new join, once
+// evidence from its disk is accepted. A record never brings back a revoked or
+// quarantined machine.
 func (s *Server) Enrol(ctx context.Context, by string, rec *api.InstallRecord) (*api.Machine, error) {
 	m, f := s.enrol(ctx, by, rec)
 	if f != nil {
@@ -109,25 +110,21 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 		if len(owners) > 0 && owners[0].ID != id {
 			return nil, conflict(fmt.Sprintf("disk %s belongs to machine %s", rec.DiskGUID, owners[0].ID), "install the machine again, which gives its disk a new GUID")
 		}
-		if m.Revision > 0 && m.Installed.Equal(rec.Finished) && m.DiskGUID == rec.DiskGUID && m.State == attest.StateEnrolled {
-			return nil, nil // this record again: its first answer was lost
+		if m.State == attest.StateEnrolled {
+			return reinstall(m, by, rec), nil
 		}
 		if m.Revision == 0 {
 			if f := s.chooseName(ctx, m); f != nil {
 				return nil, f
 			}
 		}
-		events := []audit.Event{{Kind: audit.KindInstall, Machine: id, Data: audit.Install{
-			By: by, DiskGUID: rec.DiskGUID, PreviousDisk: m.DiskGUID, Serial: rec.Serial, UUID: rec.UUID, MAC: rec.MAC,
-			Image: rec.Image, ManifestDigest: rec.ManifestDigest, SecureBoot: rec.SecureBoot, Finished: rec.Finished,
-		}}}
-		if m.State != attest.StateEnrolled {
-			events = append(events, stateEvent(m, attest.StateEnrolled, by, "install record"))
+		events := []audit.Event{
+			installEvent(m, by, rec, false),
+			stateEvent(m, attest.StateEnrolled, by, "install record"),
 		}
 		m.Generation++
-		m.DiskGUID, m.Serial, m.Installed = rec.DiskGUID, rec.Serial, rec.Finished
+		m.DiskGUID, m.Serial, m.Installed, m.Next = rec.DiskGUID, rec.Serial, rec.Finished, nil
 		m.StateMade, m.Joined, m.DiskKey = false, false, nil
-		// The installer may have cleared the TPM, which starts its counters anew.
 		m.ResetCount, m.RestartCount, m.Clock, m.Released = 0, 0, 0, false
 		return events, nil
 	})

@@ -35,6 +35,18 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	// A machine that a person approved has no install record: the disk of its
 	// first release is its disk from then on.
 	disk := sub.request.Evidence.Disk.GUID
+	if m.sameBoot(prf) {
+		// attest.Verify sees it too, unless the counters do not bind this
+		// evidence.
+		return s.repeated(ctx, sub, policy, result, stored)
+	}
+	var promoted []audit.Event
+	switch {
+	case m.fromCandidate(disk):
+		promoted = append(promoted, m.promote(sub.now))
+	case m.Rebased && m.countsAnew(prf):
+		m.Generation++
+	}
 	if m.DiskGUID != "" && m.DiskGUID != disk {
 		return 0, nil, internal(fmt.Errorf("machine %s: accepted evidence of disk %s, on record is %s", m.ID, disk, m.DiskGUID))
 	}
@@ -53,6 +65,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	events := []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: m.ID, Data: audit.Verdict{
 		ChallengeID: sub.challenge.ID, Address: sub.peer.address, Evidence: digestOf(stored), Result: bounded(result),
 	}}}
+	events = append(events, promoted...)
 	committed := false
 	if !m.Joined && s.c.Tokens != nil {
 		token, f := s.mint(ctx, m, sub.now)
@@ -83,6 +96,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	}
 	m.AKName, m.Clock, m.TPMFirmware = prf.akName, prf.clock, prf.tpmFirmware
 	m.ResetCount, m.RestartCount, m.Released = prf.resetCount, prf.restartCount, true
+	m.Rebased = false
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
 	f = s.commit(ctx, &Change{

@@ -32,7 +32,10 @@ import (
 	"github.com/sealift/sealift/attest/tpm/tpmtest"
 )
 
-const disk = "6a0d1e0c-3b1f-4a56-9d0e-0123456789ab"
+const (
+	disk      = "6a0d1e0c-3b1f-4a56-9d0e-0123456789ab"
+	otherDisk = "6b0d1e0c-3b1f-4a56-9d0e-0123456789ab"
+)
 
 // box is a machine whose TPM is on paper: it has keys and a certificate, and
 // what a TPM would answer is read from the store.

@@ -85,8 +85,8 @@ type Machine struct {
 	// Revision is 0 for a record that was never stored, and grows by one with
 	// each Commit of the record.
 	Revision int64 `json:"-"`
-	// Generation counts the install records. The TPM's counters may start
-	// anew between two of them.
+	// Generation counts the installs, and the times that the TPM's counters
+	// started anew. Within one the counters name a boot.
 	Generation int64 `json:"generation"`
 
 	AKName       []byte `json:"akName,omitempty"`
@@ -95,10 +95,14 @@ type Machine struct {
 	RestartCount uint32 `json:"restartCount"`
 	Clock        uint64 `json:"clock"`
 	TPMFirmware  uint64 `json:"tpmFirmware"`
-	Released     bool   `json:"released"` // a release was made in the boot named by ResetCount and RestartCount
+	Released     bool   `json:"released"`          // a release was made in the boot named by ResetCount and RestartCount
+	Rebased      bool   `json:"rebased,omitempty"` // an operator said that the counters may have started anew
 
 	DiskKey *SealedKey `json:"diskKey,omitempty"` // nil until the first release
 	TokenID string     `json:"tokenID,omitempty"` // of the last join token minted
+
+	// Former are disks that a reinstall replaced, the latest last.
+	Former []FormerDisk `json:"former,omitempty"`
 }
 
 // SealedKey is a key under the key-encryption key.

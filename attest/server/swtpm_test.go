@@ -274,6 +274,15 @@ func TestTheWholeProtocolWithARealTPM(t *testing.T) {
 	if status := s.call(s.operator(), "POST", url+"/reinstate", api.StateChange{Reason: "found"}, nil); status != 200 {
 		t.Fatalf("reinstate: HTTP %d", status)
 	}
+	// The measured log names one disk: as if it were the new one.
+	rec, err := s.memory.Machine(t.Context(), m.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.DiskGUID = otherDisk
+	if err := s.memory.Commit(t.Context(), &server.Change{Machine: rec}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := s.srv.Enrol(t.Context(), "line-1", &api.InstallRecord{EKPublic: m.ek.Public, DiskGUID: m.disk.GUID, Finished: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
