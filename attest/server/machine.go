@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"regexp"
 	"strings"
 	"time"
@@ -54,7 +55,7 @@ func (s *Server) chooseName(ctx context.Context, m *Machine) *failure {
 }
 
 // Enrol takes an install record from by, an operator or a provisioner, and
-// enrols the machine. For a machine that is enrolled already the record is a
+// enrols the machine, if the policy trusts its endorsement certificate. For a machine that is enrolled already the record is a
 // candidate: it counts, with a new disk key, no state and a new join, once
 // evidence from its disk is accepted. A record never brings back a revoked or
 // quarantined machine.
@@ -98,6 +99,16 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 	id, err := attest.EKMachineID(rec.EKPublic)
 	if err != nil {
 		return nil, badRequest("ekPublic: %v", err)
+	}
+	policy, err := s.c.Policy(ctx, id)
+	if err != nil {
+		return nil, unavailable("the policy", fmt.Errorf("policy of machine %s: %w", id, err))
+	}
+	// What the record claims is not proven by this, but a machine whose
+	// evidence will never be accepted is refused where it can be mended.
+	if _, findings := attest.VerifyEK(rec.EKPublic, rec.EKCertificates, &policy.TPM, s.c.Clock()); len(findings) > 0 {
+		f := findings[0]
+		return nil, &failure{status: http.StatusForbidden, code: string(f.Code), text: fmt.Sprintf("machine %s: %s", id, f.Message), hint: f.Hint}
 	}
 	return s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
 		if m.State == attest.StateRevoked || m.State == attest.StateQuarantined {

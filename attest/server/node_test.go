@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -369,11 +370,22 @@ func TestNewRefusesAnUnsafeConfiguration(t *testing.T) {
 }
 
 func TestAPolicyThatCannotBeReadRefuses(t *testing.T) {
+	var gone atomic.Bool
 	s := newScene(t, func(c *server.Config) {
-		c.Policy = func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, errors.New("no file") }
+		good := c.Policy
+		c.Policy = func(ctx context.Context, id attest.MachineID) (*attest.Policy, error) {
+			if gone.Load() {
+				return nil, errors.New("no file")
+			}
+			return good(ctx, id)
+		}
 	})
 	b := newBox(t, s.tpmCA)
 	s.enrol(b)
+	gone.Store(true)
+	if _, err := s.srv.Enrol(t.Context(), "line-1", record(b)); err == nil || errors.Is(err, server.ErrRefused) {
+		t.Errorf("enrol: %v, want an error that is not final", err)
+	}
 	c := s.httpClient()
 	var e api.Error
 	if status := s.call(c, "POST", "https://"+s.nodes+api.PathEvidence, s.answer(b, s.challenge(c, b)), &e); status != 503 || strings.Contains(e.Message, "file") {

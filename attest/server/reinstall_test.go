@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/tpm/tpmtest"
 )
 
 // attestFrom runs the protocol once from another disk than the first.
@@ -220,5 +222,35 @@ func TestFormerDisksAreBounded(t *testing.T) {
 	}
 	if m := s.machine(b); len(m.Former) != 4 || m.Former[3].DiskGUID[:8] != "00000006" {
 		t.Errorf("former disks are %+v", m.Former)
+	}
+}
+
+func TestAnInstallRecordNeedsATrustedEndorsementCertificate(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(s *scene, r *api.InstallRecord)
+		code   attest.Code
+	}{
+		"none":                   {func(_ *scene, r *api.InstallRecord) { r.EKCertificates = nil }, attest.CodeEKCertificate},
+		"another authority's":    {func(s *scene, r *api.InstallRecord) { *r = *record(newBox(s, tpmtest.NewCA(s))) }, attest.CodeEKCertificate},
+		"another key's":          {func(s *scene, r *api.InstallRecord) { r.EKCertificates = [][]byte{newBox(s, s.tpmCA).cert} }, attest.CodeEKMismatch},
+		"one that is over today": {func(s *scene, r *api.InstallRecord) { s.set(func() { s.offset = 48 * time.Hour }) }, attest.CodeEKCertificate},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, nil)
+			b := newBox(t, s.tpmCA)
+			rec := record(b)
+			tt.change(s, rec)
+			before := s.kinds()
+			if _, err := s.srv.Enrol(t.Context(), "line-1", rec); !errors.Is(err, server.ErrRefused) || !strings.Contains(err.Error(), "endorsement certificate") {
+				t.Errorf("%v, want %v and what is wrong", err, server.ErrRefused)
+			}
+			var e api.Error
+			if status := s.call(s.operator(), "POST", "https://"+s.operators+api.PathInstalls, rec, &e); status != 403 || e.Code != string(tt.code) || e.Hint == "" {
+				t.Errorf("HTTP %d, %+v", status, e)
+			}
+			if s.kinds() != before {
+				t.Errorf("log is %s", s.kinds())
+			}
+		})
 	}
 }

@@ -283,7 +283,7 @@ func TestTheWholeProtocolWithARealTPM(t *testing.T) {
 	if err := s.memory.Commit(t.Context(), &server.Change{Machine: rec}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.srv.Enrol(t.Context(), "line-1", &api.InstallRecord{EKPublic: m.ek.Public, DiskGUID: m.disk.GUID, Finished: time.Now()}); err != nil {
+	if _, err := s.srv.Enrol(t.Context(), "line-1", &api.InstallRecord{EKPublic: m.ek.Public, EKCertificates: m.ek.Certificates, DiskGUID: m.disk.GUID, Finished: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	m.disk.StateExists = false
@@ -316,7 +316,7 @@ func TestACopiedDiskInAnotherBoxIsRefused(t *testing.T) {
 	m := &machine{scene: s, dev: dev, log: readFile(t, "ovmf-2022.11-secureboot.bin"), disk: attest.Disk{GUID: logDisk(t), StateExists: true}}
 	m.c = &client.Client{URL: "https://" + s.nodes, CA: s.pool(), ReleaseKey: &s.release.PublicKey}
 	m.power()
-	owner := newBox(t, s.tpmCA)
+	owner := newBox(t, dev.CA)
 	rec := record(owner)
 	rec.DiskGUID = m.disk.GUID
 	if _, err := s.srv.Enrol(t.Context(), "line-1", rec); err != nil {

@@ -17,8 +17,8 @@ import (
 )
 
 func TestCampaignsAreForMachinesThatExistAndProvenByMeasurement(t *testing.T) {
-	s, store := newServer(t)
-	rec, id := newInstall(t)
+	s, store, ca := newServer(t)
+	rec, id := newInstall(t, ca)
 	if _, err := s.Enrol(t.Context(), "test", rec); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/tpm/tpmtest"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
 	"github.com/sealift/sealift/provisioner"
@@ -54,7 +56,8 @@ type service struct {
 	dir              string
 	nodes, operators string // https URLs
 	identity         string
-	stop             func() int // ends it and returns its exit code
+	tpmCA            *tpmtest.CA // that its policy trusts
+	stop             func() int  // ends it and returns its exit code
 }
 
 // startService makes keys, an image and a configuration, and runs serve with
@@ -76,14 +79,16 @@ func startService(t *testing.T) *service {
 			t.Fatal(err)
 		}
 	}
+	ca := tpmtest.NewCA(t)
 	for name, content := range map[string]string{
-		"c.yaml": "models: []\n",
+		"c.yaml":  "models: []\n",
+		"tpm.crt": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Raw})),
 		"serve.yaml": `keys: some
 store: s.db
 images: [img]
 node: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
 operator: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
-tpm: {allowed: [hardware], roots: [{class: hardware, file: some/service-ca.crt}]}
+tpm: {allowed: [hardware], roots: [{class: hardware, file: tpm.crt}]}
 firmware: {catalogue: c.yaml}
 `} {
 		if err := os.WriteFile(at(name), []byte(content), 0o600); err != nil {
@@ -99,7 +104,7 @@ firmware: {catalogue: c.yaml}
 		w.Close()
 		ended <- code
 	}()
-	s := &service{dir: dir, identity: at("ana"), stop: func() int { cancel(); return <-ended }}
+	s := &service{dir: dir, identity: at("ana"), tpmCA: ca, stop: func() int { cancel(); return <-ended }}
 	t.Cleanup(cancel)
 	for d := json.NewDecoder(logs); ; {
 		var line map[string]any
@@ -118,7 +123,7 @@ firmware: {catalogue: c.yaml}
 }
 
 // newInstall returns the install record of a machine that does not exist.
-func newInstall(t *testing.T) (*api.InstallRecord, attest.MachineID) {
+func newInstall(t *testing.T, ca *tpmtest.CA) (*api.InstallRecord, attest.MachineID) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -133,7 +138,7 @@ func newInstall(t *testing.T) (*api.InstallRecord, attest.MachineID) {
 		X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
 	})
 	rec := &api.InstallRecord{
-		EKPublic: tpm2.Marshal(ek), DiskGUID: "6d0f0b6e-3f0c-4a57-9f6d-8d6b6f3f2a11", Serial: "S1", MAC: "52:54:00:00:00:01",
+		EKPublic: tpm2.Marshal(ek), EKCertificates: [][]byte{ca.Certify(t, key.Public()).Raw, ca.Issuer.Raw}, DiskGUID: "6d0f0b6e-3f0c-4a57-9f6d-8d6b6f3f2a11", Serial: "S1", MAC: "52:54:00:00:00:01",
 		Image: "tiny 1", SecureBoot: "enrolled", Finished: time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.UTC),
 	}
 	id, err := attest.EKMachineID(rec.EKPublic)
@@ -151,7 +156,7 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 	if out := mustCLI(t, ask("machine", "list", "--json")...); out != "" {
 		t.Errorf("an empty fleet has machines: %s", out)
 	}
-	rec, id := newInstall(t)
+	rec, id := newInstall(t, s.tpmCA)
 	o := operatorOptions{server: s.operators, identity: s.identity}
 	for range 2 { // as an answer that was lost makes it
 		if err := o.do(func(c *operator.Client) error { _, err := c.Install(t.Context(), rec); return err }); err != nil {
@@ -270,8 +275,9 @@ func TestStrangersAreRefusedByTheOperatorAPI(t *testing.T) {
 	}
 }
 
-// newServer returns a service on a new store, without listeners.
-func newServer(t *testing.T) (*server.Server, *sqlstore.Store) {
+// newServer returns a service on a new store, without listeners, and the
+// authority whose TPMs it trusts.
+func newServer(t *testing.T) (*server.Server, *sqlstore.Store, *tpmtest.CA) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "keys")
 	mustCLI(t, "keys", "init", dir)
@@ -292,9 +298,13 @@ func newServer(t *testing.T) (*server.Server, *sqlstore.Store) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
+	ca := tpmtest.NewCA(t)
+	policy := &attest.Policy{TPM: attest.TPMPolicy{
+		Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: ca.Root}}, Allowed: []attest.TPMClass{attest.TPMSoftware},
+	}}
 	s, err := server.New(server.Config{
 		Store: store, KEK: kek, ReleaseKey: release, Log: slog.New(slog.DiscardHandler),
-		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
+		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return policy, nil },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -302,12 +312,12 @@ func newServer(t *testing.T) (*server.Server, *sqlstore.Store) {
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return s, store
+	return s, store, ca
 }
 
 func TestInstallRecordsMayComeAgain(t *testing.T) {
-	s, store := newServer(t)
-	rec, _ := newInstall(t)
+	s, store, ca := newServer(t)
+	rec, _ := newInstall(t, ca)
 	body, err := json.Marshal(rec)
 	if err != nil {
 		t.Fatal(err)
