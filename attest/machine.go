@@ -12,7 +12,7 @@ func (v *verification) checkMachine(proof *Verified) {
 		v.find(Finding{
 			Code:    CodeReleaseRepeated,
 			Message: fmt.Sprintf("secrets were already released in this boot (TPM reset %d, restart %d)", proof.resetCount, proof.restartCount),
-			Hint:    "restart the machine; if it asked only once, someone else holds its keys: sealift machine revoke " + v.machineArg(),
+			Hint:    "restart the machine; if it asked only once, someone else holds its keys: " + v.command("revoke"),
 		})
 	}
 }
@@ -35,16 +35,16 @@ func (v *verification) checkState() {
 	case StateEnrolled:
 		return
 	case StatePending:
-		f.Code, f.Hint = CodeMachinePending, "sealift machine approve "+v.machineArg()
+		f.Code, f.Hint = CodeMachinePending, v.command("approve")
 		f.Message = fmt.Sprintf("machine %s waits for approval%s", id, reason)
 	case StateRevoked:
-		f.Code, f.Hint = CodeMachineRevoked, "sealift machine reinstate "+v.machineArg()
+		f.Code, f.Hint = CodeMachineRevoked, v.command("reinstate")
 		f.Message = fmt.Sprintf("machine %s is revoked%s", id, reason)
 	case StateQuarantined:
-		f.Code, f.Hint = CodeQuarantined, "inspect the machine, then: sealift machine reinstate "+v.machineArg()
+		f.Code, f.Hint = CodeQuarantined, "inspect the machine, then: "+v.command("reinstate")
 		f.Message = fmt.Sprintf("machine %s is quarantined%s", id, reason)
 	default: // StateUnknown, and any state that this version does not know
-		f.Code, f.Hint = CodeMachineUnknown, "install it again, or, if you know it: sealift machine approve "+v.machineArg()
+		f.Code, f.Hint = CodeMachineUnknown, "install it again, or, if you know it: "+v.command("approve")
 		f.Message = fmt.Sprintf("machine %s is not enrolled: no install record names its endorsement key", id)
 	}
 	v.find(f)

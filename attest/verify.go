@@ -144,12 +144,14 @@ func (v *verification) fact(name, value string, t Trust) {
 	v.r.Facts = append(v.r.Facts, Fact{Name: name, Value: value, Trust: t})
 }
 
-// machineArg names the machine in a hint's command.
-func (v *verification) machineArg() string {
-	if v.r.Machine.IsZero() {
-		return "ID"
+// command returns the command line with which an operator changes the
+// machine's standing.
+func (v *verification) command(verb string) string {
+	id := "ID"
+	if !v.r.Machine.IsZero() {
+		id = v.r.Machine.String()
 	}
-	return v.r.Machine.String()
+	return "sealift machine " + verb + " " + id + " --reason TEXT"
 }
 
 func checkSizes(ev *Evidence) error {
@@ -245,7 +247,7 @@ func (v *verification) checkAttestationKey() (*ecdsa.PublicKey, []byte) {
 			Code:    CodeAKChanged,
 			Message: fmt.Sprintf("machine %s has another attestation key than before", v.r.Machine.Short()),
 			Got:     hex.EncodeToString(name), Want: hex.EncodeToString(v.known.AKName),
-			Hint: "if the TPM's endorsement hierarchy was reset or the service was renamed on purpose: sealift machine approve " + v.machineArg(),
+			Hint: "if the TPM's endorsement hierarchy was reset or the service was renamed on purpose: " + v.command("approve"),
 		})
 	}
 	return key, name
@@ -298,14 +300,14 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 		v.find(Finding{Code: CodeClock, Message: "the certification of the transport key and the quote are not of one boot of one TPM", Hint: hintRetry})
 	}
 	for _, m := range checkClock(main.time, v.known) {
-		v.find(Finding{Code: CodeClock, Message: m, Hint: "if the TPM was cleared on purpose: sealift machine approve " + v.machineArg()})
+		v.find(Finding{Code: CodeClock, Message: m, Hint: "if the TPM was cleared on purpose: " + v.command("approve")})
 	}
 	if main.time.firmware < v.known.TPMFirmware {
 		v.find(Finding{
 			Code:    CodeTPMFirmware,
 			Message: fmt.Sprintf("the TPM's own firmware is older than before: version %#x, it was %#x", main.time.firmware, v.known.TPMFirmware),
 			Got:     fmt.Sprintf("%#x", main.time.firmware), Want: fmt.Sprintf("%#x", v.known.TPMFirmware),
-			Hint: "update the TPM's firmware; if it was set back on purpose: sealift machine approve " + v.machineArg(),
+			Hint: "update the TPM's firmware; if it was set back on purpose: " + v.command("approve"),
 		})
 	}
 	v.fact("tpm.firmware", fmt.Sprintf("%#x", main.time.firmware), TrustQuoted)

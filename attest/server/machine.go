@@ -112,7 +112,7 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 	}
 	return s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
 		if m.State == attest.StateRevoked || m.State == attest.StateQuarantined {
-			return nil, conflict(fmt.Sprintf("machine %s is %s: %s", id, m.State, m.Reason), "reinstate it first: sealift machine reinstate "+id.String())
+			return nil, conflict(fmt.Sprintf("machine %s is %s: %s", id, m.State, m.Reason), "reinstate it first: sealift machine reinstate "+id.String()+" --reason TEXT")
 		}
 		owners, err := s.c.Store.Machines(ctx, Query{DiskGUID: rec.DiskGUID, Limit: 1})
 		if err != nil {
@@ -145,6 +145,15 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 func stateEvent(m *Machine, to attest.EnrolmentState, by, reason string) audit.Event {
 	ev := audit.Event{Kind: audit.KindState, Machine: m.ID, Data: audit.StateChange{From: m.State, To: to, By: by, Reason: reason}}
 	m.State, m.Reason = to, reason
+	return ev
+}
+
+// withEffect adds to a state event what else it changed.
+func withEffect(ev audit.Event, effect string) audit.Event {
+	if d, ok := ev.Data.(audit.StateChange); ok {
+		d.Effect = effect
+		ev.Data = d
+	}
 	return ev
 }
 
@@ -184,20 +193,35 @@ type transition struct {
 	verb string
 	from []attest.EnrolmentState
 	to   attest.EnrolmentState
+	// settle is done if the machine is in that state already. Optional.
+	settle func(m *Machine, by, reason string) []audit.Event
 }
 
 // transitions are what an operator can ask for. An install record is the
 // other way to become enrolled.
 func transitions() []transition {
 	return []transition{
-		{"approve", []attest.EnrolmentState{attest.StatePending}, attest.StateEnrolled},
-		{"revoke", []attest.EnrolmentState{attest.StatePending, attest.StateEnrolled, attest.StateQuarantined}, attest.StateRevoked},
-		{"reinstate", []attest.EnrolmentState{attest.StateRevoked, attest.StateQuarantined}, attest.StateEnrolled},
+		{"approve", []attest.EnrolmentState{attest.StatePending}, attest.StateEnrolled, rebase},
+		{"revoke", []attest.EnrolmentState{attest.StatePending, attest.StateEnrolled, attest.StateQuarantined}, attest.StateRevoked, nil},
+		{"reinstate", []attest.EnrolmentState{attest.StateRevoked, attest.StateQuarantined}, attest.StateEnrolled, nil},
 	}
 }
 
+// rebase forgets, when an operator approves an enrolled machine, what its TPM
+// was when it was last accepted: the attestation key, the firmware's version,
+// and where the counters stood. The counters stay on record to tell the boot of
+// the last release, see sameBoot.
+func rebase(m *Machine, by, reason string) []audit.Event {
+	if m.Rebased || len(m.AKName) == 0 && m.TPMFirmware == 0 && !m.Released {
+		return nil
+	}
+	m.AKName, m.TPMFirmware, m.Rebased = nil, 0, true
+	ev := stateEvent(m, m.State, by, reason)
+	return []audit.Event{withEffect(ev, "the TPM's attestation key, counters, clock and firmware version are taken anew from its next evidence")}
+}
+
 // setState makes a transition. Asking for the state that a machine is in
-// changes nothing and is no error. A revoked machine's open join token is
+// changes nothing and is no error, but for what the transition settles. A revoked machine's open join token is
 // taken back.
 func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition, by, reason string) (*api.Machine, *failure) {
 	reason = strings.TrimSpace(reason)
@@ -211,7 +235,10 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 		}
 		token = m.TokenID
 		if m.State == t.to {
-			return nil, nil
+			if t.settle == nil {
+				return nil, nil
+			}
+			return t.settle(m, by, reason), nil
 		}
 		for _, from := range t.from {
 			if m.State == from {

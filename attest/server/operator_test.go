@@ -131,7 +131,7 @@ func TestStatesOfAMachine(t *testing.T) {
 			who = append(who, string(d.From)+">"+string(d.To)+" by "+d.By)
 		}
 	}
-	if got, want := strings.Join(who, ", "), ">pending by service, pending>enrolled by alice, enrolled>revoked by alice, revoked>enrolled by alice"; got != want {
+	if got, want := strings.Join(who, ", "), ">pending by service, pending>enrolled by alice, enrolled>enrolled by alice, enrolled>revoked by alice, revoked>enrolled by alice"; got != want {
 		t.Errorf("log says %s, want %s", got, want)
 	}
 }

@@ -21,7 +21,9 @@ disk key and a join token, and only when what it booted is allowed.`, `
   sealift machine list`,
 		newMachineListCommand(e), newMachineShowCommand(e),
 		newMachineStateCommand(e, "approve", "Enrol a machine that is pending", `A machine that shows up without an install record is pending. Approving it lets it
-have secrets from its next boot on.`, (*operator.Client).Approve),
+have secrets from its next boot on. Approving one that is enrolled forgets what its
+TPM was (attestation key, firmware version, counters, clock), after TPM2_Clear or
+another change that was meant: its next evidence sets them anew.`, (*operator.Client).Approve),
 		newMachineStateCommand(e, "revoke", "Give a machine nothing any more", `Takes effect on the machine's next request. What it has already unlocked stays
 unlocked until it is off.`, (*operator.Client).Revoke),
 		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", "Lets a revoked or quarantined machine have secrets again.", (*operator.Client).Reinstate))
