@@ -137,7 +137,7 @@ type Error struct {
 // Paths of the operator API, served on another listener to holders of an
 // operator certificate.
 const (
-	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate with StateChange
+	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate, /{id}/rejoin with StateChange
 	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
 	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
@@ -170,7 +170,7 @@ type Candidate struct {
 	Installed time.Time `json:"installed,omitzero"`
 }
 
-// StateChange asks for another enrolment state.
+// StateChange asks for another enrolment state, or for another join.
 type StateChange struct {
 	Reason string `json:"reason"`
 }

@@ -224,9 +224,9 @@ func rebase(m *Machine, by, reason string) []audit.Event {
 // changes nothing and is no error, but for what the transition settles. A revoked machine's open join token is
 // taken back.
 func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition, by, reason string) (*api.Machine, *failure) {
-	reason = strings.TrimSpace(reason)
-	if reason == "" || len(reason) > maxReason {
-		return nil, badRequest("reason has %d bytes, want 1 to %d", len(reason), maxReason)
+	reason, f := checkReason(reason)
+	if f != nil {
+		return nil, f
 	}
 	token := ""
 	m, f := s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
@@ -251,6 +251,45 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 		s.takeBack(ctx, id, token)
 	}
 	return m, f
+}
+
+// rejoin has an enrolled machine's next release hold a join token, for a node
+// whose certificate was lost or ran out. A token that is still out is taken
+// back, so that what becomes of it does not count as the new join.
+func (s *Server) rejoin(ctx context.Context, id attest.MachineID, by, reason string) (*api.Machine, *failure) {
+	reason, f := checkReason(reason)
+	if f != nil {
+		return nil, f
+	}
+	token := ""
+	m, f := s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
+		token = ""
+		switch {
+		case m.Revision == 0:
+			return nil, notFound(fmt.Sprintf("there is no machine %s", id))
+		case m.State != attest.StateEnrolled:
+			return nil, conflict(fmt.Sprintf("machine %s is %s: only an enrolled one can join", id, m.State), "")
+		case !m.Joined:
+			return nil, nil // its next release has a token anyway
+		}
+		m.Joined, token, m.TokenID = false, m.TokenID, ""
+		return []audit.Event{{Kind: audit.KindState, Machine: id, Data: audit.StateChange{
+			From: m.State, To: m.State, By: by, Reason: reason, Effect: "its next release has a join token",
+		}}}, nil
+	})
+	if f == nil && token != "" && s.c.Tokens != nil {
+		s.takeBack(ctx, id, token)
+	}
+	return m, f
+}
+
+// checkReason returns an operator's reason without the space around it.
+func checkReason(reason string) (string, *failure) {
+	reason = strings.TrimSpace(reason)
+	if reason == "" || len(reason) > maxReason {
+		return "", badRequest("reason has %d bytes, want 1 to %d", len(reason), maxReason)
+	}
+	return reason, nil
 }
 
 // TokenEvent logs what became of the join token of a node, for whoever minted

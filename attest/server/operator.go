@@ -51,6 +51,7 @@ func (s *Server) OperatorHandler() http.Handler {
 			return s.postState(t, operator, w, r)
 		})
 	}
+	handle("POST "+api.PathMachines+"/{id}/rejoin", s.postRejoin)
 	handle("POST "+api.PathInstalls, s.postInstall)
 	handle("GET "+api.PathAudit, s.getAudit)
 	handle("GET "+api.PathEvidenceLog+"/{digest}", s.getEvidence)
@@ -135,6 +136,23 @@ func (s *Server) postState(t transition, operator string, w http.ResponseWriter,
 		return nil, f
 	}
 	s.c.Log.Info("machine state set", "machine", id.Short(), "state", m.State, "by", operator)
+	return m, nil
+}
+
+func (s *Server) postRejoin(operator string, w http.ResponseWriter, r *http.Request) (any, *failure) {
+	id, f := machineID(r)
+	if f != nil {
+		return nil, f
+	}
+	var req api.StateChange
+	if f := readBody(w, r, maxOperatorBody, &req); f != nil {
+		return nil, f
+	}
+	m, f := s.rejoin(r.Context(), id, operator, req.Reason)
+	if f != nil {
+		return nil, f
+	}
+	s.c.Log.Info("machine may join again", "machine", id.Short(), "by", operator)
 	return m, nil
 }
 

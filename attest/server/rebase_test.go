@@ -1,11 +1,15 @@
 package server_test
 
 import (
+	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/server"
 )
 
@@ -76,5 +80,53 @@ func TestApprovalDoesNotForgetReleases(t *testing.T) {
 	}
 	if status, resp := s.attestFrom(b, disk, true); status != 403 || codes(resp.Result) != string(attest.CodeReleaseRepeated) {
 		t.Errorf("HTTP %d, %s", status, codes(resp.Result))
+	}
+}
+
+func TestARejoinHasTheNextReleaseHoldAToken(t *testing.T) {
+	s := newScene(t, nil)
+	b, key := s.running()
+	next := func() *api.Secrets {
+		t.Helper()
+		s.set(func() { s.boot.Reset++ })
+		status, resp := s.attestFrom(b, disk, true)
+		if status != 200 {
+			t.Fatalf("HTTP %d, %s", status, codes(resp.Result))
+		}
+		_, secrets, _ := s.open(resp)
+		return secrets
+	}
+	if next().Join != nil {
+		t.Fatal("a joined machine got a token")
+	}
+	c := s.operatorClient()
+	for range 2 {
+		if m, err := c.Rejoin(t.Context(), b.id, "certificate ran out"); err != nil || m.Joined {
+			t.Fatalf("rejoin: %+v, %v", m, err)
+		}
+	}
+	if !strings.HasSuffix(s.kinds(), "release machine.state") || s.tokens.open() != 0 {
+		t.Errorf("log is %s; want the rejoin once, and %d tokens are out", s.kinds(), s.tokens.open())
+	}
+	// What becomes of the old token is not the new join.
+	if err := s.srv.TokenEvent(t.Context(), audit.Token{Event: audit.TokenJoined, ID: "tok001", NodeName: s.machine(b).NodeName}); err != nil {
+		t.Fatal(err)
+	}
+	if secrets := next(); secrets.Join == nil || !bytes.Equal(secrets.DiskKey, key) {
+		t.Error("the release has no token, or another disk key")
+	}
+	for _, bad := range []struct {
+		id     attest.MachineID
+		reason string
+		status int
+	}{{b.id, " ", 400}, {attest.MachineID{1}, "r", 404}} {
+		var failed *operator.Error
+		if _, err := c.Rejoin(t.Context(), bad.id, bad.reason); !errors.As(err, &failed) || failed.Status != bad.status {
+			t.Errorf("rejoin of %s for %q: %v, want HTTP %d", bad.id.Short(), bad.reason, err, bad.status)
+		}
+	}
+	s.post(b, "revoke")
+	if status := s.post(b, "rejoin"); status != 409 {
+		t.Errorf("a revoked machine: HTTP %d", status)
 	}
 }

@@ -170,6 +170,9 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 	if out := mustCLI(t, ask("machine", "show", id.String(), "--json")...); strings.Count(out, "\n") != 1 {
 		t.Errorf("machine show --json is not one line: %s", out)
 	}
+	if out := mustCLI(t, ask("machine", "rejoin", id.String(), "--reason", "certificate lost")...); !strings.Contains(out, "enrolled") {
+		t.Errorf("machine rejoin: %s", out)
+	}
 	if out := mustCLI(t, ask("machine", "revoke", id.String(), "--reason", "stolen")...); !strings.Contains(out, "revoked") {
 		t.Errorf("machine revoke: %s", out)
 	}

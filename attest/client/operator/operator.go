@@ -190,6 +190,11 @@ func (c *Client) Reinstate(ctx context.Context, id attest.MachineID, reason stri
 	return c.setState(ctx, id, "reinstate", reason)
 }
 
+// Rejoin has an enrolled machine's next release hold a join token again.
+func (c *Client) Rejoin(ctx context.Context, id attest.MachineID, reason string) (*api.Machine, error) {
+	return c.setState(ctx, id, "rejoin", reason)
+}
+
 func (c *Client) setState(ctx context.Context, id attest.MachineID, verb, reason string) (*api.Machine, error) {
 	m := new(api.Machine)
 	if err := c.call(ctx, http.MethodPost, api.PathMachines+"/"+id.String()+"/"+verb, nil, api.StateChange{Reason: reason}, m); err != nil {
