@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -31,6 +32,7 @@ func (s *Server) NodeHandler() http.Handler {
 // peer is what is known of who sent a request.
 type peer struct {
 	address  string // without the port
+	group    string // addressKey: what belongs to one peer
 	exporter []byte // RFC 9266 tls-exporter of the connection
 }
 
@@ -74,7 +76,7 @@ func node[T any](s *Server, limit int64, work func(context.Context, peer, *T) (s
 			return
 		}
 		defer s.nodeSlots.release()
-		status, body, f := work(ctx, peer{addressText(r.RemoteAddr), exporter}, req)
+		status, body, f := work(ctx, peer{addressText(r.RemoteAddr), addressKey(r.RemoteAddr), exporter}, req)
 		if f != nil {
 			s.fail(w, r, f)
 			return
@@ -102,8 +104,7 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 	case len(req.AKPublic) == 0 || len(req.AKPublic) > maxPublic:
 		return 0, nil, badRequest("akPublic has %d bytes, want 1 to %d", len(req.AKPublic), maxPublic)
 	}
-	ek := sha256.Sum256(req.EKPublic)
-	if ok, wait := s.ek.allow(hex.EncodeToString(ek[:]), now); !ok {
+	if ok, wait := s.ek.allow(ekKey(p.group, req.EKPublic), now); !ok {
 		return 0, nil, rateLimited("endorsement key", wait)
 	}
 	credential, secret, activation, err := attest.MakeCredential(req.EKPublic, req.AKPublic)
@@ -143,6 +144,16 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		PCRs:       attest.PolicyPCRs(),
 		Expires:    ch.Expires,
 	}, nil
+}
+
+// ekKey is what challenges are counted by. An endorsement key is no secret, so
+// it is counted with the address it comes from: else anybody could use up what
+// another's machine may ask for.
+func ekKey(group string, ekPublic []byte) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%d:%s", len(group), group)
+	h.Write(ekPublic)
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // refusedUnproven logs a refusal of a sender that proved nothing, within the

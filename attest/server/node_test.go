@@ -201,6 +201,28 @@ func TestRatesAreLimited(t *testing.T) {
 	}
 }
 
+func TestNobodyUsesUpTheChallengesOfAnothersMachine(t *testing.T) {
+	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{PerEK: time.Hour, EKBurst: 2} })
+	b := newBox(t, s.tpmCA)
+	state := tlsState(t)
+	body := mustJSON(t, &api.ChallengeRequest{Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: b.ekPublic, AKPublic: b.akPublic})
+	for i, want := range []struct {
+		from   string
+		status int
+	}{
+		{"192.0.2.1:1", 200}, {"192.0.2.1:2", 200}, {"192.0.2.1:3", 429}, {"192.0.2.2:1", 200}, {"192.0.2.2:1", 200}, {"192.0.2.2:1", 429},
+		{"[2001:db8::1]:1", 200}, {"[2001:db8::2]:1", 200}, {"[2001:db8::3]:1", 429}, {"[2001:db8:0:1::1]:1", 200},
+	} {
+		r := httptest.NewRequest("POST", api.PathChallenge, bytes.NewReader(body))
+		r.TLS, r.RemoteAddr = state, want.from
+		w := httptest.NewRecorder()
+		s.srv.NodeHandler().ServeHTTP(w, r)
+		if w.Code != want.status {
+			t.Errorf("request %d from %s: HTTP %d, want %d: %s", i, want.from, w.Code, want.status, w.Body)
+		}
+	}
+}
+
 func TestLimiter(t *testing.T) {
 	l := server.NewLimiter(time.Second, 3)
 	now := time.Unix(1000, 0)

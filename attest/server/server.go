@@ -77,8 +77,8 @@ type Limits struct {
 	ChallengeTTL  time.Duration // how long a challenge can be answered; 60 s, at most that
 	PerAddress    time.Duration // one request per address (IPv6: per /64) after each; 50 ms
 	AddressBurst  int           // requests an address can save up; 1000, for a factory line behind one address
-	PerEK         time.Duration // one challenge per endorsement key after each; 2 s
-	EKBurst       int           // challenges an endorsement key can save up; 10
+	PerEK         time.Duration // one challenge per address and endorsement key after each; 2 s
+	EKBurst       int           // challenges that the two can save up; 10
 	Unproven      time.Duration // one logged refusal of unproven senders after each; 1 s
 	UnprovenBurst int           // such refusals that are logged at once; 100
 	Concurrent    int           // requests worked on at once, on each API; 64
