@@ -61,6 +61,10 @@ type submission struct {
 	request   *api.EvidenceRequest
 	// proven: the sender's TPM holds the endorsement key of the challenge.
 	proven bool
+	// counted: the machine's budget for refusals was asked, and said logged
+	// and suppressed.
+	counted, logged bool
+	suppressed      int64
 }
 
 // evidence answers api.PathEvidence. The challenge is taken first, so whatever
@@ -190,23 +194,37 @@ func (s *Server) known(ctx context.Context, m *Machine, disk string) (*attest.Kn
 //
 // What is kept depends on what is proven. Of a machine on record, or of a TPM
 // with a trusted endorsement certificate, everything; of any other sender only
-// the verdict, and of those only so many a second, because such senders can be
-// made without end.
+// the verdict. Of both only so many, because a machine may ask without end and
+// such senders can be made without end. The next that is logged counts those
+// that were not. Nothing is kept of a machine for which there is no room among
+// those that wait for approval.
 func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, result *attest.Result, stored []byte) (int, any, *failure) {
 	v := audit.Verdict{ChallengeID: sub.challenge.ID, Address: sub.peer.address, Result: bounded(result)}
 	change := &Change{}
 	trusted := sub.proven && s.vouched(sub, policy)
 	switch {
 	case sub.proven && (m.Revision > 0 || trusted):
-		change.Evidence, v.Evidence = stored, digestOf(stored)
-		if f := s.refusedRecord(ctx, sub, m, result, trusted, change); f != nil {
+		// Taken once, however often the decision is made again.
+		if !sub.counted {
+			sub.counted = true
+			sub.logged, sub.suppressed = s.refusals.log(sub.machine.String(), sub.now)
+		}
+		if !sub.logged {
+			return refused(result)
+		}
+		full, f := s.refusedRecord(ctx, sub, m, result, change)
+		if f != nil {
 			return 0, nil, f
 		}
+		if full {
+			return refused(result)
+		}
+		change.Evidence, v.Evidence, v.Suppressed = stored, digestOf(stored), sub.suppressed
 		change.Events = append([]audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: sub.machine, Data: v}}, change.Events...)
 	default:
-		ok, n := s.logUnproven(sub.now)
+		ok, n := s.unproven.log("", sub.now)
 		if !ok {
-			return http.StatusForbidden, &api.EvidenceResponse{Result: result}, nil
+			return refused(result)
 		}
 		v.Suppressed = n
 		change.Events = []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Data: v}}
@@ -219,31 +237,33 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 	if sub.proven && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
 		s.c.Log.Error("second release requested in one boot", "machine", sub.machine.Short(), "peer", sub.peer.address)
 	}
+	return refused(result)
+}
+
+// refused answers with a refusal.
+func refused(result *attest.Result) (int, any, *failure) {
 	return http.StatusForbidden, &api.EvidenceResponse{Result: result}, nil
 }
 
 // refusedRecord adds to change what a refusal does to the machine's record: a
-// machine never heard of becomes pending, if its TPM is a trusted one and not
+// machine never heard of, whose TPM is a trusted one, becomes pending, unless
 // too many others wait.
-func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine, result *attest.Result, trusted bool, change *Change) *failure {
+func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine, result *attest.Result, change *Change) (full bool, f *failure) {
 	if m.Revision > 0 {
 		m.LastSeen, m.LastAllowed = sub.now, false
 		change.Machine = m
-		return nil
-	}
-	if !trusted {
-		return nil
+		return false, nil
 	}
 	waiting, err := s.c.Store.Machines(ctx, Query{State: attest.StatePending, Limit: s.c.Limits.MaxPending})
 	if err != nil {
-		return unavailable("the store", err)
+		return false, unavailable("the store", err)
 	}
 	if len(waiting) >= s.c.Limits.MaxPending {
 		s.c.Log.Error("too many machines wait for approval", "machine", sub.machine.Short(), "limit", s.c.Limits.MaxPending)
-		return nil
+		return true, nil
 	}
 	if f := s.chooseName(ctx, m); f != nil {
-		return f
+		return false, f
 	}
 	m.State, m.Reason = attest.StatePending, "asked for a release without an install record"
 	m.LastSeen, m.Firmware, m.Image = sub.now, result.Firmware, result.Image
@@ -252,7 +272,7 @@ func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine,
 		Time: sub.now, Kind: audit.KindState, Machine: sub.machine,
 		Data: audit.StateChange{To: attest.StatePending, By: "service", Reason: m.Reason},
 	})
-	return nil
+	return false, nil
 }
 
 // commit writes a decision. It is not given up because the peer went away: a

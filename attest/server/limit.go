@@ -51,6 +51,34 @@ func (l *limiter) allow(key string, now time.Time) (bool, time.Duration) {
 	return true, 0
 }
 
+// budget is a limiter for what is logged, that counts what it does not allow.
+type budget struct {
+	*limiter
+
+	count      sync.Mutex
+	suppressed map[string]int64 // guarded by count
+}
+
+func newBudget(interval time.Duration, burst int) *budget {
+	return &budget{limiter: newLimiter(interval, burst), suppressed: map[string]int64{}}
+}
+
+// log reports whether key may be logged, with the number of times that it was
+// not since it last was.
+func (b *budget) log(key string, now time.Time) (bool, int64) {
+	b.count.Lock()
+	defer b.count.Unlock()
+	n, known := b.suppressed[key]
+	if ok, _ := b.allow(key, now); ok {
+		delete(b.suppressed, key)
+		return true, n
+	}
+	if known || len(b.suppressed) < maxKeys {
+		b.suppressed[key] = n + 1
+	}
+	return false, 0
+}
+
 // sweep forgets the keys whose bucket is full again, at most once an interval.
 // The caller holds mu.
 func (l *limiter) sweep(now time.Time) {

@@ -159,7 +159,7 @@ func ekKey(group string, ekPublic []byte) string {
 // refusedUnproven logs a refusal of a sender that proved nothing, within the
 // budget for those.
 func (s *Server) refusedUnproven(ctx context.Context, now time.Time, p peer, reason string) *failure {
-	ok, n := s.logUnproven(now)
+	ok, n := s.unproven.log("", now)
 	if !ok {
 		return nil
 	}

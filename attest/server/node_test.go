@@ -168,8 +168,63 @@ func TestPendingMachinesNeedATrustedTPMAndAreBounded(t *testing.T) {
 	if err != nil || len(ms) != 2 {
 		t.Errorf("%d machines are pending, %v; want 2", len(ms), err)
 	}
+	// The third left nothing, of the stranger there is a verdict.
+	if strings.Count(s.kinds(), "evidence.verdict") != 3 {
+		t.Errorf("log is %s", s.kinds())
+	}
 	if strings.Count(s.kinds(), "machine.state") != 2 {
 		t.Errorf("log is %s", s.kinds())
+	}
+}
+
+func TestOfAMachineThatAsksWithoutEndLittleIsStored(t *testing.T) {
+	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{EKBurst: 100, RefusalBurst: 3} })
+	b, other := newBox(t, s.tpmCA), newBox(t, s.tpmCA)
+	s.enrol(b)
+	s.set(func() { s.refuse = []attest.Finding{{Code: attest.CodeCmdline, Message: "m"}} })
+	refused := func(b *box) {
+		t.Helper()
+		if status, resp := s.attest(b); status != 403 || !strings.Contains(codes(resp.Result), string(attest.CodeCmdline)) {
+			t.Errorf("HTTP %d, %s", status, codes(resp.Result))
+		}
+	}
+	verdicts := func() (n int, last audit.Verdict) {
+		t.Helper()
+		for e, err := range s.memory.Audit(t.Context(), 1) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Kind == audit.KindVerdict {
+				n, last = n+1, audit.Verdict{}
+				if err := json.Unmarshal(e.Data, &last); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return n, last
+	}
+	for range 8 {
+		refused(b)
+	}
+	if n, _ := verdicts(); n != 3 {
+		t.Errorf("%d verdicts are logged, want 3", n)
+	}
+	refused(other) // has a budget of its own
+	if n, _ := verdicts(); n != 4 {
+		t.Errorf("%d verdicts are logged, want 4", n)
+	}
+	s.set(func() { s.offset += time.Minute })
+	refused(b)
+	if n, last := verdicts(); n != 5 || last.Suppressed != 5 || last.Evidence.IsZero() {
+		t.Errorf("%d verdicts are logged, the last is %+v; want 5, and 5 suppressed", n, last)
+	}
+	// What is accepted is always kept.
+	s.set(func() { s.refuse = nil })
+	if status, _ := s.attest(b); status != 200 {
+		t.Errorf("HTTP %d", status)
+	}
+	if n, _ := verdicts(); n != 6 {
+		t.Errorf("%d verdicts are logged, want 6", n)
 	}
 }
 

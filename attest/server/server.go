@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -81,6 +80,8 @@ type Limits struct {
 	EKBurst       int           // challenges that the two can save up; 10
 	Unproven      time.Duration // one logged refusal of unproven senders after each; 1 s
 	UnprovenBurst int           // such refusals that are logged at once; 100
+	Refusal       time.Duration // one refusal of a machine is stored after each; 1 min
+	RefusalBurst  int           // such refusals that are stored at once; 10
 	Concurrent    int           // requests worked on at once, on each API; 64
 	Queue         time.Duration // how long a request waits for its turn; 5 s
 	MaxPending    int           // machines that wait for approval; 1000
@@ -111,6 +112,12 @@ func (l Limits) withDefaults() Limits {
 	if l.UnprovenBurst == 0 {
 		l.UnprovenBurst = 100
 	}
+	if l.Refusal == 0 {
+		l.Refusal = time.Minute
+	}
+	if l.RefusalBurst == 0 {
+		l.RefusalBurst = 10
+	}
 	if l.Concurrent == 0 {
 		l.Concurrent = 64
 	}
@@ -134,12 +141,12 @@ func (l Limits) check() error {
 	if l.ChallengeTTL < 0 || l.ChallengeTTL > time.Minute {
 		return fmt.Errorf("challenge TTL %v is not between 0 and 1m", l.ChallengeTTL)
 	}
-	for _, d := range []time.Duration{l.PerAddress, l.PerEK, l.Unproven, l.Queue, l.Mint, l.Drain} {
+	for _, d := range []time.Duration{l.PerAddress, l.PerEK, l.Unproven, l.Refusal, l.Queue, l.Mint, l.Drain} {
 		if d < 0 {
 			return fmt.Errorf("a limit is negative: %v", d)
 		}
 	}
-	for _, n := range []int{l.AddressBurst, l.EKBurst, l.UnprovenBurst, l.Concurrent, l.MaxPending} {
+	for _, n := range []int{l.AddressBurst, l.EKBurst, l.UnprovenBurst, l.RefusalBurst, l.Concurrent, l.MaxPending} {
 		if n < 0 {
 			return fmt.Errorf("a limit is negative: %d", n)
 		}
@@ -188,17 +195,12 @@ type Server struct {
 	// bodies bounds the node requests whose body is being read.
 	nodeSlots, operatorSlots, bodies slots
 
-	unproven   *limiter
-	suppressed suppressed
+	// unproven is what may be logged of refusals of senders that proved
+	// nothing, refusals what may be kept of those of each machine.
+	unproven, refusals *budget
 
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
-}
-
-// suppressed counts refusals that were not logged since the last that was.
-type suppressed struct {
-	mu sync.Mutex
-	n  int64 // guarded by mu
 }
 
 // New checks c and returns a Server. It writes nothing; Start does.
@@ -239,7 +241,8 @@ func New(c Config) (*Server, error) {
 		keyID:         keyID,
 		address:       newLimiter(c.Limits.PerAddress, c.Limits.AddressBurst),
 		ek:            newLimiter(c.Limits.PerEK, c.Limits.EKBurst),
-		unproven:      newLimiter(c.Limits.Unproven, c.Limits.UnprovenBurst),
+		unproven:      newBudget(c.Limits.Unproven, c.Limits.UnprovenBurst),
+		refusals:      newBudget(c.Limits.Refusal, c.Limits.RefusalBurst),
 		nodeSlots:     make(slots, c.Limits.Concurrent),
 		operatorSlots: make(slots, c.Limits.Concurrent),
 		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
@@ -269,18 +272,4 @@ func (s *Server) Record(ctx context.Context, events ...audit.Event) error {
 		return fmt.Errorf("append to the audit log: %w", err)
 	}
 	return nil
-}
-
-// logUnproven reports whether a refusal of a sender that proved nothing is to
-// be logged, with the number that was not since the last one.
-func (s *Server) logUnproven(now time.Time) (bool, int64) {
-	s.suppressed.mu.Lock()
-	defer s.suppressed.mu.Unlock()
-	if ok, _ := s.unproven.allow("", now); !ok {
-		s.suppressed.n++
-		return false, 0
-	}
-	n := s.suppressed.n
-	s.suppressed.n = 0
-	return true, n
 }
