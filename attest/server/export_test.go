@@ -46,3 +46,10 @@ func (l Limiter) Allow(key string, now time.Time) (bool, time.Duration) { return
 
 // AddressKey is what requests are counted by.
 func AddressKey(remote string) string { return addressKey(remote) }
+
+// Shares is the number of addresses whose bodies are being read.
+func (s *Server) Shares() int {
+	s.bodyShares.mu.Lock()
+	defer s.bodyShares.mu.Unlock()
+	return len(s.bodyShares.use)
+}

@@ -24,6 +24,7 @@ import (
 const (
 	headerTimeout = 10 * time.Second
 	bodyTimeout   = 30 * time.Second
+	briefTimeout  = 5 * time.Second  // for a challenge's body, which anybody may send and is small
 	workTimeout   = 60 * time.Second // the body, the wait for a slot, and the work
 	idleTimeout   = 90 * time.Second // outlives a challenge, so that its connection is there for the evidence
 	maxHeader     = 16 << 10
@@ -31,6 +32,8 @@ const (
 	// bodiesPerSlot is how many bodies may be on their way for each request
 	// that is worked on.
 	bodiesPerSlot = 8
+	// bodiesPerAddress is how many of them may be from one address.
+	bodiesPerAddress = 16
 )
 
 // ServeNodes serves the node API on ln until ctx ends, and then lets open
@@ -171,11 +174,12 @@ func busy() *failure {
 	return &failure{status: http.StatusServiceUnavailable, code: "busy", text: "too many requests at once", hint: "try again", wait: 2 * time.Second}
 }
 
-// readBody reads a JSON body of at most limit bytes into v, strictly.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64, v any) *failure {
+// readBody reads a JSON body of at most limit bytes into v, strictly, and gives
+// up after so long.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64, timeout time.Duration, v any) *failure {
 	rc := http.NewResponseController(w)
 	// Not every ResponseWriter has deadlines; those of tests do not.
-	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = rc.SetReadDeadline(time.Now().Add(timeout))
 	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if err != nil {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"sync"
 	"time"
 )
@@ -49,6 +50,46 @@ func (l *limiter) allow(key string, now time.Time) (bool, time.Duration) {
 	}
 	l.full[key] = at
 	return true, 0
+}
+
+// shares are counting semaphores, one for each key, so that no key takes all
+// of what the keys share. An entry is there only while it is in use.
+type shares struct {
+	size int
+
+	mu  sync.Mutex
+	use map[string]*share // guarded by mu
+}
+
+type share struct {
+	slots   slots
+	holders int // that hold a slot or wait for one; guarded by shares.mu
+}
+
+func newShares(size int) *shares { return &shares{size: size, use: map[string]*share{}} }
+
+// take waits at most so long for one of key's slots. release gives it back.
+func (s *shares) take(ctx context.Context, key string, wait time.Duration) (release func(), ok bool) {
+	s.mu.Lock()
+	one := s.use[key]
+	if one == nil {
+		one = &share{slots: make(slots, s.size)}
+		s.use[key] = one
+	}
+	one.holders++
+	s.mu.Unlock()
+	leave := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if one.holders--; one.holders == 0 {
+			delete(s.use, key)
+		}
+	}
+	if !one.slots.take(ctx, wait) {
+		leave()
+		return nil, false
+	}
+	return func() { one.slots.release(); leave() }, true
 }
 
 // budget is a limiter for what is logged, that counts what it does not allow.

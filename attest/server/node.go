@@ -23,9 +23,9 @@ const maxPublic = 1024
 // here: evidence is bound to the TLS connection.
 func (s *Server) NodeHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+api.PathChallenge, node(s, api.MaxChallengeBody, s.challenge))
-	mux.HandleFunc("POST "+api.PathEvidence, node(s, api.MaxEvidenceBody, s.evidence))
-	mux.HandleFunc("POST "+api.PathConfirm, node(s, api.MaxConfirmBody, s.confirm))
+	mux.HandleFunc("POST "+api.PathChallenge, node(s, api.MaxChallengeBody, briefTimeout, s.challenge))
+	mux.HandleFunc("POST "+api.PathEvidence, node(s, api.MaxEvidenceBody, bodyTimeout, s.evidence))
+	mux.HandleFunc("POST "+api.PathConfirm, node(s, api.MaxConfirmBody, bodyTimeout, s.confirm))
 	return s.guard(mux)
 }
 
@@ -38,7 +38,7 @@ type peer struct {
 
 // node wraps the work on one node request in what all of them need, cheapest
 // first: TLS 1.3, the rate limit per address, the body, a slot to work in.
-func node[T any](s *Server, limit int64, work func(context.Context, peer, *T) (status int, body any, f *failure)) http.HandlerFunc {
+func node[T any](s *Server, limit int64, timeout time.Duration, work func(context.Context, peer, *T) (status int, body any, f *failure)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		// A peer that does not read its answer must not hold on to a slot for
 		// ever. Not every ResponseWriter has deadlines; those of tests do not.
@@ -60,13 +60,21 @@ func node[T any](s *Server, limit int64, work func(context.Context, peer, *T) (s
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), workTimeout)
 		defer cancel()
+		// The address's share first: who waits for it holds nothing of others.
+		release, ok := s.bodyShares.take(ctx, addressKey(r.RemoteAddr), s.c.Limits.Queue)
+		if !ok {
+			s.fail(w, r, busy())
+			return
+		}
 		if !s.bodies.take(ctx, s.c.Limits.Queue) {
+			release()
 			s.fail(w, r, busy())
 			return
 		}
 		req := new(T)
-		f := readBody(w, r, limit, req)
+		f := readBody(w, r, limit, timeout, req)
 		s.bodies.release()
+		release()
 		if f != nil {
 			s.fail(w, r, f)
 			return

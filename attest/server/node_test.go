@@ -9,11 +9,13 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -408,6 +410,52 @@ func TestABusyServiceSaysSo(t *testing.T) {
 	}
 	close(goOn)
 	<-done
+}
+
+// A body that never ends, and says when it is being read.
+type endless struct {
+	reading chan<- struct{}
+	stop    <-chan struct{}
+}
+
+func (e endless) Read([]byte) (int, error) {
+	e.reading <- struct{}{}
+	<-e.stop
+	return 0, io.ErrUnexpectedEOF
+}
+
+func TestOneAddressDoesNotTakeAllBodies(t *testing.T) {
+	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Concurrent: 4, Queue: time.Millisecond} }) // 32 bodies
+	b := newBox(t, s.tpmCA)
+	state := tlsState(t)
+	body := mustJSON(t, &api.ChallengeRequest{Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: b.ekPublic, AKPublic: b.akPublic})
+	ask := func(from string, body io.Reader) int {
+		r := httptest.NewRequest("POST", api.PathChallenge, body)
+		r.TLS, r.RemoteAddr = state, from
+		w := httptest.NewRecorder()
+		s.srv.NodeHandler().ServeHTTP(w, r)
+		return w.Code
+	}
+	reading, stop := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() { ask("192.0.2.1:1", endless{reading, stop}) })
+		<-reading
+	}
+	if status := ask("192.0.2.1:2", bytes.NewReader(body)); status != 503 {
+		t.Errorf("the address that holds its share: HTTP %d, want 503", status)
+	}
+	if status := ask("192.0.2.2:1", bytes.NewReader(body)); status != 200 {
+		t.Errorf("another address: HTTP %d, want 200", status)
+	}
+	close(stop)
+	wg.Wait()
+	if status := ask("192.0.2.1:3", bytes.NewReader(body)); status != 200 {
+		t.Errorf("after its bodies ended: HTTP %d, want 200", status)
+	}
+	if n := s.srv.Shares(); n != 0 {
+		t.Errorf("%d shares are kept that nobody uses", n)
+	}
 }
 
 func TestNewRefusesAnUnsafeConfiguration(t *testing.T) {

@@ -128,7 +128,7 @@ func (s *Server) postState(t transition, operator string, w http.ResponseWriter,
 		return nil, f
 	}
 	var req api.StateChange
-	if f := readBody(w, r, maxOperatorBody, &req); f != nil {
+	if f := readBody(w, r, maxOperatorBody, bodyTimeout, &req); f != nil {
 		return nil, f
 	}
 	m, f := s.setState(r.Context(), id, t, operator, req.Reason)
@@ -145,7 +145,7 @@ func (s *Server) postRejoin(operator string, w http.ResponseWriter, r *http.Requ
 		return nil, f
 	}
 	var req api.StateChange
-	if f := readBody(w, r, maxOperatorBody, &req); f != nil {
+	if f := readBody(w, r, maxOperatorBody, bodyTimeout, &req); f != nil {
 		return nil, f
 	}
 	m, f := s.rejoin(r.Context(), id, operator, req.Reason)
@@ -158,7 +158,7 @@ func (s *Server) postRejoin(operator string, w http.ResponseWriter, r *http.Requ
 
 func (s *Server) postInstall(operator string, w http.ResponseWriter, r *http.Request) (any, *failure) {
 	var rec api.InstallRecord
-	if f := readBody(w, r, maxOperatorBody, &rec); f != nil {
+	if f := readBody(w, r, maxOperatorBody, bodyTimeout, &rec); f != nil {
 		return nil, f
 	}
 	m, f := s.enrol(r.Context(), operator, &rec)

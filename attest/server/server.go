@@ -192,8 +192,10 @@ type Server struct {
 
 	// slots bound the requests worked on at once, apart for nodes and
 	// operators so that a power-cut storm does not lock the operators out.
-	// bodies bounds the node requests whose body is being read.
+	// bodies bounds the node requests whose body is being read, bodyShares
+	// those of one address.
 	nodeSlots, operatorSlots, bodies slots
+	bodyShares                       *shares
 
 	// unproven is what may be logged of refusals of senders that proved
 	// nothing, refusals what may be kept of those of each machine.
@@ -246,6 +248,7 @@ func New(c Config) (*Server, error) {
 		nodeSlots:     make(slots, c.Limits.Concurrent),
 		operatorSlots: make(slots, c.Limits.Concurrent),
 		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
+		bodyShares:    newShares(bodiesPerAddress),
 		appraise:      appraise,
 	}, nil
 }
