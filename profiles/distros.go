@@ -141,6 +141,7 @@ type DistroNode struct {
 	Sysctls  map[string]string `yaml:"sysctls"`
 	Dirs     []string          `yaml:"dirs"`
 	Volatile []string          `yaml:"volatile"`
+	Prefetch []string          `yaml:"prefetch"`
 	Services []Service         `yaml:"services"`
 	Import   []string          `yaml:"import"`
 	Join     JoinPaths         `yaml:"join"`

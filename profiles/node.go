@@ -20,6 +20,9 @@ type NodeConfig struct {
 	// boot: what programs keep there describes things that a reboot ends, and
 	// after a power cut it may be half written. The agent mounts a tmpfs there.
 	Volatile []string `json:"volatile,omitempty"`
+	// Prefetch are programs that are read into memory while the machine
+	// attests, in the order in which they will be needed. Absolute paths.
+	Prefetch []string `json:"prefetch,omitempty"`
 	// Services are started in this order.
 	Services []Service `json:"services"`
 	// Import is the command that imports one archive of ImagesDir into the

@@ -23,7 +23,7 @@ func run(m *machine) (boot.End, error) {
 	if err != nil {
 		return "", err
 	}
-	config, err := node.ReadConfig()
+	config, err := node.ReadConfig("/")
 	if err != nil {
 		return "", advise(err, "the image's root file system is incomplete: build the image again")
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/luks2"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/netup"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/node"
+	"github.com/sealift/sealift/cmd/sealift-agent/internal/prefetch"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/unlock"
 	"github.com/sealift/sealift/profiles"
 )
@@ -130,8 +131,22 @@ func (m *machine) readDisk(ctx context.Context, e *early) error {
 	if e.state, err = unlock.Inspect(e.root.Part.Disk, e.root.Part.Table); err != nil {
 		return advise(err, hint)
 	}
-	go e.root.Prefetch(profiles.RootAgentPath)
+	// ctx ends with what this is a part of; reading goes on until the execve.
+	go m.prefetch(context.WithoutCancel(ctx), e.root.Dir)
 	return nil
+}
+
+// prefetch reads this program again from the root, which is where it goes on,
+// then what the distro will start. One reader: the other CPUs attest.
+func (m *machine) prefetch(ctx context.Context, root string) {
+	programs := []string{profiles.RootAgentPath}
+	config, err := node.ReadConfig(root)
+	if err == nil {
+		programs = append(programs, config.Prefetch...)
+	}
+	if err := errors.Join(err, prefetch.Files(ctx, root, programs, 1)); err != nil {
+		m.log.Warn("programs not read ahead", "err", err)
+	}
 }
 
 // attest asks until the service releases the machine's secrets.

@@ -248,6 +248,11 @@ func (b *Builder) addConfig(t *tree.Tree) error {
 		return err
 	}
 	p, n := b.c.Profile, b.distro.Node
+	for _, program := range n.Prefetch {
+		if _, err := t.Lookup(program); err != nil {
+			return fmt.Errorf("program to read ahead: %w", err)
+		}
+	}
 	raw, err := json.MarshalIndent(profiles.NodeConfig{
 		Image:    p.Name + " " + p.Version,
 		Distro:   p.Kubernetes.Distro,
@@ -255,6 +260,7 @@ func (b *Builder) addConfig(t *tree.Tree) error {
 		Sysctls:  n.Sysctls,
 		Dirs:     n.Dirs,
 		Volatile: n.Volatile,
+		Prefetch: n.Prefetch,
 		Services: n.Services,
 		Import:   n.Import,
 		Join:     n.Join,

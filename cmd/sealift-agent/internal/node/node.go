@@ -15,6 +15,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +27,7 @@ import (
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/boot"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/console"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/netup"
+	"github.com/sealift/sealift/cmd/sealift-agent/internal/prefetch"
 	"github.com/sealift/sealift/profiles"
 )
 
@@ -50,9 +53,10 @@ type Node struct {
 	nodeIP string // guarded by mu
 }
 
-// ReadConfig reads the node's configuration from the root file system.
-func ReadConfig() (*profiles.NodeConfig, error) {
-	b, err := os.ReadFile(profiles.NodeConfigPath)
+// ReadConfig reads the node's configuration from the root file system that is
+// mounted at root.
+func ReadConfig(root string) (*profiles.NodeConfig, error) {
+	b, err := os.ReadFile(filepath.Join(root, profiles.NodeConfigPath))
 	if err != nil {
 		return nil, fmt.Errorf("read the node configuration: %w", err)
 	}
@@ -72,6 +76,11 @@ func ParseConfig(b []byte) (*profiles.NodeConfig, error) {
 	for _, s := range c.Services {
 		if s.Name == "" || strings.ContainsAny(s.Name, "/\x00") || len(s.Args) == 0 || !strings.HasPrefix(s.Args[0], "/") {
 			return nil, fmt.Errorf("node configuration: service %q: want a name without a slash and a program with an absolute path", s.Name)
+		}
+	}
+	for _, p := range c.Prefetch {
+		if !filepath.IsAbs(p) {
+			return nil, fmt.Errorf("node configuration: program %q to read ahead has no absolute path", p)
 		}
 	}
 	for _, p := range []string{c.Join.CA, c.Join.Bootstrap, c.Join.Kubeconfig} {
@@ -108,6 +117,7 @@ func (n *Node) Run(ctx context.Context) (boot.End, error) {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
+	wg.Go(func() { n.prefetch(running) })
 	wg.Go(func() { n.keepNetwork(running) })
 	wg.Go(func() {
 		watchPowerButton(running, "/dev/input", func() {
@@ -190,6 +200,13 @@ func (n *Node) start(ctx context.Context, wg *sync.WaitGroup) error {
 		run: n.runOnce, step: n.Console.Step, sleep: sleep,
 	}
 	return im.importAll(ctx)
+}
+
+// prefetch reads what the first agent had no time for, on every CPU.
+func (n *Node) prefetch(ctx context.Context) {
+	if err := prefetch.Files(ctx, "/", n.Config.Prefetch, runtime.NumCPU()); err != nil {
+		n.Log.Warn("programs not read ahead", "err", err)
+	}
 }
 
 // keepNetwork renews the lease, and restarts the services that know the

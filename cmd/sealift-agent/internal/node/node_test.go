@@ -382,6 +382,7 @@ func TestParseConfig(t *testing.T) {
 		"a service named like a path":    {func(c *profiles.NodeConfig) { c.Services[0].Name = "../x" }, false},
 		"a service without a program":    {func(c *profiles.NodeConfig) { c.Services[0].Args = nil }, false},
 		"a program with a relative path": {func(c *profiles.NodeConfig) { c.Services[0].Args = []string{"kubelet"} }, false},
+		"a relative path to read ahead":  {func(c *profiles.NodeConfig) { c.Prefetch = []string{"kubelet"} }, false},
 		"a CA on the read-only root":     {func(c *profiles.NodeConfig) { c.Join.CA = "/etc/ca" }, false},
 		"no join paths":                  {func(c *profiles.NodeConfig) { c.Join = profiles.JoinPaths{} }, false},
 	} {

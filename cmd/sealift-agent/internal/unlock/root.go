@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -82,18 +81,6 @@ func inventory(sys blockdev.System) string {
 		}
 	}
 	return strings.Join(all, ", ")
-}
-
-// Prefetch reads a file of the root into memory, so that it is there when it
-// is executed: dm-verity hashes each of its blocks, and there is time for that
-// while the network is waited for. An error is the reader's to find.
-func (r *Root) Prefetch(path string) {
-	f, err := os.Open(filepath.Join(r.Dir, path))
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	_, _ = io.Copy(io.Discard, f)
 }
 
 // MakeFileSystem makes an ext4 file system on a device node, with the program
