@@ -187,6 +187,37 @@ func (c *cluster) apply(ctx context.Context, yaml string) error {
 	return err
 }
 
+// watch calls f with each state of the objects that kubectl is to get, the
+// present one first, until f says that it is done. One client that stays
+// connected: starting one again and again takes the CPU from the boxes.
+func (c *cluster) watch(ctx context.Context, f func(json.RawMessage) (done bool), args ...string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	cmd := c.ns.Command(ctx, c.bin["kubectl"], append([]string{"--kubeconfig", c.kubeconfig(), "get", "--watch", "-o", "json"}, args...)...)
+	cmd.Env = append(os.Environ(), "HOME="+c.dir)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return fmt.Errorf("kubectl get --watch: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("kubectl get --watch: %w", err)
+	}
+	var object json.RawMessage
+	for dec := json.NewDecoder(out); err == nil; {
+		if err = dec.Decode(&object); err == nil && f(object) {
+			cancel()
+			_ = cmd.Wait() // it was ended
+			return nil
+		}
+	}
+	// The output ends when kubectl does, unless it is no JSON.
+	cancel()
+	err = errors.Join(err, cmd.Wait())
+	return fmt.Errorf("kubectl get --watch %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+}
+
 func (c *cluster) kubectlInput(ctx context.Context, stdin string, args ...string) (string, error) {
 	cmd := c.ns.Command(ctx, c.bin["kubectl"], append([]string{"--kubeconfig", c.kubeconfig()}, args...)...)
 	cmd.Stdin = strings.NewReader(stdin)

@@ -89,7 +89,9 @@ func (d *Demo) isolated(ctx context.Context) error {
 const podName = "hello"
 
 // podYAML is a pod of the preloaded image, bound to one node because this
-// cluster runs no scheduler. It counts its starts in a file on the node.
+// cluster runs no scheduler. It counts its starts in a file on the node, and
+// stays the node's however long that one is off: a store is no place to be
+// evicted from.
 func podYAML(node string) string {
 	return fmt.Sprintf(`apiVersion: v1
 kind: Pod
@@ -97,6 +99,9 @@ metadata: {name: %s}
 spec:
   nodeName: %s
   terminationGracePeriodSeconds: 1
+  tolerations:
+  - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute}
+  - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute}
   automountServiceAccountToken: true
   containers:
   - name: hello
@@ -171,6 +176,10 @@ type node struct {
 	}
 }
 
+// pollPause is what lies between two looks at the cluster. Each starts a client
+// on the CPUs that the boxes run on.
+const pollPause = 500 * time.Millisecond
+
 // poll calls f until it says that it is done, the box goes off or ctx ends.
 func (d *Demo) poll(ctx context.Context, run *vm.Run, what string, f func() (bool, string)) error {
 	var last string
@@ -186,7 +195,39 @@ func (d *Demo) poll(ctx context.Context, run *vm.Run, what string, f func() (boo
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w; last seen: %s\n%s", what, context.Cause(ctx), last, run.Tail(30))
-		case <-time.After(150 * time.Millisecond):
+		case <-time.After(pollPause):
+		}
+	}
+}
+
+// see watches objects of the cluster until f says that one is as it should be,
+// the box goes off or ctx ends.
+func (d *Demo) see(ctx context.Context, run *vm.Run, what string, f func(json.RawMessage) (bool, string), get ...string) error {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		defer stop()
+		_ = run.Wait(watching) // how the box ended is told below
+	}()
+	last := "nothing"
+	for {
+		err := d.cluster.watch(watching, func(object json.RawMessage) (done bool) {
+			done, last = f(object)
+			return done
+		}, get...)
+		switch {
+		case err == nil:
+			return nil
+		case run.Off():
+			return fmt.Errorf("wait for %s: %w; last seen: %s\n%s", what, vm.ErrEnded, last, run.Tail(30))
+		case ctx.Err() != nil:
+			return fmt.Errorf("wait for %s: %w; last seen: %s\n%s", what, context.Cause(ctx), last, run.Tail(30))
+		}
+		// The connection broke; what was missed is in the next one's beginning.
+		last = err.Error()
+		select {
+		case <-watching.Done():
+		case <-time.After(pollPause):
 		}
 	}
 }
@@ -194,13 +235,9 @@ func (d *Demo) poll(ctx context.Context, run *vm.Run, what string, f func() (boo
 // nodeReady waits until the node is Ready in a boot that was not seen before.
 func (d *Demo) nodeReady(ctx context.Context, run *vm.Run) (node, error) {
 	var n node
-	err := d.poll(ctx, run, "node "+d.machine.NodeName+" Ready", func() (bool, string) {
-		out, err := d.cluster.kubectl(ctx, "get", "node", d.machine.NodeName, "-o", "json")
-		if err != nil {
-			return false, err.Error()
-		}
+	err := d.see(ctx, run, "node "+d.machine.NodeName+" Ready", func(object json.RawMessage) (bool, string) {
 		n = node{}
-		if err := json.Unmarshal([]byte(out), &n); err != nil {
+		if err := json.Unmarshal(object, &n); err != nil {
 			return false, err.Error()
 		}
 		for _, c := range n.Status.Conditions {
@@ -209,20 +246,38 @@ func (d *Demo) nodeReady(ctx context.Context, run *vm.Run) (node, error) {
 			}
 		}
 		return false, "no Ready condition"
-	})
+	}, "nodes", "--field-selector", "metadata.name="+d.machine.NodeName)
 	return n, err
+}
+
+// pod is a Kubernetes pod, as far as the demo looks into it.
+type pod struct {
+	Status struct {
+		Phase             string
+		ContainerStatuses []struct {
+			Ready bool
+			State json.RawMessage
+		}
+	}
 }
 
 // podRunning waits until the pod runs and its log has a line that contains want.
 func (d *Demo) podRunning(ctx context.Context, run *vm.Run, want string) error {
-	return d.poll(ctx, run, "pod Running", func() (bool, string) {
-		out, err := d.cluster.kubectl(ctx, "get", "pod", podName, "-o", "jsonpath={.status.phase} {.status.containerStatuses[0].ready} {.status.containerStatuses[0].state}")
-		if err != nil {
+	err := d.see(ctx, run, "pod Running", func(object json.RawMessage) (bool, string) {
+		var p pod
+		if err := json.Unmarshal(object, &p); err != nil {
 			return false, err.Error()
 		}
-		if !strings.HasPrefix(out, "Running true") || want == "" {
-			return strings.HasPrefix(out, "Running true"), out
+		if len(p.Status.ContainerStatuses) != 1 {
+			return false, p.Status.Phase
 		}
+		c := p.Status.ContainerStatuses[0]
+		return p.Status.Phase == "Running" && c.Ready, fmt.Sprintf("%s, ready %t, %s", p.Status.Phase, c.Ready, c.State)
+	}, "pods", "--field-selector", "metadata.name="+podName)
+	if err != nil || want == "" {
+		return err
+	}
+	return d.poll(ctx, run, "the pod's log", func() (bool, string) {
 		log, err := d.cluster.kubectl(ctx, "logs", podName)
 		if err != nil {
 			return false, err.Error()
