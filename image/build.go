@@ -378,7 +378,7 @@ func (b *builder) installer(context.Context) error {
 
 // sign writes the manifest and its bundle, after reading back what a verifier
 // will read.
-func (b *builder) sign(context.Context) error {
+func (b *builder) sign(ctx context.Context) error {
 	text, err := b.m.Encode()
 	if err != nil {
 		return err
@@ -386,7 +386,7 @@ func (b *builder) sign(context.Context) error {
 	if _, err := manifest.Decode(text); err != nil {
 		return err
 	}
-	bundle, err := b.Signer.Sign(text)
+	bundle, err := b.Signer.Sign(ctx, text)
 	if err != nil {
 		return err
 	}

@@ -123,7 +123,7 @@ func makeImage(keys, dir string) error {
 	if err != nil {
 		return err
 	}
-	sig, err := signer.Sign(b)
+	sig, err := signer.Sign(context.Background(), b)
 	if err != nil {
 		return err
 	}

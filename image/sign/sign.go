@@ -1,21 +1,25 @@
-// Package sign signs manifests, and so everything whose digest stands in one,
-// with a key loaded by sigstore. A Signer makes sigstore bundles; package
-// image/sign/bundle verifies them with the standard library alone.
+// Package sign signs manifests, SBOMs and provenance with a key loaded by
+// sigstore: a file, a key management service or a PKCS #11 token (Load). A Signer
+// makes sigstore bundles; package image/sign/bundle verifies them with the
+// standard library alone.
 //
-// Bundles are put together here and not by sigstore-go: a message signature by
-// a key is a few fixed fields, and sigstore-go links the clients of Fulcio,
-// Rekor and TUF for it. Its verifier is the oracle in the tests.
+// Bundles are put together here and not by sigstore-go: a signature by a key is
+// a few fixed fields, and sigstore-go links the clients of Fulcio, Rekor and TUF
+// for it. Its verifier and cosign are the oracles in the tests.
 package sign
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 
 	"github.com/sigstore/sigstore/pkg/signature"
+	"github.com/sigstore/sigstore/pkg/signature/options"
 
 	"github.com/sealift/sealift/image/sign/bundle"
 )
@@ -78,10 +82,34 @@ func (s *Signer) Public() *ecdsa.PublicKey { return s.public }
 
 // Sign returns the bundle for message. ECDSA signatures are randomised, so two
 // bundles for one message differ.
-func (s *Signer) Sign(message []byte) ([]byte, error) {
-	sig, err := s.signer.SignMessage(bytes.NewReader(message))
+func (s *Signer) Sign(ctx context.Context, message []byte) ([]byte, error) {
+	sig, err := s.sign(ctx, message)
+	if err != nil {
+		return nil, err
+	}
+	return bundle.Encode(message, sig, s.public)
+}
+
+// SignStatement returns a bundle that holds an in-toto statement in a DSSE
+// envelope.
+func (s *Signer) SignStatement(ctx context.Context, statement []byte) ([]byte, error) {
+	sig, err := s.sign(ctx, bundle.PreAuth(statement))
+	if err != nil {
+		return nil, err
+	}
+	return bundle.EncodeStatement(statement, sig, s.public)
+}
+
+// sign returns an ASN.1 signature that verifies. What a token or a service
+// answers is not trusted to be one.
+func (s *Signer) sign(ctx context.Context, message []byte) ([]byte, error) {
+	sig, err := s.signer.SignMessage(bytes.NewReader(message), options.WithContext(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
-	return bundle.Encode(message, sig, s.public)
+	digest := sha256.Sum256(message)
+	if !ecdsa.VerifyASN1(s.public, digest[:], sig) {
+		return nil, errors.New("sign: the signature that was made does not verify with the signer's public key")
+	}
+	return sig, nil
 }

@@ -70,7 +70,7 @@ func TestOurVerifierAndSigstoresAgree(t *testing.T) {
 		t.Fatal(err)
 	}
 	message := []byte(`{"schema":"sealift.dev/manifest/v1"}`)
-	good, err := s.Sign(message)
+	good, err := s.Sign(t.Context(), message)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestOurVerifierAndSigstoresAgree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := other.Sign(message)
+	foreign, err := other.Sign(t.Context(), message)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestEveryChangedByteOfASignatureIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	message := []byte("message")
-	b, err := s.Sign(message)
+	b, err := s.Sign(t.Context(), message)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func TestAKeyFileIsLoaded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := s.Sign([]byte("x"))
+	b, err := s.Sign(t.Context(), []byte("x"))
 	if err != nil {
 		t.Fatal(err)
 	}

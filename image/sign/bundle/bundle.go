@@ -1,8 +1,10 @@
-// Package bundle reads and writes the sigstore bundle of a manifest: format
-// version 0.3, a message signature by a key that the verifier has (ECDSA P-256,
-// SHA-256), no transparency log entry. It needs nothing but the standard
-// library, because the agent verifies with it before it writes to a disk. The
-// bundles are those that `cosign verify-blob --key` accepts.
+// Package bundle reads and writes the sigstore bundles of an image: format
+// version 0.3, signed by a key that the verifier has (ECDSA P-256, SHA-256), no
+// transparency log entry. A bundle is a signature over a file (Verify) or holds
+// a signed in-toto statement (VerifyStatement). The package needs nothing but
+// the standard library, because the agent verifies with it before it writes to a
+// disk. The bundles are those that `cosign verify-blob --key` and `cosign
+// verify-blob-attestation --key` accept.
 package bundle
 
 import (
@@ -23,10 +25,11 @@ import (
 // MediaType is that of the one bundle format that is read and written.
 const MediaType = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
-// Limits of what Verify takes, in bytes.
+// Limits of what is verified, in bytes.
 const (
-	MaxSize      = 16 << 10 // bundle
-	maxPublicKey = 4 << 10
+	MaxSize          = 16 << 10 // bundle over a file
+	MaxStatementSize = 16 << 20 // bundle with a statement
+	maxPublicKey     = 4 << 10
 )
 
 const algorithmSHA256 = "SHA2_256"
@@ -144,30 +147,13 @@ func decode(b []byte) (*document, error) {
 	if len(b) > MaxSize {
 		return nil, fmt.Errorf("%d bytes, at most %d allowed", len(b), MaxSize)
 	}
-	var d document
-	top, err := object(b, "mediaType", "verificationMaterial", "messageSignature")
+	content, err := decodeMaterial(b, "messageSignature")
 	if err != nil {
 		return nil, err
 	}
-	if d.MediaType, err = text(top["mediaType"]); err != nil {
-		return nil, fmt.Errorf("mediaType: %w", err)
-	}
-	if d.MediaType != MediaType {
-		return nil, fmt.Errorf("mediaType is %q, want %q", d.MediaType, MediaType)
-	}
-	material, err := object(top["verificationMaterial"], "publicKey")
-	if err != nil {
-		return nil, fmt.Errorf("verificationMaterial: %w", err)
-	}
-	identifier, err := object(material["publicKey"], "hint")
-	if err != nil {
-		return nil, fmt.Errorf("publicKey: %w", err)
-	}
-	if d.VerificationMaterial.PublicKey.Hint, err = text(identifier["hint"]); err != nil {
-		return nil, fmt.Errorf("hint: %w", err)
-	}
+	var d document
 	m := &d.MessageSignature
-	signature, err := object(top["messageSignature"], "messageDigest", "signature")
+	signature, err := object(content, "messageDigest", "signature")
 	if err != nil {
 		return nil, fmt.Errorf("messageSignature: %w", err)
 	}
@@ -188,6 +174,34 @@ func decode(b []byte) (*document, error) {
 		return nil, fmt.Errorf("digest: %w", err)
 	}
 	return &d, nil
+}
+
+// decodeMaterial checks what all bundles have in common and returns the one
+// field in which they differ.
+func decodeMaterial(b []byte, content string) (json.RawMessage, error) {
+	top, err := object(b, "mediaType", "verificationMaterial", content)
+	if err != nil {
+		return nil, err
+	}
+	media, err := text(top["mediaType"])
+	if err != nil {
+		return nil, fmt.Errorf("mediaType: %w", err)
+	}
+	if media != MediaType {
+		return nil, fmt.Errorf("mediaType is %q, want %q", media, MediaType)
+	}
+	material, err := object(top["verificationMaterial"], "publicKey")
+	if err != nil {
+		return nil, fmt.Errorf("verificationMaterial: %w", err)
+	}
+	identifier, err := object(material["publicKey"], "hint")
+	if err != nil {
+		return nil, fmt.Errorf("publicKey: %w", err)
+	}
+	if _, err := text(identifier["hint"]); err != nil {
+		return nil, fmt.Errorf("hint: %w", err)
+	}
+	return top[content], nil
 }
 
 // object reads a JSON object that has each of the named fields exactly once
