@@ -54,15 +54,19 @@ const (
 	DBX Variable = "dbx"
 )
 
+// SecureBoot is the variable in which firmware says whether it enforces Secure
+// Boot. It is measured with the others; only firmware writes it.
+const SecureBoot Variable = "SecureBoot"
+
 // vendor returns the variable's vendor GUID.
 func (v Variable) vendor() (guid.GUID, error) {
 	switch v {
-	case PK, KEK:
+	case PK, KEK, SecureBoot:
 		return guid.Parse(guid.GlobalVariable)
 	case DB, DBX:
 		return guid.Parse(guid.ImageSecurityDatabase)
 	}
-	return guid.GUID{}, fmt.Errorf("EFI variable %q: want PK, KEK, db or dbx", string(v))
+	return guid.GUID{}, fmt.Errorf("EFI variable %q: want PK, KEK, db, dbx or SecureBoot", string(v))
 }
 
 // Owner returns the GUID that stands as the owner of every entry in the
@@ -104,6 +108,9 @@ func Authenticate(v Variable, data []byte, at time.Time, signer *pkcs7.Signer) (
 	vendor, err := v.vendor()
 	if err != nil {
 		return nil, err
+	}
+	if v == SecureBoot {
+		return nil, errors.New("authenticate EFI variable SecureBoot: only firmware writes it")
 	}
 	if !signer.Time.IsZero() {
 		return nil, fmt.Errorf("authenticate EFI variable %s: the signature must have no signed attributes (UEFI 2.10, 8.2.2), signer has a signing time", v)
@@ -191,6 +198,16 @@ func (e Enrolment) Lists() (map[Variable][]byte, error) {
 		lists[v] = list
 	}
 	return lists, nil
+}
+
+// Authority returns the UEFI_VARIABLE_DATA that firmware measures into PCR 7
+// once it has verified an image by the certificate in db: the entry that
+// matched, not the list.
+func (e Enrolment) Authority() ([]byte, error) {
+	if e.PK == nil || e.DB == nil {
+		return nil, errors.New("enrolment: certificates for PK and db are required")
+	}
+	return Event(DB, signatureData(Owner(e.PK), e.DB))
 }
 
 // SecureBoot returns the digests of the events that firmware measures into

@@ -64,6 +64,7 @@ type Manifest struct {
 	SecureBoot SecureBoot `json:"secureBoot"`
 	UKI        UKI        `json:"uki"`       // the UKI on the disk's ESP
 	Installer  UKI        `json:"installer"` // the netboot installer
+	Boots      []Boot     `json:"boots,omitempty"`
 }
 
 // Kubernetes names the distro inside the image.
@@ -78,6 +79,9 @@ const (
 	KindDiskZstd  = "disk.zst"  // the same, zstd (RFC 8878)
 	KindUKI       = "uki"       // signed UKI, as on the ESP
 	KindInstaller = "installer" // signed installer UKI
+
+	KindQCOW2 = "disk.qcow2"    // the disk image for QEMU, version 3, zstd
+	KindISO   = "installer.iso" // installation medium: installer UKI and compressed disk
 )
 
 // Artifact is one output file. Name has no directory part.
@@ -148,8 +152,8 @@ type UKI struct {
 	Initrd       SHA256    `json:"initrd"`       // of all initrds as the kernel's EFI stub measures them into PCR 9
 	Sections     []Section `json:"sections"`     // in the order in which the stub measures them into PCR 11
 	// PCRs are final values with Secure Boot on, before any userland extend:
-	// bank name ("sha256") to PCR index to hex value. Only what does not
-	// depend on the machine is listed.
+	// bank name ("sha256", "sha384") to PCR index to hex value. Only what does
+	// not depend on the machine is listed; Manifest.Boots has the rest.
 	PCRs map[string]map[int]string `json:"pcrs"`
 }
 
@@ -204,6 +208,11 @@ func Decode(b []byte) (*Manifest, error) {
 	}
 	if err := m.Disk.check(); err != nil {
 		return nil, fmt.Errorf("decode manifest: %w", err)
+	}
+	for i := range m.Boots {
+		if err := m.Boots[i].check(); err != nil {
+			return nil, fmt.Errorf("decode manifest: boot %d: %w", i, err)
+		}
 	}
 	return &m, nil
 }

@@ -43,6 +43,14 @@ func (f *File) Authenticode() [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
+// AuthenticodeWith is Authenticode with another hash: firmware extends each
+// bank of PCR 4 with the digest by the bank's own.
+func (f *File) AuthenticodeWith(h hash.Hash) []byte {
+	h.Reset()
+	f.hash(h)
+	return h.Sum(nil)
+}
+
 func (f *File) hash(h hash.Hash) {
 	checksum := f.optional + 64
 	directory := f.optional + optionalFixed + 8*certificateEntry

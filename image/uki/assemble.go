@@ -1,6 +1,7 @@
 package uki
 
 import (
+	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/binary"
@@ -62,7 +63,11 @@ func assemble(in Input) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stub: %w", err)
 	}
-	version, err := StubVersion(stub)
+	stray, err := straySections(stub, in.Stub)
+	if err != nil {
+		return nil, fmt.Errorf("stub: %w", err)
+	}
+	version, err := versionOf(stub, stray)
 	if err != nil {
 		return nil, fmt.Errorf("stub: %w", err)
 	}
@@ -83,10 +88,10 @@ func assemble(in Input) ([]byte, error) {
 	if len(in.Initrd) == 0 {
 		return nil, errors.New("no initrd")
 	}
-	sections := []named{
-		{sectionOSRel, in.OSRelease},
-		{sectionCmdline, []byte(in.Cmdline)},
-	}
+	sections := append(stray,
+		named{sectionOSRel, in.OSRelease},
+		named{sectionCmdline, []byte(in.Cmdline)},
+	)
 	if slices.Contains(does.measured, sectionUname) {
 		sections = append(sections, named{sectionUname, []byte(in.Uname)})
 	}
@@ -109,7 +114,7 @@ func addPolicy(sections []named, does behaviour, key *rsa.PrivateKey) ([]named, 
 		return nil, fmt.Errorf("PCR key: %w", err)
 	}
 	sections = append(sections, named{sectionPCRKey, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})})
-	pcr := newPCR()
+	pcr := newPCR(crypto.SHA256)
 	for _, name := range does.measured {
 		for _, s := range sections {
 			if s.name == name && len(s.data) > 0 {
@@ -117,7 +122,7 @@ func addPolicy(sections []named, does behaviour, key *rsa.PrivateKey) ([]named, 
 			}
 		}
 	}
-	sig, err := pcrsig.Sign(key, pcr.value[:])
+	sig, err := pcrsig.Sign(key, pcr.value)
 	if err != nil {
 		return nil, err
 	}

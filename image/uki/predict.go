@@ -1,7 +1,9 @@
 package uki
 
 import (
+	"crypto"
 	"crypto/sha256"
+	_ "crypto/sha512" // the SHA-384 bank
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -12,24 +14,68 @@ import (
 	"github.com/sealift/sealift/image/pe"
 )
 
-// pcr replays one SHA-256 PCR from its reset value, zero.
-type pcr struct{ value [32]byte }
+// banks are the PCR banks that are predicted, by name.
+func banks() map[string]crypto.Hash {
+	return map[string]crypto.Hash{"sha256": crypto.SHA256, "sha384": crypto.SHA384}
+}
 
-func newPCR() *pcr { return new(pcr) }
+// pcr replays one PCR of one bank from its reset value, zero.
+type pcr struct {
+	hash  crypto.Hash
+	value []byte
+}
+
+func newPCR(h crypto.Hash) *pcr { return &pcr{h, make([]byte, h.Size())} }
+
+func (p *pcr) sum(parts ...[]byte) []byte {
+	h := p.hash.New()
+	for _, b := range parts {
+		h.Write(b)
+	}
+	return h.Sum(nil)
+}
 
 // extend does TPM2_PCR_Extend with a digest.
-func (p *pcr) extend(digest [32]byte) {
-	p.value = sha256.Sum256(append(p.value[:], digest[:]...))
-}
+func (p *pcr) extend(digest []byte) { p.value = p.sum(p.value, digest) }
+
+// measure extends with the digest of data.
+func (p *pcr) measure(data []byte) { p.extend(p.sum(data)) }
 
 // extendSection does what systemd-stub does for one section: its name with a
 // NUL, then its content.
 func (p *pcr) extendSection(name string, content []byte) {
-	p.extend(sha256.Sum256(append([]byte(name), 0)))
-	p.extend(sha256.Sum256(content))
+	p.measure(append([]byte(name), 0))
+	p.measure(content)
 }
 
-func (p *pcr) String() string { return hex.EncodeToString(p.value[:]) }
+func (p *pcr) String() string { return hex.EncodeToString(p.value) }
+
+// Measured is what booting a UKI measures, as the data that is hashed. Package
+// predict turns it into events.
+type Measured struct {
+	StubVersion string
+	UKI         *pe.File  // into PCR 4, by its Authenticode digest
+	Kernel      *pe.File  // .linux; likewise, but only with Secure Boot off
+	Sections    []Section // into PCR 11, each its name with a NUL and then its content, in this order
+	Cmdline     string
+	LoadOptions []byte // into PCR 9: the command line as the kernel's EFI stub is given it
+	Initrd      []byte // into PCR 9: all initrds, as the stub concatenates them
+}
+
+// Section is one section of a UKI.
+type Section struct {
+	Name    string // with the leading dot
+	Content []byte
+}
+
+// Measure reads from a finished UKI, signed or not, what booting it measures.
+func Measure(image []byte) (*Measured, error) {
+	m, err := measure(image)
+	if err != nil {
+		return nil, fmt.Errorf("predict measurements of UKI: %w", err)
+	}
+	return m, nil
+}
 
 // Predict returns the reference values of a finished UKI, signed or not.
 //
@@ -38,14 +84,38 @@ func (p *pcr) String() string { return hex.EncodeToString(p.value[:]) }
 // sees in the event log. PCR 12 and 13 stay zero because nothing from outside
 // the image is accepted with Secure Boot on and a command line inside.
 func Predict(image []byte) (*manifest.UKI, error) {
-	u, err := predict(image)
+	m, err := Measure(image)
 	if err != nil {
-		return nil, fmt.Errorf("predict measurements of UKI: %w", err)
+		return nil, err
+	}
+	u := &manifest.UKI{
+		StubVersion:  m.StubVersion,
+		Cmdline:      m.Cmdline,
+		Authenticode: m.UKI.Authenticode(),
+		Kernel:       m.Kernel.Authenticode(),
+		Initrd:       sha256.Sum256(m.Initrd),
+		PCRs:         make(map[string]map[int]string),
+	}
+	for _, s := range m.Sections {
+		u.Sections = append(u.Sections, manifest.Section{Name: s.Name, Size: int64(len(s.Content)), SHA256: sha256.Sum256(s.Content)})
+	}
+	for bank, h := range banks() {
+		pcr4, pcr9, pcr11 := newPCR(h), newPCR(h), newPCR(h)
+		pcr4.measure([]byte("Calling EFI Application from Boot Option"))
+		pcr4.measure(make([]byte, 4)) // EV_SEPARATOR
+		pcr4.extend(m.UKI.AuthenticodeWith(h.New()))
+		pcr9.measure(m.LoadOptions)
+		pcr9.measure(m.Initrd)
+		for _, s := range m.Sections {
+			pcr11.extendSection(s.Name, s.Content)
+		}
+		zero := newPCR(h).String()
+		u.PCRs[bank] = map[int]string{4: pcr4.String(), 9: pcr9.String(), 11: pcr11.String(), 12: zero, 13: zero}
 	}
 	return u, nil
 }
 
-func predict(image []byte) (*manifest.UKI, error) {
+func measure(image []byte) (*Measured, error) {
 	f, err := pe.Parse(image)
 	if err != nil {
 		return nil, err
@@ -88,37 +158,16 @@ func predict(image []byte) (*manifest.UKI, error) {
 		return nil, errors.New("section .linux is for another machine than the stub")
 	}
 
-	u := &manifest.UKI{
-		StubVersion:  version,
-		Cmdline:      cmdline,
-		Authenticode: f.Authenticode(),
-		Kernel:       kernel.Authenticode(),
-		Initrd:       sha256.Sum256(initrd(does, content)),
+	m := &Measured{
+		StubVersion: version, UKI: f, Kernel: kernel,
+		Cmdline: cmdline, LoadOptions: loadOptions(cmdline), Initrd: initrd(does, content),
 	}
-	pcr11 := newPCR()
 	for _, name := range does.measured {
-		data := content[name]
-		if len(data) == 0 {
-			continue
+		if data := content[name]; len(data) > 0 {
+			m.Sections = append(m.Sections, Section{name, data})
 		}
-		pcr11.extendSection(name, data)
-		u.Sections = append(u.Sections, manifest.Section{Name: name, Size: int64(len(data)), SHA256: sha256.Sum256(data)})
 	}
-
-	pcr4 := newPCR()
-	pcr4.extend(sha256.Sum256([]byte("Calling EFI Application from Boot Option")))
-	pcr4.extend(sha256.Sum256(make([]byte, 4))) // EV_SEPARATOR
-	pcr4.extend(u.Authenticode)
-
-	pcr9 := newPCR()
-	pcr9.extend(sha256.Sum256(loadOptions(cmdline)))
-	pcr9.extend(u.Initrd)
-
-	zero := newPCR().String()
-	u.PCRs = map[string]map[int]string{"sha256": {
-		4: pcr4.String(), 9: pcr9.String(), 11: pcr11.String(), 12: zero, 13: zero,
-	}}
-	return u, nil
+	return m, nil
 }
 
 // initrd returns the initrd as the stub hands it to the kernel: its own, then
