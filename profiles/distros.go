@@ -108,16 +108,20 @@ type Distro struct {
 	Kind       string          `yaml:"kind"`
 	Name       string          `yaml:"name"`
 	Versions   []DistroVersion `yaml:"versions"` // newest first
-	Content    Content         `yaml:"content"`
+	// Release is how the vendor publishes the distro as files. Optional for a
+	// distro that is built from Go modules.
+	Release *Release `yaml:"release"`
+	Content Content  `yaml:"content"`
 	// PauseImage is the reference of the sandbox image. Every image with this
-	// distro is preloaded with one, which the builder makes itself.
+	// distro is preloaded with one, which the builder makes itself. Empty for a
+	// distro whose own list of images has it.
 	PauseImage string     `yaml:"pauseImage"`
 	Node       DistroNode `yaml:"node"`
 
 	dir fs.FS
 }
 
-// DistroVersion is one version of a distro and its Go builds.
+// DistroVersion is one version of a distro and its Go builds, if it has any.
 type DistroVersion struct {
 	Version string `yaml:"version"`
 	// Modules is the directory, beside distro.yaml, of go.mod.in and go.sum.in.
@@ -144,7 +148,10 @@ type DistroNode struct {
 	Prefetch []string          `yaml:"prefetch"`
 	Services []Service         `yaml:"services"`
 	Import   []string          `yaml:"import"`
-	Join     JoinPaths         `yaml:"join"`
+	// ImagesDir is where a distro imports archives from by itself; it then has
+	// no Import.
+	ImagesDir string    `yaml:"imagesDir"`
+	Join      JoinPaths `yaml:"join"`
 }
 
 // GoModule is the module in which a distro's Go commands are built.
@@ -181,6 +188,11 @@ func LoadDistro(name string) (*Distro, error) {
 		return nil, err
 	}
 	d.dir = dir
+	if d.Release != nil {
+		if err := d.Release.check(); err != nil {
+			return nil, fmt.Errorf("distros/%s: %w", name, err)
+		}
+	}
 	return d, checkHeader("distros/"+name, d.APIVersion, d.Kind, KindDistro, d.Name, name)
 }
 
@@ -223,8 +235,9 @@ func (d *Distro) Template(name string) ([]byte, error) { return fs.ReadFile(d.di
 // Template returns a template that the base's content names.
 func (b *Base) Template(name string) ([]byte, error) { return fs.ReadFile(b.dir, name) }
 
-// Version returns the description of one version, or an error that names the
-// known ones.
+// Version returns the description of one version. A version that the distro
+// does not list is still known if the vendor publishes such; else the error
+// names those that are listed.
 func (d *Distro) Version(version string) (*DistroVersion, error) {
 	var known []string
 	for i := range d.Versions {
@@ -232,6 +245,9 @@ func (d *Distro) Version(version string) (*DistroVersion, error) {
 			return &d.Versions[i], nil
 		}
 		known = append(known, d.Versions[i].Version)
+	}
+	if d.Release != nil && d.Release.Matches(version) {
+		return &DistroVersion{Version: version}, nil
 	}
 	return nil, fmt.Errorf("distro %s has no version %q, only %s", d.Name, version, strings.Join(known, ", "))
 }

@@ -11,7 +11,7 @@ import (
 )
 
 func TestEmbeddedDistrosAndBasesLoad(t *testing.T) {
-	if !slices.Contains(Distros(), "kubernetes") || !slices.Contains(Bases(), "minimal") {
+	if !slices.Equal(Distros(), []string{"k0s", "k3s", "kubernetes", "rke2"}) || !slices.Contains(Bases(), "minimal") {
 		t.Fatalf("distros %v, bases %v", Distros(), Bases())
 	}
 	p, err := Parse("shop.yaml", []byte(valid))
@@ -96,12 +96,16 @@ func checkNode(t *testing.T, d *Distro) {
 		}
 	}
 	vars := regexp.MustCompile(`\$\{[^}]*\}`)
+	known := []string{VarNodeIP, VarNodeName}
+	if d.Node.Join.Server != "" {
+		known = append(known, VarJoinServer, VarJoinHost)
+	}
 	for _, s := range d.Node.Services {
 		if s.Name == "" || len(s.Args) == 0 || !path.IsAbs(s.Args[0]) {
 			t.Errorf("distro %s: service %+v has no name or no program", d.Name, s)
 		}
 		for _, v := range vars.FindAllString(strings.Join(s.Args, " "), -1) {
-			if v != VarNodeIP && v != VarNodeName {
+			if !slices.Contains(known, v) {
 				t.Errorf("distro %s: service %s: unknown variable %s", d.Name, s.Name, v)
 			}
 		}
@@ -113,6 +117,12 @@ func checkNode(t *testing.T, d *Distro) {
 
 func checkVersion(t *testing.T, d *Distro, v *DistroVersion) {
 	t.Helper()
+	if len(d.Sources(v)) == 0 {
+		t.Errorf("distro %s %s can be had from nowhere", d.Name, v.Version)
+	}
+	if len(v.Builds) == 0 {
+		return
+	}
 	m, err := d.Module(v)
 	if err != nil {
 		t.Fatal(err)

@@ -8,19 +8,28 @@ import (
 
 // Load reads a profile, fills in its defaults and validates it. Every fault of
 // the file is found in one run; the error is then a *FileError.
-func Load(path string) (*Profile, error) {
+func Load(path string) (*Profile, error) { return LoadFor(path, "") }
+
+// LoadFor is Load for another architecture than the profile names. The empty
+// string leaves the profile's own.
+func LoadFor(path, arch string) (*Profile, error) {
 	b, err := readFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("load profile: %w", err)
 	}
-	return Parse(path, b)
+	return parseFor(path, b, arch)
 }
 
 // Parse is Load for bytes that were read already. The file's name is used in
 // errors only.
-func Parse(file string, b []byte) (*Profile, error) {
+func Parse(file string, b []byte) (*Profile, error) { return parseFor(file, b, "") }
+
+func parseFor(file string, b []byte, arch string) (*Profile, error) {
 	p := Defaults()
 	d := decodeStrict(file, b, p)
+	if arch != "" {
+		p.Arch = arch
+	}
 	if len(d.problems) == 0 {
 		p.setDependentDefaults()
 		p.validate(d.at)
@@ -53,7 +62,7 @@ func readFile(path string) ([]byte, error) {
 // version, kubernetes.version, attest.url.
 func Defaults() *Profile {
 	return &Profile{
-		Arch:   "amd64",
+		Arch:   AMD64,
 		Base:   "minimal",
 		Debian: Debian{Suite: "bookworm", Mirror: "http://deb.debian.org"},
 		Kubernetes: Kubernetes{
@@ -62,15 +71,21 @@ func Defaults() *Profile {
 			ClusterDNS:    "10.96.0.10",
 			ClusterDomain: "cluster.local",
 		},
-		Disk:    Disk{ESP: 128, Slot: 512, UKI: 32},
+		Disk:    Disk{ESP: 128, Slot: 512},
 		Install: Install{},
 	}
 }
 
 // setDependentDefaults fills in defaults that follow from other fields.
 func (p *Profile) setDependentDefaults() {
+	if p.Kubernetes.Source == "" {
+		p.Kubernetes.Source = p.Kubernetes.defaultSource()
+	}
 	if p.Kernel.Package == "" {
 		p.Kernel.Package = "linux-image-cloud-" + p.Arch
+	}
+	if p.Disk.UKI == 0 {
+		p.Disk.UKI = defaultUKI(p.Arch)
 	}
 	if p.Disk.Verity == 0 {
 		p.Disk.Verity = minVerity(p.Disk.Slot)

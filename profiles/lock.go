@@ -7,9 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
-	"path/filepath"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -31,7 +29,9 @@ type Lock struct {
 	ProfileDigest string `yaml:"profileDigest"`
 
 	Debian   LockedDebian    `yaml:"debian"`
+	Distro   LockedDistro    `yaml:"distro"`
 	Go       LockedGo        `yaml:"go"`
+	Images   []LockedImage   `yaml:"images"`
 	Archives []LockedArchive `yaml:"archives"`
 	Sources  []LockedSource  `yaml:"sources"`
 }
@@ -61,6 +61,45 @@ type LockedPackage struct {
 	SHA256  string   `yaml:"sha256"`
 }
 
+// LockedDistro is where the distro's programs come from.
+type LockedDistro struct {
+	Name      string           `yaml:"name"`
+	Version   string           `yaml:"version"`
+	Source    string           `yaml:"source"`              // modules, release
+	Artifacts []LockedArtifact `yaml:"artifacts,omitempty"` // of a release
+	// Images says which list of images the distro itself gave. Nil if the distro
+	// has none.
+	Images *LockedList `yaml:"images,omitempty"`
+}
+
+// LockedArtifact is one file of a vendor's release.
+type LockedArtifact struct {
+	Name   string `yaml:"name"`
+	URL    string `yaml:"url"`
+	Size   int64  `yaml:"size"`
+	SHA256 string `yaml:"sha256"`
+	// Checksums is the vendor's file that had the digest when the profile was
+	// locked, and ChecksumsSHA256 that file's own.
+	Checksums       string `yaml:"checksums"`
+	ChecksumsSHA256 string `yaml:"checksumsSHA256"`
+}
+
+// LockedList is a distro's own list of images.
+type LockedList struct {
+	From   string `yaml:"from"` // address, or the command that printed it
+	SHA256 string `yaml:"sha256"`
+}
+
+// LockedImage is a container image that was pulled, or is in a layout.
+type LockedImage struct {
+	Name   string `yaml:"name"`             // reference that the node knows it by
+	From   string `yaml:"from,omitempty"`   // reference that it is pulled by, if another
+	Layout string `yaml:"layout,omitempty"` // directory as in the profile, if it is in one
+	Digest string `yaml:"digest"`           // sha256:hex of the manifest for the lock's architecture
+	Size   int64  `yaml:"size"`             // bytes of manifest, configuration and layers
+	Distro bool   `yaml:"distro,omitempty"` // of the distro's own list
+}
+
 // LockedGo pins the Go commands of the distro. The modules' own digests are in
 // the go.sum file, which this pins.
 type LockedGo struct {
@@ -85,6 +124,9 @@ type LockedBuild struct {
 	LDFlags string `yaml:"ldflags"`
 	// MainSHA256 is of the main package's source if that is the distro's own.
 	MainSHA256 string `yaml:"mainSHA256,omitempty"`
+	// ModulesSHA256 is over path, version and go.sum digest of each module that
+	// the program links. The finished program names them too, and is compared.
+	ModulesSHA256 string `yaml:"modulesSHA256,omitempty"`
 }
 
 // LockedArchive is a preloaded image that is taken from a file beside the profile.
@@ -103,14 +145,13 @@ type LockedSource struct {
 	// imports outside the standard library and the module cache, and over the
 	// sums of the modules that it uses.
 	Sum string `yaml:"sum"`
+	// Modules are those modules.
+	Modules []LockedModule `yaml:"modules,omitempty"`
 }
 
-// LockPath returns where the lock of a profile's file lies: demo.lock.yaml
-// beside demo.yaml.
-func LockPath(profile string) string {
-	ext := filepath.Ext(profile)
-	return strings.TrimSuffix(profile, ext) + ".lock.yaml"
-}
+// LockPath returns where the lock of a profile's file lies for amd64:
+// demo.lock.yaml beside demo.yaml.
+func LockPath(profile string) string { return LockPathFor(profile, AMD64) }
 
 // LoadLock reads a lock file strictly. A fault is a *FileError.
 func LoadLock(path string) (*Lock, error) {
@@ -198,9 +239,10 @@ func (p *Profile) InputDigest() (string, error) {
 		return "", err
 	}
 	b, err := json.Marshal([]any{
-		"sealift.dev/input-digest/v1", p.Arch, p.Base, p.Debian, p.Kernel.Package, p.Packages, p.Preload,
+		"sealift.dev/input-digest/v2", p.Arch, p.Base, p.Debian, p.Kernel.Package, p.Packages, p.Preload,
 		base.Content.Packages, base.Content.Exclude, base.Stub,
-		distro.Name, distro.Content.Packages, distro.Content.Exclude, version,
+		distro.Name, distro.Content.Packages, distro.Content.Exclude, version, distro.Release,
+		p.Kubernetes.Source, p.Kubernetes.Mirror,
 	})
 	if err != nil {
 		return "", fmt.Errorf("digest of the choice of inputs: %w", err)
@@ -248,9 +290,7 @@ func (l *Lock) validate(r report) {
 			r(f+".urls", "no address", "")
 		}
 		for j, u := range p.URLs {
-			if pu, err := url.Parse(u); err != nil || (pu.Scheme != "http" && pu.Scheme != "https") || pu.Host == "" || pu.User != nil {
-				r(fmt.Sprintf("%s.urls[%d]", f, j), fmt.Sprintf("%q is not an http or https address", u), "")
-			}
+			checkAddress(r, fmt.Sprintf("%s.urls[%d]", f, j), u)
 		}
 	}
 	if !regexp.MustCompile(`^go1\.[0-9]{1,3}(\.[0-9]{1,3})?((rc|beta)[0-9]{1,2})?$`).MatchString(l.Go.Toolchain) {
@@ -261,10 +301,15 @@ func (l *Lock) validate(r report) {
 		sum("go.sumSHA256", l.Go.SumSHA256)
 	}
 	for i, b := range l.Go.Builds {
+		if b.ModulesSHA256 != "" {
+			sum(fmt.Sprintf("go.builds[%d].modulesSHA256", i), b.ModulesSHA256)
+		}
 		if b.MainSHA256 != "" {
 			sum(fmt.Sprintf("go.builds[%d].mainSHA256", i), b.MainSHA256)
 		}
 	}
+	l.validateDistro(r, sum)
+	l.validateImages(r)
 	for i, a := range l.Archives {
 		sum(fmt.Sprintf("archives[%d].sha256", i), a.SHA256)
 	}
@@ -272,6 +317,64 @@ func (l *Lock) validate(r report) {
 		sum(fmt.Sprintf("sources[%d].sum", i), s.Sum)
 	}
 }
+
+func checkAddress(r report, field, address string) {
+	if u, err := url.Parse(address); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
+		r(field, fmt.Sprintf("%.300q is not an http or https address", address), "")
+	}
+}
+
+func (l *Lock) validateDistro(r report, sum func(field, got string)) {
+	d := &l.Distro
+	if !matches(labelPattern, d.Name) || len(d.Version) > 40 || d.Version == "" {
+		r("distro", fmt.Sprintf("%.60q %.60q is not a distro and a version", d.Name, d.Version), "")
+	}
+	if d.Source != SourceModules && d.Source != SourceRelease {
+		r("distro.source", fmt.Sprintf("got %.60q, want %s or %s", d.Source, SourceModules, SourceRelease), "")
+	}
+	seen := map[string]bool{}
+	for i, a := range d.Artifacts {
+		f := fmt.Sprintf("distro.artifacts[%d]", i)
+		if a.Name == "" || seen[a.Name] {
+			r(f+".name", fmt.Sprintf("%.60q is no name, or is there twice", a.Name), "")
+		}
+		seen[a.Name] = true
+		if a.Size <= 0 || a.Size > MaxArtifact {
+			r(f+".size", fmt.Sprintf("%d is not between 1 and %d", a.Size, int64(MaxArtifact)), "")
+		}
+		checkAddress(r, f+".url", a.URL)
+		checkAddress(r, f+".checksums", a.Checksums)
+		sum(f+".sha256", a.SHA256)
+		sum(f+".checksumsSHA256", a.ChecksumsSHA256)
+	}
+	if d.Images != nil {
+		sum("distro.images.sha256", d.Images.SHA256)
+	}
+}
+
+func (l *Lock) validateImages(r report) {
+	digest := regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	seen := map[string]bool{}
+	for i, img := range l.Images {
+		f := fmt.Sprintf("images[%d]", i)
+		if len(img.Name) > 255 || !matches(imagePattern, img.Name) || seen[img.Name] {
+			r(f+".name", fmt.Sprintf("%.300q is not a full image reference, or is there twice", img.Name), "")
+		}
+		seen[img.Name] = true
+		if img.From != "" && (len(img.From) > 255 || !matches(fromPattern, img.From)) {
+			r(f+".from", fmt.Sprintf("%.300q is not a full image reference", img.From), "")
+		}
+		if !digest.MatchString(img.Digest) {
+			r(f+".digest", fmt.Sprintf("%.80q is not sha256: and a digest in lower-case hex", img.Digest), "")
+		}
+		if img.Size <= 0 || img.Size > MaxImage {
+			r(f+".size", fmt.Sprintf("%d is not between 1 and %d", img.Size, int64(MaxImage)), "")
+		}
+	}
+}
+
+// MaxImage bounds a container image with its layers, in bytes.
+const MaxImage = 16 << 30
 
 // MaxArtifact bounds one downloaded input, in bytes.
 const MaxArtifact = 1 << 30

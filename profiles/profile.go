@@ -15,7 +15,7 @@ type Profile struct {
 	Kind       string `yaml:"kind"`
 	Name       string `yaml:"name"`    // RFC 1123 label, at most 40 characters
 	Version    string `yaml:"version"` // of the image: letters, digits, dot, dash
-	Arch       string `yaml:"arch"`    // amd64 (arm64 is refused until the builder makes it)
+	Arch       string `yaml:"arch"`    // amd64, arm64
 	Base       string `yaml:"base"`    // minimal
 
 	Debian     Debian     `yaml:"debian"`
@@ -45,8 +45,14 @@ type Kernel struct {
 
 // Kubernetes chooses the distro and configures the node.
 type Kubernetes struct {
-	Distro        string `yaml:"distro"`  // kubernetes
-	Version       string `yaml:"version"` // v1.34.4
+	Distro  string `yaml:"distro"`  // kubernetes, k3s, k0s, rke2
+	Version string `yaml:"version"` // v1.34.4
+	// Source is where the distro's programs come from: modules or release.
+	// Optional; modules if the version can be built from them, else release.
+	Source string `yaml:"source"`
+	// Mirror takes the place of scheme and host of the vendor's server:
+	// https://mirror.example has the paths of github.com or dl.k8s.io. Optional.
+	Mirror        string `yaml:"mirror"`
 	PodCIDR       string `yaml:"podCIDR"` // of this node's bridge network
 	ClusterDNS    string `yaml:"clusterDNS"`
 	ClusterDomain string `yaml:"clusterDomain"`
@@ -55,14 +61,24 @@ type Kubernetes struct {
 // Preload lists what must be there without a registry.
 type Preload struct {
 	Images []PreloadImage `yaml:"images"`
+	// Exclude leaves out images of the distro's own list: patterns of whole
+	// references in which * stands for anything, e.g. *traefik*.
+	Exclude []string `yaml:"exclude"`
 }
 
-// PreloadImage is one container image. Exactly one source is set.
+// PreloadImage is one container image. At most one source is set; with none
+// the image is pulled from the registry that its name says. What a tag or a
+// layout stands for is decided when the profile is locked.
 type PreloadImage struct {
 	Name    string `yaml:"name"`    // full reference, e.g. docker.io/sealift/hello:v1
+	From    string `yaml:"from"`    // reference to pull instead of Name, with a tag or a digest
 	Archive string `yaml:"archive"` // OCI layout in a tar archive
+	Layout  string `yaml:"layout"`  // directory of an OCI layout
 	Go      string `yaml:"go"`      // directory of a Go main package, built static as the image's only file
 }
+
+// Pulled reports whether the image comes from a registry.
+func (i PreloadImage) Pulled() bool { return i.Archive == "" && i.Layout == "" && i.Go == "" }
 
 // Disk declares the layout and its budgets. Sizes are in MiB.
 type Disk struct {

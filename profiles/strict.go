@@ -13,16 +13,19 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// MaxSize bounds a profile, a lock file or a distro description, in bytes. A
-// larger one is refused unread.
-const MaxSize = 4 << 20
+// MaxSize bounds a lock file or a distro description, and MaxProfileSize a
+// profile, in bytes. A larger one is refused unread.
+const (
+	MaxSize        = 1 << 20
+	MaxProfileSize = 256 << 10
+)
 
 // maxDepth bounds nesting in a document; the deepest type here needs five.
 const maxDepth = 16
 
 // Problem is one fault of a YAML file, at a place that an editor can jump to.
 type Problem struct {
-	Line, Column int    // counted from 1; 0 if the file has no such place
+	Line, Column int    // counted from 1, in characters; 0 if there is no file
 	Field        string // path, e.g. preload.images[0].name; empty for the whole file
 	Message      string
 	Hint         string // Optional; what would mend it
@@ -73,8 +76,15 @@ type document struct {
 // path and converts between types silently.
 func decodeStrict(file string, b []byte, v any) *document {
 	d := &document{file: file, pos: map[string]*token.Position{}}
-	if len(b) > MaxSize {
-		d.add(nil, "", fmt.Sprintf("file of %d bytes, at most %d allowed", len(b), MaxSize), "")
+	limit := MaxSize
+	if _, ok := v.(*Profile); ok {
+		limit = MaxProfileSize
+	}
+	if len(b) > limit {
+		d.add(nil, "", fmt.Sprintf("file of %d bytes, at most %d allowed", len(b), limit), "")
+		return d
+	}
+	if !d.checkText(b) || !d.checkTokens(b) {
 		return d
 	}
 	f, err := parse(b)
@@ -87,7 +97,7 @@ func decodeStrict(file string, b []byte, v any) *document {
 		switch {
 		case doc.Body == nil:
 		case body != nil:
-			d.add(doc.Body.GetToken().Position, "", "a second document", "one file holds one document")
+			d.add(start(doc.Body), "", "a second document", "one file holds one document")
 			return d
 		default:
 			body = doc.Body
@@ -109,7 +119,8 @@ func parse(b []byte) (f *ast.File, err error) {
 			err = fmt.Errorf("the YAML parser gave up: %v", r)
 		}
 	}()
-	return parser.ParseBytes(b, 0)
+	// Repeated keys are found here, with their field and all others.
+	return parser.ParseBytes(b, 0, parser.AllowDuplicateMapKey())
 }
 
 // syntax adds a parser error, whose text is a whole page with a source excerpt.
@@ -127,7 +138,8 @@ func (d *document) syntax(err error) {
 }
 
 func (d *document) add(p *token.Position, field, msg, hint string) {
-	pr := Problem{Field: field, Message: msg, Hint: hint}
+	// What is wrong with the whole file is shown at its first character.
+	pr := Problem{Line: 1, Column: 1, Field: field, Message: msg, Hint: hint}
 	if p != nil {
 		pr.Line, pr.Column = p.Line, p.Column
 	}
@@ -182,6 +194,10 @@ func (d *document) value(n ast.Node, v reflect.Value, path string, depth int) {
 		d.mapping(n, v, path, depth)
 	case reflect.Map:
 		d.stringMap(n, v, path, depth)
+	case reflect.Pointer: // of a struct that may be left out
+		e := reflect.New(v.Type().Elem())
+		d.value(n, e.Elem(), path, depth)
+		v.Set(e)
 	case reflect.Slice:
 		seq, ok := n.(*ast.SequenceNode)
 		if !ok {
@@ -336,6 +352,8 @@ func describe(n ast.Node) string {
 		return "the number " + n.GetToken().Value
 	case *ast.StringNode:
 		return fmt.Sprintf("the string %.40q", n.GetToken().Value)
+	case *ast.LiteralNode:
+		return "a block of text"
 	}
 	return "something else"
 }

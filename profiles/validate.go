@@ -35,6 +35,8 @@ const (
 	modulePattern  = `^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$` // kernel module
 	domainPattern  = `^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
 	paramPattern   = `^[A-Za-z0-9_.-]+(=[A-Za-z0-9_.,:/@+-]*)?$` // kernel parameter
+	fromPattern    = `^[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|@sha256:[0-9a-f]{64})$`
+	excludePattern = `^[A-Za-z0-9_./:@*-]{1,255}$`
 	imagePattern   = `^[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`
 )
 
@@ -54,7 +56,7 @@ func (p *Profile) validate(r report) {
 	if !matches(versionPattern, p.Version) {
 		r("version", fmt.Sprintf("%q is not a version", p.Version), "use at most 40 letters, digits, dots and dashes")
 	}
-	oneOf(r, "arch", p.Arch, []string{"amd64"})
+	oneOf(r, "arch", p.Arch, Arches())
 	oneOf(r, "base", p.Base, Bases())
 	oneOf(r, "debian.suite", p.Debian.Suite, []string{"bookworm"})
 	if u, err := url.Parse(p.Debian.Mirror); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" ||
@@ -63,6 +65,7 @@ func (p *Profile) validate(r report) {
 			"use http://host or https://host; /debian and /debian-security are added")
 	}
 	p.Kernel.validate(r, p.Debug)
+	p.checkKernelArch(r)
 	for i, name := range p.Packages {
 		if !matches(packagePattern, name) {
 			r(fmt.Sprintf("packages[%d]", i), fmt.Sprintf("%q is not the name of a Debian package", name), "")
@@ -120,11 +123,14 @@ func (k *Kubernetes) validate(r report) {
 	if err != nil {
 		oneOf(r, "kubernetes.distro", k.Distro, Distros())
 	} else {
-		var known []string
-		for _, v := range d.Versions {
-			known = append(known, v.Version)
+		k.validateVersion(r, d)
+	}
+	if k.Mirror != "" {
+		if u, err := url.Parse(k.Mirror); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" ||
+			u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(u.Path, "/") {
+			r("kubernetes.mirror", fmt.Sprintf("%q is not the address of a mirror", k.Mirror),
+				"use https://host or https://host/path; the paths of the vendor's server are added")
 		}
-		oneOf(r, "kubernetes.version", k.Version, known)
 	}
 	if pfx, err := netip.ParsePrefix(k.PodCIDR); err != nil || !pfx.Addr().Is4() || pfx != pfx.Masked() || pfx.Bits() < 8 || pfx.Bits() > 28 {
 		r("kubernetes.podCIDR", fmt.Sprintf("%q is not an IPv4 network of 8 to 28 bits", k.PodCIDR), "use one like 10.88.0.0/24")
@@ -148,8 +154,11 @@ func (pl *Preload) validate(r report) {
 			r(field+".name", fmt.Sprintf("%s is listed twice", img.Name), "")
 		}
 		seen[img.Name] = true
-		if (img.Archive == "") == (img.Go == "") {
-			r(field, "exactly one of archive and go must be set", "")
+		img.validateSource(r, field)
+	}
+	for i, pattern := range pl.Exclude {
+		if !matches(excludePattern, pattern) {
+			r(fmt.Sprintf("preload.exclude[%d]", i), fmt.Sprintf("%q is not a pattern of image references", pattern), "use one like *traefik*")
 		}
 	}
 }
