@@ -36,11 +36,12 @@ type Config struct {
 
 // Times of the search.
 const (
-	rescanEvery   = time.Second            // for interfaces that appear late, such as USB
+	rescanEvery   = 5 * time.Second        // in case the kernel's word of a new interface was lost
 	carrierPoll   = 20 * time.Millisecond  // carrier comes 1-5 ms after link up in a VM, 2-4 s on copper
 	carrierSlow   = 500 * time.Millisecond // after carrierFast
 	carrierFast   = 5 * time.Second        //
 	complainEvery = 30 * time.Second       // about what is missing
+	noIfaceAfter  = 5 * time.Second        // before the first complaint that there is no interface
 	attemptFirst  = 2 * time.Second        // wait for the first answer, doubled once
 	pauseFirst    = 500 * time.Millisecond // between attempts
 	pauseMax      = 15 * time.Second       //
@@ -61,8 +62,24 @@ func (c *Config) Up(ctx context.Context) (*Lease, error) {
 	defer cancel()
 
 	found := make(chan *Lease)
+	// Interfaces appear late: their module is being loaded, or they are USB.
+	updates := make(chan netlink.LinkUpdate)
+	unsubscribe := make(chan struct{})
+	if err := netlink.LinkSubscribe(updates, unsubscribe); err != nil {
+		return nil, fmt.Errorf("bring up the network: watch for interfaces: %w", err)
+	}
+	defer func() {
+		close(unsubscribe)
+		// The sender closes updates, but may have one to get rid of first.
+		go func() {
+			for range updates {
+			}
+		}()
+	}()
+	appeared := updates
+
 	known := map[int]bool{}
-	var complained time.Time
+	complained := time.Now()
 	rescan := time.NewTimer(0)
 	defer rescan.Stop()
 	for {
@@ -76,6 +93,10 @@ func (c *Config) Up(ctx context.Context) (*Lease, error) {
 				return nil, err
 			}
 			return l, nil
+		case _, ok := <-appeared:
+			if !ok {
+				appeared = nil // the timer is left
+			}
 		case <-rescan.C:
 		}
 		links, err := c.links()
@@ -88,8 +109,8 @@ func (c *Config) Up(ctx context.Context) (*Lease, error) {
 				wg.Go(func() { c.try(search, link.Attrs().Index, link.Attrs().Name, found) })
 			}
 		}
-		if len(known) == 0 && time.Since(complained) > complainEvery {
-			complained = time.Now()
+		if len(known) == 0 && time.Since(complained) > noIfaceAfter {
+			complained = time.Now().Add(complainEvery - noIfaceAfter)
 			c.Log.Warn("no network interface found yet")
 		}
 		rescan.Reset(rescanEvery)
