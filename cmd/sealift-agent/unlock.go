@@ -73,17 +73,18 @@ func (m *machine) gather(ctx context.Context, s *service) (*early, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.readTPM(ctx, s, e) })
 	g.Go(func() error {
+		// The interfaces appear while the modules are being loaded.
+		network := netup.Config{ResolvConf: node.ResolvConf, Log: m.log}
+		var err error
+		if e.lease, err = network.Up(ctx); err == nil {
+			m.console.Step("network up: %s %s", e.lease.Iface, e.lease.Address)
+		}
+		return err
+	})
+	g.Go(func() error {
 		if err := m.loadModules(); err != nil {
 			return err
 		}
-		g.Go(func() error {
-			network := netup.Config{ResolvConf: node.ResolvConf, Log: m.log}
-			var err error
-			if e.lease, err = network.Up(ctx); err == nil {
-				m.console.Step("network up: %s %s", e.lease.Iface, e.lease.Address)
-			}
-			return err
-		})
 		return m.readDisk(ctx, e)
 	})
 	if err := g.Wait(); err != nil {
@@ -131,13 +132,11 @@ func (m *machine) readDisk(ctx context.Context, e *early) error {
 	if e.state, err = unlock.Inspect(e.root.Part.Disk, e.root.Part.Table); err != nil {
 		return advise(err, hint)
 	}
-	// ctx ends with what this is a part of; reading goes on until the execve.
-	go m.prefetch(context.WithoutCancel(ctx), e.root.Dir)
 	return nil
 }
 
 // prefetch reads this program again from the root, which is where it goes on,
-// then what the distro will start. One reader: the other CPUs attest.
+// then what the distro will start. One reader: the other CPUs open the disk.
 func (m *machine) prefetch(ctx context.Context, root string) {
 	programs := []string{profiles.RootAgentPath}
 	config, err := node.ReadConfig(root)
@@ -168,6 +167,9 @@ func (m *machine) attest(ctx context.Context, s *service, e *early) (*released, 
 		return nil, err
 	}
 	m.console.Step("attested: image %s", r.image)
+	// Not before, because hashing what is read comes before all else on every
+	// CPU. It goes on until the execve.
+	go m.prefetch(context.WithoutCancel(ctx), e.root.Dir)
 	m.setClock(r.issued)
 	return r, nil
 }
@@ -212,7 +214,7 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 		defer close(confirmed)
 		m.confirm(ctx, s, r, api.OutcomeUnlocked)
 	}()
-	if err := e.root.MountState(stateNode, stateMount); err != nil {
+	if err := e.root.MountState(stateNode, stateMount, !e.state.Exists()); err != nil {
 		return advise(err, "the state's file system is damaged and is left as it is")
 	}
 	h := node.Handover{
