@@ -53,7 +53,7 @@ log-dhcp
 func machine(dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth1"}, PeerName: "srv"}
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "late"}, PeerName: "srv"}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add veth: %w", err)
 	}
@@ -104,7 +104,8 @@ func machine(dir string) error {
 		dnsmasq.Wait()
 		os.WriteFile(filepath.Join(dir, "log"), log.Bytes(), 0o600)
 	}()
-	// The cable is plugged in while Up is already looking.
+	// The interface appears and the cable is plugged in while Up is looking.
+	time.AfterFunc(300*time.Millisecond, func() { exec.Command("ip", "link", "set", "late", "name", "eth1").Run() })
 	time.AfterFunc(time.Second, func() { inside("ip", "link", "set", "srv", "up").Run() })
 
 	c := Config{VendorClass: "sealift-installer", Iface: "eth1", ResolvConf: filepath.Join(dir, "run/resolv.conf"), Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
