@@ -15,7 +15,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"strings"
@@ -41,6 +40,8 @@ const (
 	FileDiskZstd  = "disk.raw.zst"
 	FileUKI       = "uki.efi"
 	FileInstaller = "installer.efi"
+	FileQCOW2     = "disk.qcow2"
+	FileISO       = "installer.iso"
 )
 
 const mib = 1 << 20
@@ -69,12 +70,17 @@ type BuildInput struct {
 	// Output is the directory that the image appears in, complete or not at
 	// all. An image that is there is replaced, other files are not.
 	Output string
+	// Outputs are the forms of the image that appear there. Optional;
+	// DefaultOutputs if empty.
+	Outputs []Output
 	// Workers is how many goroutines hash and compress. Optional; the number
 	// of processors if zero.
 	Workers int
 	// Progress is told how far a step has come, in bytes; total is 0 if it is
 	// not known. It is called by one goroutine at a time. Optional.
 	Progress func(step string, done, total int64)
+
+	published func() // for tests: called when the image is in its place
 }
 
 // Steps of Progress.
@@ -85,6 +91,8 @@ const (
 	StepDisk      = "disk image"
 	StepCompress  = "compress"
 	StepInstaller = "installer"
+	StepQCOW2     = "qcow2 image"
+	StepISO       = "installation medium"
 )
 
 func (in *BuildInput) check() error {
@@ -140,9 +148,12 @@ func build(ctx context.Context, in *BuildInput) (_ *manifest.Manifest, err error
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, out.discard()) }()
+	defer func() { err = errors.Join(out.explain(err), out.discard()) }()
 
 	b := &builder{BuildInput: in, out: out}
+	if len(b.Outputs) == 0 {
+		b.Outputs = DefaultOutputs()
+	}
 	if b.Workers == 0 {
 		b.Workers = runtime.GOMAXPROCS(0)
 	}
@@ -152,7 +163,7 @@ func build(ctx context.Context, in *BuildInput) (_ *manifest.Manifest, err error
 		Kubernetes: manifest.Kubernetes{Distro: in.Profile.Kubernetes.Distro, Version: in.Profile.Kubernetes.Version},
 		SecureBoot: secureBoot,
 	}
-	for _, step := range []func(context.Context) error{b.disk, b.installer, b.sign} {
+	for _, step := range []func(context.Context) error{b.disk, b.compress, b.installer, b.qcow2, b.iso, b.trim, b.sign} {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -160,7 +171,13 @@ func build(ctx context.Context, in *BuildInput) (_ *manifest.Manifest, err error
 			return nil, err
 		}
 	}
-	return b.m, out.publish()
+	if err := out.publish(); err != nil {
+		return nil, err
+	}
+	if in.published != nil {
+		in.published()
+	}
+	return b.m, nil
 }
 
 // builder carries one build from step to step.
@@ -168,6 +185,9 @@ type builder struct {
 	*BuildInput
 	out *staging
 	m   *manifest.Manifest
+
+	compressed   manifest.Artifact // of the disk; unset if no output needs it
+	installerUKI []byte
 }
 
 func (b *builder) progress(step string, done, total int64) {
@@ -176,7 +196,7 @@ func (b *builder) progress(step string, done, total int64) {
 	}
 }
 
-// disk writes the disk image and its compressed form.
+// disk writes the disk image.
 func (b *builder) disk(ctx context.Context) (err error) {
 	f, err := b.out.create(FileDisk)
 	if err != nil {
@@ -211,10 +231,7 @@ func (b *builder) disk(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	boot := disk.ESPFile{Path: "/EFI/BOOT/BOOTX64.EFI", Data: image}
-	if b.Profile.Arch == "arm64" {
-		boot.Path = "/EFI/BOOT/BOOTAA64.EFI"
-	}
+	boot := disk.ESPFile{Path: bootPath(b.Profile.Arch), Data: image}
 	digest := sha256.Sum256(image)
 	if err := disk.WriteESP(esp, []disk.ESPFile{boot}, [4]byte(digest[:4]), b.Epoch); err != nil {
 		return err
@@ -227,7 +244,7 @@ func (b *builder) disk(ctx context.Context) (err error) {
 	}
 	b.m.Disk = manifest.Disk{Size: layout.Size, ChunkSize: disk.ChunkSize, Partitions: layout.Partitions}
 	b.progress(StepDisk, layout.Size, layout.Size)
-	return b.compress(ctx, f)
+	return nil
 }
 
 // root writes the root file system and its hash tree, and returns the root hash.
@@ -322,6 +339,15 @@ func (b *builder) cmdline(rootHash [32]byte) string {
 	return strings.Join(parts, " ")
 }
 
+// bootPath is the file that firmware starts from a disk without a boot entry
+// (UEFI 2.10, 3.5.1.1).
+func bootPath(arch string) string {
+	if arch == "arm64" {
+		return "/EFI/BOOT/BOOTAA64.EFI"
+	}
+	return "/EFI/BOOT/BOOTX64.EFI"
+}
+
 // addUKI writes a UKI to the output and returns its reference values, which
 // are taken from the finished bytes.
 func (b *builder) addUKI(kind, name string, image []byte) (manifest.UKI, error) {
@@ -329,6 +355,10 @@ func (b *builder) addUKI(kind, name string, image []byte) (manifest.UKI, error) 
 		return manifest.UKI{}, err
 	}
 	b.addArtifact(kind, name, int64(len(image)), sha256.Sum256(image))
+	return reference(image)
+}
+
+func reference(image []byte) (manifest.UKI, error) {
 	u, err := uki.Predict(image)
 	if err != nil {
 		return manifest.UKI{}, err
@@ -340,28 +370,6 @@ func (b *builder) addArtifact(kind, name string, size int64, digest manifest.SHA
 	b.m.Artifacts = append(b.m.Artifacts, manifest.Artifact{Kind: kind, Name: name, Size: size, SHA256: digest})
 }
 
-func (b *builder) compress(ctx context.Context, image *os.File) (err error) {
-	f, err := b.out.create(FileDiskZstd)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	h := sha256.New()
-	size := b.m.Disk.Size
-	d, err := disk.Split(ctx, image, size, io.MultiWriter(f, h), b.Workers, func(done int64) { b.progress(StepCompress, done, size) })
-	if err != nil {
-		return err
-	}
-	n, err := f.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return fmt.Errorf("compress disk image: %w", err)
-	}
-	b.m.Disk.Chunks = d.Chunks
-	b.addArtifact(manifest.KindDisk, FileDisk, size, d.SHA256)
-	b.addArtifact(manifest.KindDiskZstd, FileDiskZstd, n, manifest.SHA256(h.Sum(nil)))
-	return nil
-}
-
 // installer writes the installer UKI. It gets no PCR policy: one for its
 // PCR 11 would let it open disks that only the image may open.
 func (b *builder) installer(context.Context) error {
@@ -369,28 +377,39 @@ func (b *builder) installer(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("installer: %w", err)
 	}
-	if b.m.Installer, err = b.addUKI(manifest.KindInstaller, FileInstaller, image); err != nil {
+	if b.wants(OutputNetboot) {
+		b.m.Installer, err = b.addUKI(manifest.KindInstaller, FileInstaller, image)
+	} else {
+		b.m.Installer, err = reference(image)
+	}
+	if err != nil {
 		return fmt.Errorf("installer: %w", err)
 	}
+	b.installerUKI = image
 	b.progress(StepInstaller, int64(len(image)), int64(len(image)))
 	return nil
 }
 
-// sign writes the manifest and its bundle, after reading back what a verifier
-// will read.
+// sign writes the manifest and its bundle.
 func (b *builder) sign(ctx context.Context) error {
-	text, err := b.m.Encode()
-	if err != nil {
-		return err
-	}
-	if _, err := manifest.Decode(text); err != nil {
-		return err
-	}
-	bundle, err := b.Signer.Sign(ctx, text)
+	text, bundle, err := b.signed(ctx, b.m)
 	if err != nil {
 		return err
 	}
 	return errors.Join(b.out.write(FileManifest, text), b.out.write(FileBundle, bundle))
+}
+
+// signed returns a manifest's bytes and bundle, after reading back what a
+// verifier will read.
+func (b *builder) signed(ctx context.Context, m *manifest.Manifest) (text, bundle []byte, err error) {
+	if text, err = m.Encode(); err != nil {
+		return nil, nil, err
+	}
+	if _, err := manifest.Decode(text); err != nil {
+		return nil, nil, err
+	}
+	bundle, err = b.Signer.Sign(ctx, text)
+	return text, bundle, err
 }
 
 // cancelled is a writer that fails once its context has ended.

@@ -3,8 +3,6 @@ package image
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -24,13 +22,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sealift/sealift/image/efivar"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/image/pkcs7"
-	"github.com/sealift/sealift/image/sign"
 	"github.com/sealift/sealift/image/sign/bundle"
 	"github.com/sealift/sealift/image/tree"
-	"github.com/sealift/sealift/profiles"
 )
 
 func needTool(t *testing.T, name string) string {
@@ -91,6 +86,15 @@ func rsaKey(t *testing.T, name string) *rsa.PrivateKey {
 	return keys[name]
 }
 
+func publicPEM(t *testing.T, key any) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
 func certificate(t *testing.T, name string) *pkcs7.Signer {
 	t.Helper()
 	key := rsaKey(t, name)
@@ -110,102 +114,18 @@ func certificate(t *testing.T, name string) *pkcs7.Signer {
 	return &pkcs7.Signer{Key: key, Certificate: cert}
 }
 
-// trees returns a root file system and two initramfs. The nodes are added in
-// another order each time.
-func trees(t *testing.T, reverse bool) (root, boot, installer *tree.Tree) {
-	t.Helper()
-	big := make([]byte, 3<<20+5)
-	for i := range big {
-		big[i] = byte(i * i >> 7)
-	}
-	files := []struct {
-		name string
-		data []byte
-	}{{"usr/bin/tool", big}, {"etc/hostname", []byte("box\n")}, {"etc/os-release", []byte("ID=sealift\n")}, {"empty", nil}}
-	if reverse {
-		for i, j := 0, len(files)-1; i < j; i, j = i+1, j-1 {
-			files[i], files[j] = files[j], files[i]
-		}
-	}
-	root = tree.New()
-	for _, f := range files {
-		if err := root.WriteFile(f.name, f.data, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	boot, installer = tree.New(), tree.New()
-	if err := errors.Join(boot.WriteFile("init", []byte("boot"), 0o755), installer.WriteFile("init", []byte("install"), 0o755)); err != nil {
-		t.Fatal(err)
-	}
-	return root, boot, installer
-}
-
 // input is an image of small trees. In place of a kernel it has another EFI
 // program: to the builder one PE image is like another.
 func input(t *testing.T) BuildInput {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	needFile(t, testKernel)
+	needFile(t, testStub)
+	in, err := makeFixture(t).input(false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, err := sign.FromKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	db := certificate(t, "db")
-	in := BuildInput{
-		Profile: &profiles.Profile{
-			Name: "demo", Version: "1", Arch: "amd64",
-			Kubernetes: profiles.Kubernetes{Distro: "kubernetes", Version: "v1.34.4"},
-			Disk:       profiles.Disk{ESP: 64, Slot: 8, Verity: 1, UKI: 4},
-			Kernel:     profiles.Kernel{Cmdline: []string{"net.ifnames=0"}},
-		},
-		LockDigest: sha256.Sum256([]byte("lock")),
-		Epoch:      time.Unix(1750000000, 0),
-		Kernel:     needFile(t, "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"),
-		Stub:       needFile(t, "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"),
-		OSRelease:  []byte("ID=sealift\n"),
-		DB:         db,
-		Enrolment:  efivar.Enrolment{PK: certificate(t, "PK").Certificate, KEK: certificate(t, "KEK").Certificate, DB: db.Certificate},
-		PCR:        rsaKey(t, "pcr"),
-		Signer:     signer,
-		Output:     filepath.Join(t.TempDir(), "out"),
-	}
-	in.Root, in.Boot, in.Installer = trees(t, false)
+	in.Output = filepath.Join(t.TempDir(), "out")
 	return in
-}
-
-func TestBuildGivesTheSameBytesElsewhere(t *testing.T) {
-	first := input(t)
-	if _, err := Build(t.Context(), first); err != nil {
-		t.Fatal(err)
-	}
-	second := first
-	second.Output = filepath.Join(t.TempDir(), "a", "longer", "path")
-	second.Workers = 5
-	second.Root, second.Boot, second.Installer = trees(t, true)
-	old := syscall.Umask(0o077)
-	_, err := Build(t.Context(), second)
-	syscall.Umask(old)
-	if err != nil {
-		t.Fatal(err)
-	}
-	entries, err := os.ReadDir(second.Output)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(entries) != len(outputFiles()) {
-		t.Errorf("output holds %v, want exactly %q", entries, outputFiles())
-	}
-	for _, name := range outputFiles() {
-		a, err1 := os.ReadFile(filepath.Join(first.Output, name))
-		b, err2 := os.ReadFile(filepath.Join(second.Output, name))
-		if err := errors.Join(err1, err2); err != nil {
-			t.Error(err)
-		} else if name != FileBundle && !bytes.Equal(a, b) {
-			t.Errorf("%s differs between two builds", name)
-		}
-	}
 }
 
 func TestToolsAcceptTheBuild(t *testing.T) {
@@ -217,11 +137,10 @@ func TestToolsAcceptTheBuild(t *testing.T) {
 	path := func(name string) string { return filepath.Join(in.Output, name) }
 	text, err1 := os.ReadFile(path(FileManifest))
 	signature, err2 := os.ReadFile(path(FileBundle))
-	der, err3 := x509.MarshalPKIXPublicKey(in.Signer.Public())
-	if err := errors.Join(err1, err2, err3); err != nil {
+	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}
-	if err := bundle.Verify(text, signature, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})); err != nil {
+	if err := bundle.Verify(text, signature, publicPEM(t, in.Signer.Public())); err != nil {
 		t.Error(err)
 	}
 	if again, err := m.Encode(); err != nil || !bytes.Equal(again, text) {
@@ -329,32 +248,6 @@ func TestABuildReplacesAnImageAndNothingElse(t *testing.T) {
 	}
 	if _, err := os.Stat(precious); err != nil {
 		t.Error(err)
-	}
-	onlyOutput(t, in.Output)
-}
-
-func TestAKilledBuildIsSweptByTheNext(t *testing.T) {
-	in := input(t)
-	s, err := stage(in.Output)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.write(FileDisk, []byte("half")); err != nil {
-		t.Fatal(err)
-	}
-	// A second build leaves the first one's directory alone while it runs.
-	other, err := stage(in.Output)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(filepath.Join(s.dir, FileDisk)); err != nil {
-		t.Error(err)
-	}
-	if err := errors.Join(other.discard(), s.lock.Close()); err != nil { // as when killed
-		t.Fatal(err)
-	}
-	if _, err := Build(t.Context(), in); err != nil {
-		t.Fatal(err)
 	}
 	onlyOutput(t, in.Output)
 }

@@ -3,6 +3,7 @@ package image
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// ErrBusy says that another build writes the same output directory.
+var ErrBusy = errors.New("another build is writing it")
 
 // staging is a directory beside the output in which a build takes shape. It
 // takes the output's place when it is complete.
@@ -21,65 +25,107 @@ import (
 type staging struct {
 	output string
 	dir    string
-	lock   *os.File // holds a lock on dir while the build runs
+	lock   *os.File // locked while the build runs
 }
 
 // outputFiles are the names that an output directory may hold.
 func outputFiles() []string {
-	return []string{FileManifest, FileBundle, FileDisk, FileDiskZstd, FileUKI, FileInstaller}
+	return []string{FileManifest, FileBundle, FileDisk, FileDiskZstd, FileUKI, FileInstaller, FileQCOW2, FileISO}
 }
 
-// stage makes the directory. It removes those that killed builds for the same
-// output have left.
+// stage makes the directory. It removes what a killed build for the same
+// output has left, and refuses with ErrBusy while another build is under way.
 func stage(output string) (*staging, error) {
-	output, err := filepath.Abs(output)
+	s, err := newStaging(output)
 	if err != nil {
-		return nil, fmt.Errorf("output directory: %w", err)
-	}
-	if err := checkOutput(output); err != nil {
-		return nil, err
-	}
-	parent := filepath.Dir(output)
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return nil, fmt.Errorf("output directory: %w", err)
-	}
-	prefix := "." + filepath.Base(output) + ".building-"
-	if err := sweep(parent, prefix); err != nil {
-		return nil, err
-	}
-	s := &staging{output: output}
-	if s.dir, s.lock, err = lockedTemp(parent, prefix); err != nil {
-		return nil, err
-	}
-	// MkdirTemp gives mode 0700, but images are not secret.
-	if err := os.Chmod(s.dir, 0o755); err != nil {
-		return nil, errors.Join(fmt.Errorf("output directory: %w", err), s.discard())
+		return nil, fmt.Errorf("output directory %s: %w", output, err)
 	}
 	return s, nil
 }
 
-// lockedTemp makes a directory and locks it. Another build may sweep it away
-// before it is locked, so it tries again a few times.
-func lockedTemp(parent, prefix string) (string, *os.File, error) {
-	var failed error
-	for range 5 {
-		dir, err := os.MkdirTemp(parent, prefix)
-		if err != nil {
-			return "", nil, fmt.Errorf("output directory: %w", err)
+func newStaging(output string) (*staging, error) {
+	output, err := filepath.Abs(output)
+	if err != nil {
+		return nil, err
+	}
+	// The directory is replaced, not a link to it.
+	if real, err := filepath.EvalSymlinks(output); err == nil {
+		output = real
+	}
+	if err := checkOutput(output); err != nil {
+		return nil, err
+	}
+	parent, base := filepath.Dir(output), filepath.Base(output)
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return nil, err
+	}
+	s := &staging{output: output, dir: filepath.Join(parent, "."+base+".building")}
+	if s.lock, err = lock(filepath.Join(parent, "."+base+".lock")); err != nil {
+		return nil, err
+	}
+	if err := s.prepare(); err != nil {
+		return nil, errors.Join(err, s.discard())
+	}
+	return s, nil
+}
+
+// prepare makes an empty directory out of what a killed build has left.
+func (s *staging) prepare() error {
+	if _, err := os.Lstat(s.output); errors.Is(err, fs.ErrNotExist) {
+		// It was killed between the two renames of publish.
+		if err := os.Rename(s.old(), s.output); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("put back the image that a killed build replaced: %w", err)
 		}
-		lock, err := lockDir(dir)
+	}
+	if err := errors.Join(os.RemoveAll(s.dir), os.RemoveAll(s.old())); err != nil {
+		return fmt.Errorf("remove what an earlier build left: %w", err)
+	}
+	// Images are not secret, whatever the umask.
+	return errors.Join(os.Mkdir(s.dir, 0o755), os.Chmod(s.dir, 0o755))
+}
+
+// old is where an image waits for its removal on file systems that cannot
+// exchange two directories.
+func (s *staging) old() string { return s.dir + ".old" }
+
+// lock makes and locks a file that says which process has it. It is removed
+// when the build ends. One that a killed process left is not locked any more.
+func lock(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 		if err != nil {
-			failed = err
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				err = ErrBusy
+				pid := make([]byte, 20)
+				if n, rerr := f.ReadAt(pid, 0); n > 0 && errors.Is(rerr, io.EOF) {
+					err = fmt.Errorf("%w: process %s", err, strings.TrimSpace(string(pid[:n])))
+				}
+			}
+			return nil, errors.Join(err, f.Close())
+		}
+		// A build that has just ended may have removed the file between the
+		// two steps; then the lock is on a file that nobody else finds.
+		here, err1 := os.Lstat(path)
+		locked, err2 := f.Stat()
+		if err := errors.Join(err1, err2); err != nil || !os.SameFile(here, locked) {
+			if err := f.Close(); err != nil {
+				return nil, err
+			}
 			continue
 		}
-		here, err1 := os.Stat(dir)
-		locked, err2 := lock.Stat()
-		if err := errors.Join(err1, err2); err == nil && os.SameFile(here, locked) {
-			return dir, lock, nil
+		if err := errors.Join(f.Truncate(0), writeAll(f, fmt.Appendf(nil, "%d\n", os.Getpid()))); err != nil {
+			return nil, errors.Join(err, os.Remove(path), f.Close())
 		}
-		failed = errors.Join(fmt.Errorf("lock %s: it was removed by another build", dir), lock.Close())
+		return f, nil
 	}
-	return "", nil, failed
+}
+
+func writeAll(f *os.File, b []byte) error {
+	_, err := f.Write(b)
+	return err
 }
 
 // checkOutput refuses a directory with anything but an image in it, as it will
@@ -90,48 +136,14 @@ func checkOutput(output string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("output directory: %w", err)
+		return err
 	}
 	for _, e := range entries {
-		if !slices.Contains(outputFiles(), e.Name()) || !e.Type().IsRegular() {
-			return fmt.Errorf("output directory %s holds %s, which is not part of an image: choose a directory of its own", output, e.Name())
+		if !slices.Contains(append(outputFiles(), FileTest, FileTestBundle), e.Name()) || !e.Type().IsRegular() {
+			return fmt.Errorf("it holds %s, which is not part of an image: choose a directory of its own", e.Name())
 		}
 	}
 	return nil
-}
-
-// sweep removes staging directories whose build has ended without doing so:
-// the kernel has dropped their locks.
-func sweep(parent, prefix string) error {
-	entries, err := os.ReadDir(parent)
-	if err != nil {
-		return fmt.Errorf("output directory: %w", err)
-	}
-	for _, e := range entries {
-		if !e.IsDir() || !strings.HasPrefix(e.Name(), prefix) {
-			continue
-		}
-		dir := filepath.Join(parent, e.Name())
-		lock, err := lockDir(dir)
-		if err != nil {
-			continue // in use, or gone in the meantime
-		}
-		if err := errors.Join(os.RemoveAll(dir), lock.Close()); err != nil {
-			return fmt.Errorf("remove what an earlier build left: %w", err)
-		}
-	}
-	return nil
-}
-
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
-	}
-	return f, nil
 }
 
 func (s *staging) create(name string) (*os.File, error) {
@@ -142,13 +154,21 @@ func (s *staging) create(name string) (*os.File, error) {
 	return f, nil
 }
 
+// open opens a file that was created before, for reading.
+func (s *staging) open(name string) (*os.File, error) {
+	f, err := os.Open(filepath.Join(s.dir, name))
+	if err != nil {
+		return nil, fmt.Errorf("open output file: %w", err)
+	}
+	return f, nil
+}
+
 func (s *staging) write(name string, data []byte) error {
 	f, err := s.create(name)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Close()); err != nil {
+	if err := errors.Join(writeAll(f, data), f.Close()); err != nil {
 		return fmt.Errorf("write output file %s: %w", name, err)
 	}
 	return nil
@@ -158,7 +178,7 @@ func (s *staging) write(name string, data []byte) error {
 // already, the two change places at once, and discard removes the old one.
 func (s *staging) publish() error {
 	if err := checkOutput(s.output); err != nil {
-		return err
+		return fmt.Errorf("output directory %s: %w", s.output, err)
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, s.dir, unix.AT_FDCWD, s.output, unix.RENAME_EXCHANGE)
 	switch {
@@ -166,12 +186,9 @@ func (s *staging) publish() error {
 		err = os.Rename(s.dir, s.output)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
 		// The file system cannot exchange: for a moment there is no output.
-		old := s.dir + ".old"
-		if err = os.Rename(s.output, old); err == nil {
-			if err = os.Rename(s.dir, s.output); err == nil {
-				s.dir = old
-			} else {
-				err = errors.Join(err, os.Rename(old, s.output))
+		if err = os.Rename(s.output, s.old()); err == nil {
+			if err = os.Rename(s.dir, s.output); err != nil {
+				err = errors.Join(err, os.Rename(s.old(), s.output))
 			}
 		}
 	}
@@ -181,7 +198,31 @@ func (s *staging) publish() error {
 	return nil
 }
 
-// discard removes what is left in the staging directory's place.
+// explain adds to an error that says that the disk is full what room the build
+// had: what is free, and what its files take.
+func (s *staging) explain(err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	var st unix.Statfs_t
+	if unix.Statfs(s.dir, &st) != nil {
+		return err
+	}
+	room := int64(st.Bavail) * st.Bsize
+	entries, rerr := os.ReadDir(s.dir)
+	if rerr != nil {
+		return err
+	}
+	for _, e := range entries {
+		var f unix.Stat_t
+		if unix.Lstat(filepath.Join(s.dir, e.Name()), &f) == nil {
+			room += f.Blocks * 512 // on the disk: files have holes
+		}
+	}
+	return fmt.Errorf("%w: the file system of %s had %d MiB for this build, which needs more", err, filepath.Dir(s.output), room/mib)
+}
+
+// discard removes what is left in the staging directory's place, and the lock.
 func (s *staging) discard() error {
-	return errors.Join(os.RemoveAll(s.dir), s.lock.Close())
+	return errors.Join(os.RemoveAll(s.dir), os.RemoveAll(s.old()), os.Remove(s.lock.Name()), s.lock.Close())
 }

@@ -31,6 +31,9 @@ type ESPFile struct {
 // serial number is the first 32 bits of serial; every time stamp is epoch.
 func WriteESP(w *Window, files []ESPFile, serial [4]byte, epoch time.Time) error {
 	if err := writeESP(w, files, serial, epoch); err != nil {
+		if w.failed != nil {
+			err = w.failed
+		}
 		return fmt.Errorf("write EFI system partition: %w", err)
 	}
 	return nil

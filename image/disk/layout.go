@@ -111,10 +111,11 @@ func (s Sizes) Window(f File, role string) (*Window, error) {
 	return nil, fmt.Errorf("A/B image has no partition %s", role)
 }
 
-// Partition types of the EFI system partition (UEFI 2.10, 5.3.3) and of the
-// Discoverable Partitions Specification.
+// TypeESP is the partition type of the EFI system partition (UEFI 2.10, 5.3.3).
+const TypeESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+
+// Partition types of the Discoverable Partitions Specification.
 const (
-	typeESP             = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 	typeRootAMD64       = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"
 	typeRootVerityAMD64 = "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"
 	typeRootARM64       = "b921b045-1df0-41c3-af44-4c6f280d3fae"
@@ -129,7 +130,7 @@ const (
 func AB(arch string, sizes Sizes, rootHash [32]byte) (disk guid.GUID, _ []Partition, _ error) {
 	var root, verity guid.GUID
 	var err error
-	esp, err := guid.Parse(typeESP)
+	esp, err := guid.Parse(TypeESP)
 	if err != nil {
 		return disk, nil, err
 	}

@@ -22,8 +22,9 @@ type Digests struct {
 // Split reads size bytes, a multiple of ChunkSize, computes the digests, and
 // writes the image to out compressed: each chunk is a zstd frame (RFC 8878) of
 // its own, with a checksum. That lets all processors compress, with the same
-// bytes whatever their number, and costs under 1% in size. progress is called
-// with the bytes done so far, by one goroutine at a time; it may be nil.
+// bytes whatever their number, and costs under 1% in size. out may be nil, if
+// only the digests are wanted. progress is called with the bytes done so far,
+// by one goroutine at a time; it may be nil.
 func Split(ctx context.Context, image io.ReaderAt, size int64, out io.Writer, workers int, progress func(done int64)) (*Digests, error) {
 	if size <= 0 || size%ChunkSize != 0 {
 		return nil, fmt.Errorf("split image: size %d is not a positive multiple of %d", size, ChunkSize)
@@ -94,7 +95,9 @@ func split(ctx context.Context, image io.ReaderAt, out io.Writer, encoder *zstd.
 					c.frame = hole
 				} else {
 					d.Chunks[c.index] = sha256.Sum256(c.data)
-					c.frame = encoder.EncodeAll(c.data, nil)
+					if out != nil {
+						c.frame = encoder.EncodeAll(c.data, nil)
+					}
 				}
 				close(c.done)
 			}
@@ -109,8 +112,10 @@ func split(ctx context.Context, image io.ReaderAt, out io.Writer, encoder *zstd.
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			if _, err := out.Write(c.frame); err != nil {
-				return fmt.Errorf("write compressed image: %w", err)
+			if out != nil {
+				if _, err := out.Write(c.frame); err != nil {
+					return fmt.Errorf("write compressed image: %w", err)
+				}
 			}
 			// The reader may still be hashing these bytes; it is also the one
 			// that will overwrite them, after that.

@@ -24,7 +24,11 @@ func (l *Layout) WriteTable(f File) error {
 			GUID:  p.GUID,
 		})
 	}
-	if err := t.Write(&storage{NewWindow(f, "partition table", 0, l.Size)}, l.Size); err != nil {
+	w := NewWindow(f, "partition table", 0, l.Size)
+	if err := t.Write(&storage{w}, l.Size); err != nil {
+		if w.failed != nil {
+			err = w.failed
+		}
 		return fmt.Errorf("write partition table: %w", err)
 	}
 	return nil

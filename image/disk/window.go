@@ -24,6 +24,8 @@ type Window struct {
 	size int64
 	pos  int64
 	end  int64 // one behind the last byte written
+	// failed is the first error of a write. go-diskfs makes text of errors.
+	failed error
 }
 
 // NewWindow returns a window on size bytes of f, which are all zero, from off
@@ -71,7 +73,11 @@ func (w *Window) WriteAt(p []byte, off int64) (int, error) {
 			}
 			m, err := w.f.WriteAt(p[done:done+n], w.off+at)
 			if err != nil {
-				return done + m, fmt.Errorf("write %s: %w", w.name, err)
+				err = fmt.Errorf("write %s: %w", w.name, err)
+				if w.failed == nil {
+					w.failed = err
+				}
+				return done + m, err
 			}
 		}
 		done += n

@@ -53,13 +53,14 @@ func New(s signature.Signer) (*Signer, error) {
 	return &Signer{signer: s, public: public}, nil
 }
 
-// FromKey returns a Signer for a private key in memory.
+// FromKey returns a Signer for a private key in memory. Its signatures are
+// repeatable.
 func FromKey(key *ecdsa.PrivateKey) (*Signer, error) {
 	s, err := signature.LoadECDSASigner(key, crypto.SHA256)
 	if err != nil {
 		return nil, fmt.Errorf("image signer: %w", err)
 	}
-	return New(s)
+	return New(repeatable{s, key})
 }
 
 // FromFile returns a Signer for a private key in a PEM file. password is
@@ -80,8 +81,8 @@ func FromFile(path string, password func() ([]byte, error)) (*Signer, error) {
 // Public returns the key that verifies.
 func (s *Signer) Public() *ecdsa.PublicKey { return s.public }
 
-// Sign returns the bundle for message. ECDSA signatures are randomised, so two
-// bundles for one message differ.
+// Sign returns the bundle for message. Where the key is not in memory (FromKey),
+// ECDSA signatures are randomised, so two bundles for one message differ.
 func (s *Signer) Sign(ctx context.Context, message []byte) ([]byte, error) {
 	sig, err := s.sign(ctx, message)
 	if err != nil {
