@@ -19,34 +19,34 @@ func nested(n int) string {
 
 func TestHostileYAMLIsRefusedAtLittleCost(t *testing.T) {
 	many := func(line string) string { return strings.Repeat(line, (MaxProfileSize-10)/len(line)) }
-	var keys strings.Builder
-	for i := range maxKeys + 1 {
-		fmt.Fprintf(&keys, "k%d: x\n", i)
-	}
-	flow := "a: {" + strings.NewReplacer("\n", ",").Replace(keys.String()) + "}\n"
-	tests := []struct{ claim, text, want string }{
-		{"lists in lists", many("["), "p.yaml:1:33: nested more than 32 deep"},
-		{"mappings in mappings", many("{"), "nested more than 32 deep"},
-		{"mappings in lists", many("{a: ["), "nested more than 32 deep"},
-		{"entries of entries", many("- ") + "x", "nested more than 32 deep"},
-		{"values of values", many("a: "), "nested more than 32 deep"},
-		{"nesting by indentation", nested(600), "p.yaml:33:33: nested more than 32 deep"},
-		{"closing brackets inside of strings", many(`["]",`), "nested more than 32 deep"},
-		{"complex keys", many("? ") + "x", "p.yaml:1:1: a key is not a plain string"},
-		{"many keys", keys.String(), "p.yaml:1001:1: a mapping of more than 1000 keys"},
-		{"many keys in a line", flow, "a mapping of more than 1000 keys"},
-		{"many keys between entries of the same column", strings.ReplaceAll(keys.String(), "x\n", "\n- x\n"), "a mapping of more than 1000 keys"},
-		{"an alias bomb", "a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\n", "p.yaml:1:4: anchors, aliases and tags are not supported"},
-		{"a merge key", "a: {b: c}\n<<: {d: e}\n", "anchors, aliases and tags are not supported"},
-		{"tags of tags", many("!a "), ""},
-		{"a directive", "%YAML 1.1\n---\na: b\n", "p.yaml:1:1: directives are not supported"},
-		{"open quotes", many("\""), ""},
-		{"empty documents", many("---\n"), ""},
-		{"a long line", "a: " + many("x"), ""},
+	type test struct{ claim, text, want string }
+	tests := []test{
+		{"an alias bomb", "a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\n", "p.yaml:1:1: a: unknown field"},
+		{"an alias bomb in a known field", "packages: &a [x,x,x,x]\nname: *a\n", "p.yaml:1:11: packages: anchors, aliases and tags are not supported"},
+		{"an alias", "packages: &a [x,x,x,x]\nname: *a\n", "p.yaml:2:7: name: anchors, aliases and tags are not supported"},
+		{"a merge key", "<<: {d: e}\n", "p.yaml:1:1: a key is not a plain string"},
 		{"a null character", "name: a\x00b\n", "p.yaml:1:8: control character U+0000"},
 		{"an escape sequence", "name: ä\x1b[2J\n", "p.yaml:1:8: control character U+001B"},
 		{"a C1 control character", "name: \u009b2J\n", "p.yaml:1:7: control character U+009B"},
 		{"no UTF-8", "name: x\nkind: \xc3(\n", "p.yaml:2:7: not UTF-8 text"},
+		{"nesting by indentation", nested(600), "a: unknown field"},
+		{"nesting in a known field", "packages: " + strings.Repeat("[", 20) + strings.Repeat("]", 20), "p.yaml:1:12: packages[0]: got a list, want a string"},
+		{"mapping of many", func() string {
+			var b strings.Builder
+			for i := range 20000 {
+				fmt.Fprintf(&b, "k%d: x\n", i)
+			}
+			return b.String()
+		}(), "p.yaml:101:1: and 19900 more"},
+	}
+	// Each of these costs some parser the square of its length.
+	for _, part := range []string{
+		"[", "{", "{a: [", "- ", "? ", "a: ", "!a ", "&a ", "]", "}", "[]", "{}\n", "- - -\n", "''", "''\n", "\"", "'", "1 \"\" ", ":\n", "- :\n",
+		"-\n", "...\n", "---\n", "--- ,\n", "%\n", "@`", "a", "x\n\n ", "|\n x\n", ">\n x\n  y\n\n", "#\n", " \n", "\t", ",", "[,", `["]",`, "- a\n'b'\n", "*a ", "<<: ",
+	} {
+		tests = append(tests, test{fmt.Sprintf("many of %q", part), many(part), ""},
+			test{fmt.Sprintf("a list of many %q", part), "packages: [" + many(part), ""},
+			test{fmt.Sprintf("a small file of %q", part), strings.Repeat(part, maxExplained/len(part)), ""})
 	}
 	for _, tc := range tests {
 		t.Run(tc.claim, func(t *testing.T) {

@@ -1,16 +1,17 @@
 package profiles
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
-	"github.com/goccy/go-yaml/token"
+	"go.yaml.in/yaml/v3"
 )
 
 // MaxSize bounds a lock file or a distro description, and MaxProfileSize a
@@ -20,8 +21,8 @@ const (
 	MaxProfileSize = 256 << 10
 )
 
-// maxDepth bounds nesting in a document; the deepest type here needs five.
-const maxDepth = 16
+// maxProblems is how many problems of one file are told.
+const maxProblems = 100
 
 // Problem is one fault of a YAML file, at a place that an editor can jump to.
 type Problem struct {
@@ -60,10 +61,14 @@ func (e *FileError) Error() string {
 	return b.String()
 }
 
+// place is where something stands in a file. Line and Column count from 1, the
+// column in characters.
+type place struct{ line, column int }
+
 // document is a decoded file together with where each field stands in it.
 type document struct {
 	file     string
-	pos      map[string]*token.Position
+	pos      map[string]place
 	problems []Problem
 }
 
@@ -72,85 +77,73 @@ type document struct {
 // scalars. Unknown and repeated fields, values of another type, anchors,
 // aliases, tags and further documents are problems, each with its place. All
 // problems are collected, so that one run shows them all. The decoder is ours
-// because the library's own strict mode stops at the first fault, knows no
-// path and converts between types silently.
+// because the libraries' own strict modes stop at the first fault, know no
+// path and convert between types silently.
 func decodeStrict(file string, b []byte, v any) *document {
-	d := &document{file: file, pos: map[string]*token.Position{}}
+	d := &document{file: file, pos: map[string]place{}}
 	limit := MaxSize
 	if _, ok := v.(*Profile); ok {
 		limit = MaxProfileSize
 	}
 	if len(b) > limit {
-		d.add(nil, "", fmt.Sprintf("file of %d bytes, at most %d allowed", len(b), limit), "")
+		d.add(place{}, "", fmt.Sprintf("file of %d bytes, at most %d allowed", len(b), limit), "")
 		return d
 	}
-	if !d.checkText(b) || !d.checkTokens(b) {
+	b = bytes.TrimPrefix(b, []byte("\ufeff")) // a byte order mark
+	if !d.checkText(b) {
 		return d
 	}
-	f, err := parse(b)
-	if err != nil {
-		d.syntax(err)
-		return d
+	body, err := d.parse(b)
+	switch {
+	case err != nil:
+		d.syntax(b, err)
+	case len(d.problems) > 0:
+	case body == nil:
+		d.add(place{}, "", "the file is empty", "")
+	default:
+		d.value(body, reflect.ValueOf(v).Elem(), "")
 	}
-	var body ast.Node
-	for _, doc := range f.Docs {
-		switch {
-		case doc.Body == nil:
-		case body != nil:
-			d.add(start(doc.Body), "", "a second document", "one file holds one document")
-			return d
-		default:
-			body = doc.Body
-		}
-	}
-	if body == nil {
-		d.add(nil, "", "the file is empty", "")
-		return d
-	}
-	d.value(body, reflect.ValueOf(v).Elem(), "", 0)
 	return d
 }
 
-// parse turns a panic of the parser into an error: the library is young, and
-// a hostile file must not end the program.
-func parse(b []byte) (f *ast.File, err error) {
+// parse returns the content of the only document that is not empty, or nil. A
+// panic of the parser becomes an error: a hostile file must not end the program.
+func (d *document) parse(b []byte) (body *yaml.Node, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("the YAML parser gave up: %v", r)
 		}
 	}()
-	// Repeated keys are found here, with their field and all others.
-	return parser.ParseBytes(b, 0, parser.AllowDuplicateMapKey())
+	for dec := yaml.NewDecoder(bytes.NewReader(b)); ; {
+		var doc yaml.Node
+		if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+			return body, nil
+		} else if err != nil {
+			return nil, err
+		}
+		if len(doc.Content) != 1 || (doc.Content[0].Kind == yaml.ScalarNode && doc.Content[0].Value == "") {
+			continue
+		}
+		if body != nil {
+			d.add(at(doc.Content[0]), "", "a second document", "one file holds one document")
+			return nil, nil
+		}
+		body = doc.Content[0]
+	}
 }
 
-// syntax adds a parser error, whose text is a whole page with a source excerpt.
-func (d *document) syntax(err error) {
-	var p *token.Position
-	if t, ok := err.(interface{ GetToken() *token.Token }); ok && t.GetToken() != nil {
-		p = t.GetToken().Position
-	}
-	msg := err.Error()
-	if m, ok := err.(interface{ GetMessage() string }); ok && m.GetMessage() != "" {
-		msg = m.GetMessage()
-	}
-	msg, _, _ = strings.Cut(msg, "\n")
-	d.add(p, "", "not YAML: "+msg, "")
-}
+func at(n *yaml.Node) place { return place{n.Line, n.Column} }
 
-func (d *document) add(p *token.Position, field, msg, hint string) {
+func (d *document) add(p place, field, msg, hint string) {
 	// What is wrong with the whole file is shown at its first character.
-	pr := Problem{Line: 1, Column: 1, Field: field, Message: msg, Hint: hint}
-	if p != nil {
-		pr.Line, pr.Column = p.Line, p.Column
-	}
-	d.problems = append(d.problems, pr)
+	d.problems = append(d.problems, Problem{Line: max(p.line, 1), Column: max(p.column, 1), Field: field, Message: msg, Hint: hint})
 }
 
 // at adds a problem of a decoded value. The place is that of the field, or of
 // the nearest field above it if it is not in the file.
 func (d *document) at(field, msg, hint string) {
 	for f := field; ; {
-		if p := d.pos[f]; p != nil || f == "" {
+		if p, ok := d.pos[f]; ok || f == "" {
 			d.add(p, field, msg, hint)
 			return
 		}
@@ -169,44 +162,42 @@ func (d *document) err() error {
 		}
 		return a.Column - b.Column
 	})
+	if n := len(d.problems) - maxProblems; n > 0 {
+		last := d.problems[maxProblems]
+		d.problems = append(d.problems[:maxProblems], Problem{Line: last.Line, Column: last.Column, Message: fmt.Sprintf("and %d more", n)})
+	}
 	return &FileError{File: d.file, Problems: d.problems}
 }
 
-func (d *document) value(n ast.Node, v reflect.Value, path string, depth int) {
-	p := start(n)
-	if depth > maxDepth {
-		d.add(p, path, fmt.Sprintf("nested more than %d deep", maxDepth), "")
+func (d *document) value(n *yaml.Node, v reflect.Value, path string) {
+	switch {
+	case n.Kind == yaml.AliasNode || n.Anchor != "" || n.Style&yaml.TaggedStyle != 0:
+		d.add(at(n), path, "anchors, aliases and tags are not supported", "write the value out")
 		return
-	}
-	switch n.(type) {
-	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode, *ast.MergeKeyNode:
-		d.add(p, path, "anchors, aliases and tags are not supported", "write the value out")
-		return
-	case *ast.NullNode:
-		d.add(p, path, "no value", "leave the field out to get its default")
+	case n.Tag == "!!null":
+		d.add(at(n), path, "no value", "leave the field out to get its default")
 		return
 	}
 	if _, ok := d.pos[path]; !ok {
-		d.pos[path] = p
+		d.pos[path] = at(n)
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		d.mapping(n, v, path, depth)
+		d.mapping(n, v, path)
 	case reflect.Map:
-		d.stringMap(n, v, path, depth)
+		d.stringMap(n, v, path)
 	case reflect.Pointer: // of a struct that may be left out
 		e := reflect.New(v.Type().Elem())
-		d.value(n, e.Elem(), path, depth)
+		d.value(n, e.Elem(), path)
 		v.Set(e)
 	case reflect.Slice:
-		seq, ok := n.(*ast.SequenceNode)
-		if !ok {
-			d.add(start(n), path, fmt.Sprintf("got %s, want a list", describe(n)), "")
+		if n.Kind != yaml.SequenceNode {
+			d.add(at(n), path, fmt.Sprintf("got %s, want a list", describe(n)), "")
 			return
 		}
-		s := reflect.MakeSlice(v.Type(), len(seq.Values), len(seq.Values))
-		for i, e := range seq.Values {
-			d.value(e, s.Index(i), fmt.Sprintf("%s[%d]", path, i), depth+1)
+		s := reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content))
+		for i, e := range n.Content {
+			d.value(e, s.Index(i), fmt.Sprintf("%s[%d]", path, i))
 		}
 		v.Set(s)
 	default:
@@ -214,146 +205,124 @@ func (d *document) value(n ast.Node, v reflect.Value, path string, depth int) {
 	}
 }
 
-func (d *document) scalar(n ast.Node, v reflect.Value, path string) {
-	p := n.GetToken().Position
+func (d *document) scalar(n *yaml.Node, v reflect.Value, path string) {
+	want := func(what, hint string) { d.add(at(n), path, fmt.Sprintf("got %s, want %s", describe(n), what), hint) }
 	switch v.Kind() {
 	case reflect.String:
-		switch s := n.(type) {
-		case *ast.StringNode:
-			v.SetString(s.Value)
-		case *ast.LiteralNode:
-			v.SetString(s.Value.Value)
-		case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode:
-			d.add(p, path, fmt.Sprintf("got %s, want a string", describe(n)), fmt.Sprintf("write %q", n.GetToken().Value))
+		switch {
+		case n.Kind != yaml.ScalarNode:
+			want("a string", "")
+		case n.Tag != "!!str":
+			want("a string", fmt.Sprintf("write %q", n.Value))
 		default:
-			d.add(p, path, fmt.Sprintf("got %s, want a string", describe(n)), "")
+			v.SetString(n.Value)
 		}
 	case reflect.Int, reflect.Int64:
-		i, ok := n.(*ast.IntegerNode)
-		if !ok {
-			d.add(p, path, fmt.Sprintf("got %s, want a whole number", describe(n)), "")
+		if n.Tag != "!!int" {
+			want("a whole number", "")
 			return
 		}
-		x, err := strconv.ParseInt(i.GetToken().Value, 10, 64)
-		if err != nil || v.OverflowInt(x) || (v.Kind() == reflect.Int && x > math.MaxInt32) {
-			d.add(p, path, fmt.Sprintf("%q is not a decimal number in range", i.GetToken().Value), "")
+		x, err := strconv.ParseInt(n.Value, 10, 64)
+		// 010 is eight to some readers of YAML and ten to others.
+		if err != nil || strconv.FormatInt(x, 10) != n.Value || (v.Kind() == reflect.Int && (x > math.MaxInt32 || x < math.MinInt32)) {
+			d.add(at(n), path, fmt.Sprintf("%q is not a decimal number in range", n.Value), "")
 			return
 		}
 		v.SetInt(x)
 	case reflect.Bool:
-		b, ok := n.(*ast.BoolNode)
-		if !ok {
-			d.add(p, path, fmt.Sprintf("got %s, want true or false", describe(n)), "")
+		if n.Tag != "!!bool" {
+			want("true or false", "")
 			return
 		}
-		v.SetBool(b.Value)
+		v.SetBool(strings.EqualFold(n.Value, "true"))
 	default:
 		panic(fmt.Sprintf("profiles: BUG: field %s has kind %s", path, v.Kind()))
 	}
 }
 
-func (d *document) mapping(n ast.Node, v reflect.Value, path string, depth int) {
-	values, ok := mappingValues(n)
-	if !ok {
-		d.add(start(n), path, fmt.Sprintf("got %s, want a mapping", describe(n)), "")
-		return
+// field is one key of a mapping with its value.
+type field struct {
+	name     string
+	key, val *yaml.Node
+}
+
+// fields returns the fields of a mapping, without those that are repeated or
+// whose key is no plain string.
+func (d *document) fields(n *yaml.Node, path string) []field {
+	if n.Kind != yaml.MappingNode {
+		d.add(at(n), path, fmt.Sprintf("got %s, want a mapping", describe(n)), "")
+		return nil
 	}
-	fields := map[string]int{}
+	var out []field
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k := n.Content[i]
+		switch {
+		case k.Kind != yaml.ScalarNode || k.Tag != "!!str" || k.Anchor != "" || k.Style&yaml.TaggedStyle != 0:
+			d.add(at(k), path, "a key is not a plain string", "")
+		case seen[k.Value]:
+			d.add(at(k), join(path, k.Value), "repeated field", "")
+		default:
+			out = append(out, field{k.Value, k, n.Content[i+1]})
+		}
+		seen[k.Value] = true
+	}
+	return out
+}
+
+func (d *document) mapping(n *yaml.Node, v reflect.Value, path string) {
+	known := map[string]int{}
 	var names []string
 	for i := range v.NumField() {
-		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
-		if name != "" && name != "-" {
-			fields[name] = i
+		if name := yamlName(v.Type().Field(i)); name != "" {
+			known[name] = i
 			names = append(names, name)
 		}
 	}
-	seen := map[string]bool{}
-	for _, mv := range values {
-		key, kp, ok := d.key(mv, path)
+	for _, f := range d.fields(n, path) {
+		i, ok := known[f.name]
 		if !ok {
+			d.add(at(f.key), join(path, f.name), "unknown field", didYouMean(f.name, names))
 			continue
 		}
-		field := join(path, key)
-		i, known := fields[key]
-		switch {
-		case !known:
-			d.add(kp, field, "unknown field", didYouMean(key, names))
-			continue
-		case seen[key]:
-			d.add(kp, field, "repeated field", "")
-			continue
-		}
-		seen[key] = true
-		d.pos[field] = start(mv.Value)
-		d.value(mv.Value, v.Field(i), field, depth+1)
+		d.value(f.val, v.Field(i), join(path, f.name))
 	}
 }
 
-func (d *document) stringMap(n ast.Node, v reflect.Value, path string, depth int) {
-	values, ok := mappingValues(n)
-	if !ok {
-		d.add(start(n), path, fmt.Sprintf("got %s, want a mapping", describe(n)), "")
-		return
+// yamlName returns the name of a struct's field in a file, or nothing if files
+// do not have it.
+func yamlName(f reflect.StructField) string {
+	name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+	if name == "-" {
+		return ""
 	}
+	return name
+}
+
+func (d *document) stringMap(n *yaml.Node, v reflect.Value, path string) {
 	m := reflect.MakeMap(v.Type())
-	for _, mv := range values {
-		key, kp, ok := d.key(mv, path)
-		if !ok {
-			continue
-		}
-		if m.MapIndex(reflect.ValueOf(key)).IsValid() {
-			d.add(kp, join(path, key), "repeated field", "")
-			continue
-		}
+	for _, f := range d.fields(n, path) {
 		e := reflect.New(v.Type().Elem()).Elem()
-		d.value(mv.Value, e, join(path, key), depth+1)
-		m.SetMapIndex(reflect.ValueOf(key), e)
+		d.value(f.val, e, join(path, f.name))
+		m.SetMapIndex(reflect.ValueOf(f.name), e)
 	}
 	v.Set(m)
 }
 
-func (d *document) key(mv *ast.MappingValueNode, path string) (string, *token.Position, bool) {
-	p := mv.Key.GetToken().Position
-	k, ok := mv.Key.(*ast.StringNode)
-	if !ok {
-		d.add(p, path, "a key is not a plain string", "")
-		return "", nil, false
-	}
-	return k.Value, p, true
-}
-
-// start is where a node begins. The token of a mapping is its first colon.
-func start(n ast.Node) *token.Position {
-	if values, ok := mappingValues(n); ok && len(values) > 0 {
-		return values[0].Key.GetToken().Position
-	}
-	return n.GetToken().Position
-}
-
-func mappingValues(n ast.Node) ([]*ast.MappingValueNode, bool) {
-	switch m := n.(type) {
-	case *ast.MappingNode:
-		return m.Values, true
-	case *ast.MappingValueNode:
-		return []*ast.MappingValueNode{m}, true
-	}
-	return nil, false
-}
-
-func describe(n ast.Node) string {
-	switch n.(type) {
-	case *ast.MappingNode, *ast.MappingValueNode:
+func describe(n *yaml.Node) string {
+	switch {
+	case n.Kind == yaml.MappingNode:
 		return "a mapping"
-	case *ast.SequenceNode:
+	case n.Kind == yaml.SequenceNode:
 		return "a list"
-	case *ast.BoolNode:
-		return "the boolean " + n.GetToken().Value
-	case *ast.IntegerNode, *ast.FloatNode:
-		return "the number " + n.GetToken().Value
-	case *ast.StringNode:
-		return fmt.Sprintf("the string %.40q", n.GetToken().Value)
-	case *ast.LiteralNode:
-		return "a block of text"
+	case n.Tag == "!!bool":
+		return "the boolean " + n.Value
+	case n.Tag == "!!int" || n.Tag == "!!float":
+		return fmt.Sprintf("the number %.40s", n.Value)
+	case n.Tag == "!!timestamp":
+		return "the date " + n.Value
+	case n.Tag == "!!str":
+		return fmt.Sprintf("the string %.40q", n.Value)
 	}
 	return "something else"
 }
