@@ -75,6 +75,13 @@ func knownSections() []string {
 	}
 }
 
+// magicPrefix and magicSuffix are what a stub's version stands between in its
+// .sdmagic section.
+const (
+	magicPrefix = "#### LoaderInfo: systemd-stub "
+	magicSuffix = " ####"
+)
+
 // StubVersion returns the version of systemd-stub that an image contains, as
 // its .sdmagic section has it: "252.39-1~deb12u2".
 func StubVersion(image *pe.File) (string, error) {
@@ -85,12 +92,16 @@ func StubVersion(image *pe.File) (string, error) {
 	if !ok {
 		return "", errors.New("image has no section .sdmagic, so it is not systemd-stub")
 	}
-	const prefix, suffix = "#### LoaderInfo: systemd-stub ", " ####"
-	text := string(bytes.TrimRight(s.Data(), "\x00"))
-	version, ok1 := strings.CutPrefix(text, prefix)
-	version, ok2 := strings.CutSuffix(version, suffix)
+	return magicVersion(s.Data())
+}
+
+// magicVersion reads the content of .sdmagic.
+func magicVersion(b []byte) (string, error) {
+	text := string(bytes.TrimRight(b, "\x00"))
+	version, ok1 := strings.CutPrefix(text, magicPrefix)
+	version, ok2 := strings.CutSuffix(version, magicSuffix)
 	if !ok1 || !ok2 || version == "" || len(version) > 64 {
-		return "", fmt.Errorf("section .sdmagic holds %.100q, want %q, a version, %q", text, prefix, suffix)
+		return "", fmt.Errorf("section .sdmagic holds %.100q, want %q, a version, %q", text, magicPrefix, magicSuffix)
 	}
 	return version, nil
 }
