@@ -14,16 +14,23 @@ BUILD   := build
 export CGO_ENABLED ?= 0
 GOBUILD := $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
 
-.PHONY: help build demo test unit e2e lint fuzz bench vuln clean packages-demo packages-test
+.PHONY: help build native demo test unit e2e lint fuzz bench vuln clean packages-demo packages-test
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-build: ## build sealift, sealift-agent and sealift-pause into bin/
+# What runs inside images, for the architectures that this machine is not.
+CROSS := $(filter-out $(shell $(GO) env GOARCH),amd64 arm64)
+
+build: native ## build sealift, and sealift-agent and sealift-pause for each architecture, into bin/
+	@for a in $(CROSS); do for p in sealift-agent sealift-pause; do \
+	  echo "$(BIN)/$$p-$$a"; GOARCH=$$a $(GOBUILD) -o $(BIN)/$$p-$$a ./cmd/$$p || exit 1; done; done
+
+native:
 	@mkdir -p $(BIN)
 	$(GOBUILD) -o $(BIN)/ ./cmd/sealift ./cmd/sealift-agent ./cmd/sealift-pause
 
-demo: packages-demo build ## one box, from nothing to a Kubernetes node
+demo: packages-demo native ## one box, from nothing to a Kubernetes node
 	@$(BIN)/sealift demo --dir $(BUILD)/demo --cache $(BUILD)/cache
 
 test: packages-test ## lint, unit tests with -race, then the long VM run

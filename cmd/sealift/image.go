@@ -35,8 +35,8 @@ holds their digests and the reference values for attestation.`, `
 }
 
 type buildOptions struct {
-	profile, keys, out, cache, agent, pause string
-	offline, reuse                          bool
+	profile, arch, keys, out, cache, agent, pause string
+	offline, reuse                                bool
 }
 
 func newImageBuildCommand(e *env) *cobra.Command {
@@ -47,10 +47,13 @@ func newImageBuildCommand(e *env) *cobra.Command {
 		Long: `Builds the disk image, the UKI, the installer and the signed manifest into --out.
 Takes only what the lock beside the profile pins, from the cache or the network,
 and checks every byte. Needs no root, no loop device and no container engine.
-The same profile, lock, keys and programs give the same bytes.
+The same profile, lock, keys and programs give the same bytes. With --arch the
+profile is built for another architecture than its own, from the lock of that
+architecture: PROFILE.arm64.lock.yaml.
 
 Example:
   sealift image build profiles/demo.yaml --keys keys --out build/image
+  sealift image build profiles/demo.yaml --arch arm64 --keys keys --out build/arm64
 
 EXIT STATUS
   0  all went well
@@ -65,10 +68,11 @@ EXIT STATUS
 		},
 	}
 	f := cmd.Flags()
+	addArchFlag(cmd, &o.arch)
 	f.StringVar(&o.keys, "keys", "keys", "key `directory` of 'sealift keys init'")
 	f.StringVar(&o.out, "out", "", "`directory` for the image (required)")
 	f.StringVar(&o.cache, "cache", defaultCache(), "`directory` for downloads and built programs")
-	f.StringVar(&o.agent, "agent", "", "sealift-agent `program` (default: beside this program)")
+	f.StringVar(&o.agent, "agent", "", "sealift-agent `program` of the image's architecture (default: beside this program)")
 	f.StringVar(&o.pause, "pause", "", "sealift-pause `program` (default: beside the agent)")
 	f.BoolVar(&o.offline, "offline", false, "touch no network")
 	f.BoolVar(&o.reuse, "reuse", false, "keep the image in --out if it was made from the same inputs")
@@ -90,7 +94,7 @@ func defaultCache() string {
 const stampSuffix = ".inputs"
 
 func buildImage(ctx context.Context, e *env, o buildOptions) error {
-	profile, lock, err := loadProfile(o.profile)
+	profile, lock, err := loadProfileFor(o.profile, o.arch)
 	if err != nil {
 		return err
 	}
@@ -98,22 +102,10 @@ func buildImage(ctx context.Context, e *env, o buildOptions) error {
 	if err != nil {
 		return err
 	}
-	if o.agent == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return fmt.Errorf("find the agent: %w", err)
-		}
-		o.agent = filepath.Join(filepath.Dir(self), "sealift-agent")
+	if err := o.findPrograms(profile.Arch); err != nil {
+		return withHint(err, "make build, or say where it is with --agent and --pause")
 	}
-	if o.pause == "" {
-		o.pause = filepath.Join(filepath.Dir(o.agent), "sealift-pause")
-	}
-	for _, program := range []string{o.agent, o.pause} {
-		if _, err := os.Stat(program); err != nil {
-			return withHint(fmt.Errorf("find a program of the image: %w", err), "make build, or say where it is with --agent and --pause")
-		}
-	}
-	stamp, err := inputStamp(ctx, o, ring)
+	stamp, err := inputStamp(ctx, o, profile.Arch, ring)
 	if err != nil {
 		return err
 	}
@@ -140,19 +132,31 @@ func buildImage(ctx context.Context, e *env, o buildOptions) error {
 
 // loadProfile reads a profile and the lock beside it, which must fit it.
 func loadProfile(file string) (*profiles.Profile, *profiles.Lock, error) {
-	profile, err := profiles.Load(file)
+	return loadProfileFor(file, "")
+}
+
+// loadProfileFor is loadProfile with a value of --arch.
+func loadProfileFor(file, arch string) (*profiles.Profile, *profiles.Lock, error) {
+	if err := checkArch(arch); err != nil {
+		return nil, nil, err
+	}
+	profile, err := profiles.LoadFor(file, arch)
 	if err != nil {
 		return nil, nil, faulty(err)
 	}
-	lock, err := profiles.LoadLock(profiles.LockPath(file))
+	relock := "sealift profile lock " + file
+	if arch != "" {
+		relock += " --arch " + arch
+	}
+	lock, err := profiles.LoadLock(profiles.LockPathFor(file, profile.Arch))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil, withHint(err, "sealift profile lock %s", file)
+		return nil, nil, withHint(err, "%s", relock)
 	}
 	if err != nil {
 		return nil, nil, faulty(err)
 	}
 	if err := lock.CheckProfile(profile); err != nil {
-		return nil, nil, withHint(err, "sealift profile lock %s", file)
+		return nil, nil, withHint(err, "%s", relock)
 	}
 	return profile, lock, nil
 }
@@ -168,8 +172,9 @@ func faulty(err error) error {
 
 // inputStamp names everything that decides an image's bytes: the profile, its
 // lock, the programs and the public keys.
-func inputStamp(ctx context.Context, o buildOptions, ring *keyring.Keyring) (string, error) {
+func inputStamp(ctx context.Context, o buildOptions, arch string, ring *keyring.Keyring) (string, error) {
 	h := sha256.New()
+	fmt.Fprintln(h, arch)
 	for _, name := range []string{keyring.FilePK, keyring.FileKEK, keyring.FileDB, keyring.FileServiceCA} {
 		b, err := ring.CertificatePEM(name)
 		if err != nil {
@@ -188,7 +193,7 @@ func inputStamp(ctx context.Context, o buildOptions, ring *keyring.Keyring) (str
 	if err != nil {
 		return "", fmt.Errorf("find this program: %w", err)
 	}
-	for _, file := range []string{o.profile, profiles.LockPath(o.profile), o.agent, o.pause, self} {
+	for _, file := range []string{o.profile, profiles.LockPathFor(o.profile, arch), o.agent, o.pause, self} {
 		sum, err := fileSum(ctx, file)
 		if err != nil {
 			return "", err

@@ -46,25 +46,33 @@ Example:
 }
 
 func newProfileLockCommand(e *env) *cobra.Command {
-	var cache string
+	var cache, arch string
 	cmd := &cobra.Command{
 		Use:   "lock PROFILE",
 		Short: "Resolve every input of a profile to a digest",
 		Long: `Reads Debian's signed package indexes, resolves the dependency closure, and
 writes name, version, address and SHA-256 of every input into the lock beside
-the profile: PROFILE.lock.yaml. Builds take only what the lock pins.
+the profile: PROFILE.lock.yaml, or PROFILE.arm64.lock.yaml for arm64. Builds take
+only what the lock pins.
 
 Example:
-  sealift profile lock profiles/demo.yaml` + exitStatus,
+  sealift profile lock profiles/demo.yaml
+  sealift profile lock profiles/demo.yaml --arch arm64` + exitStatus,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return lockProfile(cmd.Context(), e, args[0], cache) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return lockProfile(cmd.Context(), e, args[0], arch, cache)
+		},
 	}
+	addArchFlag(cmd, &arch)
 	cmd.Flags().StringVar(&cache, "cache", defaultCache(), "`directory` for downloads")
 	return cmd
 }
 
-func lockProfile(ctx context.Context, e *env, file, cache string) error {
-	p, err := profiles.Load(file)
+func lockProfile(ctx context.Context, e *env, file, arch, cache string) error {
+	if err := checkArch(arch); err != nil {
+		return err
+	}
+	p, err := profiles.LoadFor(file, arch)
 	if err != nil {
 		return faulty(err)
 	}
@@ -83,7 +91,7 @@ func lockProfile(ctx context.Context, e *env, file, cache string) error {
 	if err != nil {
 		return err
 	}
-	to := profiles.LockPath(file)
+	to := profiles.LockPathFor(file, p.Arch)
 	if err := replaceFile(to, b, 0o644); err != nil {
 		return err
 	}
