@@ -163,7 +163,7 @@ func build(ctx context.Context, in *BuildInput) (_ *manifest.Manifest, err error
 		Kubernetes: manifest.Kubernetes{Distro: in.Profile.Kubernetes.Distro, Version: in.Profile.Kubernetes.Version},
 		SecureBoot: secureBoot,
 	}
-	for _, step := range []func(context.Context) error{b.disk, b.compress, b.installer, b.qcow2, b.iso, b.trim, b.sign} {
+	for _, step := range []func(context.Context) error{b.disk, b.compress, b.installer, b.references, b.qcow2, b.iso, b.trim, b.sign} {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -272,7 +272,7 @@ func (b *builder) root(ctx context.Context, f *os.File, sizes disk.Sizes) ([32]b
 	if err != nil {
 		return fail(err)
 	}
-	t, err := verity.Write(ctx, hashes, w, size, b.salt(), b.Workers, func(done int64) { b.progress(StepVerity, done, size) })
+	t, err := verity.Write(ctx, hashes, w, size, verity.SaltFor(b.LockDigest, b.Profile.Name, b.Profile.Version), b.Workers, func(done int64) { b.progress(StepVerity, done, size) })
 	if err != nil {
 		return fail(err)
 	}
@@ -280,14 +280,6 @@ func (b *builder) root(ctx context.Context, f *os.File, sizes disk.Sizes) ([32]b
 		FSType: "erofs", Size: size, RootHash: t.RootHash, Salt: t.Salt, VerityUUID: t.UUID.String(),
 	}
 	return t.RootHash, nil
-}
-
-// salt returns the hash tree's salt. It keeps an attacker who prepares
-// collisions from having one table for all images; it need not be random.
-func (b *builder) salt() [32]byte {
-	h := sha256.New()
-	fmt.Fprintf(h, "sealift verity salt v1\x00%s\x00%s\x00%s", b.LockDigest, b.Profile.Name, b.Profile.Version)
-	return [32]byte(h.Sum(nil))
 }
 
 // uki makes a signed UKI with an initramfs.
