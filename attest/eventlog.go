@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/sealift/sealift/image/manifest"
 )
@@ -106,6 +107,16 @@ type Event struct {
 
 // SHA256 returns the digest that was extended into the SHA-256 bank.
 func (e *Event) SHA256() manifest.SHA256 { return manifest.SHA256(e.digests[e.sha256]) }
+
+// Digest returns the digest that an event of the log extended into a bank, or
+// false if the log has no such bank.
+func (l *EventLog) Digest(e *Event, bank string) ([]byte, bool) {
+	i := slices.Index(l.Banks, bank)
+	if i < 0 || i >= len(e.digests) {
+		return nil, false
+	}
+	return e.digests[i], true
+}
 
 // VerifiedData returns the event's data if it is what was measured, that is if
 // its SHA-256 is the digest. For firmware blobs and boot applications it never

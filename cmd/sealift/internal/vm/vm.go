@@ -30,6 +30,8 @@ type Box struct {
 	MAC    string
 	UUID   string
 	Serial string
+	// Banks are the PCR banks that the TPM is made with. Optional; sha256.
+	Banks []string
 }
 
 // TPMCA is the authority that signs the endorsement certificates of the boxes'
@@ -86,8 +88,12 @@ func manufacture(ctx context.Context, b *Box, ca TPMCA) error {
 			return err
 		}
 	}
+	banks := "sha256"
+	if len(b.Banks) > 0 {
+		banks = strings.Join(b.Banks, ",")
+	}
 	cmd := exec.CommandContext(ctx, "swtpm_setup", "--tpm2", "--tpm-state", filepath.Join(b.Dir, "tpm"),
-		"--create-ek-cert", "--create-platform-cert", "--lock-nvram", "--overwrite", "--pcr-banks", "sha256",
+		"--create-ek-cert", "--create-platform-cert", "--lock-nvram", "--overwrite", "--pcr-banks", banks,
 		"--vmid", b.Name, "--config", filepath.Join(ca.Dir, "swtpm_setup.conf"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("swtpm_setup: %w: %s", err, strings.TrimSpace(string(out)))
