@@ -1,0 +1,383 @@
+package inspect
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sealift/sealift/attest/tpm/pcrsig"
+	"github.com/sealift/sealift/image/efivar"
+	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/pe"
+	"github.com/sealift/sealift/image/predict"
+	"github.com/sealift/sealift/image/uki"
+	"github.com/sealift/sealift/profiles"
+)
+
+// maxUKI bounds a UKI, bytes: it is read into memory as firmware does.
+const maxUKI = 512 << 20
+
+func (v *verifier) ukiJobs() []job {
+	return []job{
+		result("uki.file", v.checkUKIFile),
+		result("uki.layout", on(v.uki, v.checkPE)),
+		result("uki.signature", on(v.uki, v.checkSignature)),
+		result("uki.reference", on(v.uki, func(image []byte) (string, error) { return checkReference("uki", image, &v.m.UKI) })),
+		result("uki.cmdline", on(v.uki, v.checkCmdline)),
+		result("uki.policy", on(v.uki, v.checkPolicy)),
+		result("uki.initrd", on(v.uki, v.checkInitrd)),
+		result("secureboot.reference", v.checkSecureBoot),
+		result("boots.reference", v.checkBoots),
+	}
+}
+
+// on makes a check of one that needs a UKI.
+func on(get func() ([]byte, error), check func([]byte) (string, error)) func(context.Context) (string, error) {
+	return func(context.Context) (string, error) {
+		image, err := get()
+		if err != nil {
+			return "", err
+		}
+		return check(image)
+	}
+}
+
+// readUKI reads the file that firmware starts from the ESP.
+func (v *verifier) readUKI() ([]byte, error) {
+	f, err := v.esp()
+	if err != nil {
+		return nil, fmt.Errorf("read it from the ESP: %w", err)
+	}
+	boot, err := bootPath(v.m.Arch)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range f.Entries {
+		if e.Path == boot && !e.Dir {
+			return f.ReadFile(e, maxUKI)
+		}
+	}
+	return nil, fmt.Errorf("the ESP has no %s", boot)
+}
+
+func (v *verifier) checkUKIFile(context.Context) (string, error) {
+	image, err := v.uki()
+	if err != nil {
+		return "", err
+	}
+	a, listed := v.m.Artifact(manifest.KindUKI)
+	if !listed {
+		return "", errors.New("the manifest lists no UKI")
+	}
+	if err := same("size of the UKI on the ESP", int64(len(image)), a.Size); err != nil {
+		return "", err
+	}
+	got := manifest.SHA256(sha256.Sum256(image))
+	return got.String(), same("SHA-256 of the UKI on the ESP", got, a.SHA256)
+}
+
+// checkPE finds bytes of a UKI that neither a section nor a header accounts
+// for. The Authenticode digest passes over gaps between sections.
+func (v *verifier) checkPE(image []byte) (string, error) {
+	f, err := pe.Parse(image)
+	if err != nil {
+		return "", err
+	}
+	sections := slices.DeleteFunc(slices.Clone(f.Sections), func(s pe.Section) bool { return s.RawSize == 0 })
+	slices.SortFunc(sections, func(a, b pe.Section) int { return cmp.Compare(a.RawOffset, b.RawOffset) })
+	at := uint64(f.SizeOfHeaders)
+	for _, s := range sections {
+		if uint64(s.RawOffset) != at {
+			return "", fmt.Errorf("section %s begins at %#x, the one before ends at %#x: the bytes between are in no section", s.Name, s.RawOffset, at)
+		}
+		at += uint64(s.RawSize)
+		if i := nonZero(s.Raw()[len(s.Data()):]); i >= 0 {
+			return "", fmt.Errorf("section %s has data at byte %d, behind its size of %d", s.Name, len(s.Data())+i, s.VirtualSize)
+		}
+	}
+	signatures, err := f.Signatures()
+	if err != nil {
+		return "", err
+	}
+	var signed uint64
+	for _, der := range signatures {
+		signed += (uint64(len(der)) + 8 + 7) &^ 7 // with the entry's header and padding
+	}
+	if end := (at+7)&^7 + signed; end != uint64(len(image)) {
+		return "", fmt.Errorf("its sections and signatures end at %#x, the file at %#x", end, len(image))
+	}
+	wantMachine := map[string]uint16{"amd64": pe.MachineAMD64, "arm64": pe.MachineARM64}[v.m.Arch]
+	if err := same("machine", fmt.Sprintf("%#x", f.Machine), fmt.Sprintf("%#x", wantMachine)); err != nil {
+		return "", err
+	}
+	if stamp := binary.LittleEndian.Uint32(image[f.Offsets().COFF+4:]); int64(stamp) != v.m.Epoch {
+		return "", &Mismatch{What: "time stamp", Got: fmt.Sprint(stamp), Want: fmt.Sprintf("%d, the epoch", v.m.Epoch)}
+	}
+	return fmt.Sprintf("%d sections, no byte outside of them", len(f.Sections)), nil
+}
+
+func (v *verifier) checkSignature(image []byte) (string, error) {
+	f, err := pe.Parse(image)
+	if err != nil {
+		return "", err
+	}
+	if v.Keys.DB == nil {
+		return "", errors.New("cannot be checked without the db certificate")
+	}
+	signatures, err := f.Signatures()
+	if err != nil {
+		return "", err
+	}
+	if err := same("number of signatures", len(signatures), 1); err != nil {
+		return "", err
+	}
+	c, err := f.Verify(v.Keys.DB)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("Authenticode, by %q in db", c.Subject.CommonName), nil
+}
+
+// checkReference predicts what booting a UKI measures, and compares every value.
+func checkReference(prefix string, image []byte, want *manifest.UKI) (string, error) {
+	got, err := uki.Predict(image)
+	if err != nil {
+		return "", err
+	}
+	n, err := sameJSON(prefix, got, want)
+	return fmt.Sprintf("systemd-stub %s, %d sections, %d values", got.StubVersion, len(got.Sections), n), err
+}
+
+// peSection returns a section's content.
+func peSection(image []byte, name string) ([]byte, error) {
+	f, err := pe.Parse(image)
+	if err != nil {
+		return nil, err
+	}
+	s, found, err := f.Section(name)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, fmt.Errorf("the UKI has no section %s", name)
+	}
+	return s.Data(), nil
+}
+
+// cmdlineHash returns the root hash that a command line names exactly once.
+func cmdlineHash(cmdline string) (manifest.SHA256, error) {
+	var found []string
+	for _, p := range strings.Fields(cmdline) {
+		if name, value, _ := strings.Cut(p, "="); name == profiles.ParamRootHash {
+			found = append(found, value)
+		}
+	}
+	var d manifest.SHA256
+	if len(found) != 1 {
+		return d, fmt.Errorf("the command line has %s %d times, want once", profiles.ParamRootHash, len(found))
+	}
+	err := d.UnmarshalText([]byte(found[0]))
+	if err == nil && d.String() != found[0] {
+		err = errors.New("it is not in lower case")
+	}
+	if err != nil {
+		return d, fmt.Errorf("parameter %s: %w", profiles.ParamRootHash, err)
+	}
+	return d, nil
+}
+
+func (v *verifier) checkCmdline(image []byte) (string, error) {
+	cmdline, err := peSection(image, ".cmdline")
+	if err != nil {
+		return "", err
+	}
+	got, err := cmdlineHash(string(cmdline))
+	if err != nil {
+		return "", err
+	}
+	return "names the root hash, once", same("root hash in the command line", got, v.m.Root.RootHash)
+}
+
+// checkPolicy checks that .pcrsig allows PCR 11 as this UKI leaves it and
+// nothing else, by the key in .pcrpkey.
+func (v *verifier) checkPolicy(image []byte) (string, error) {
+	text, err := peSection(image, ".pcrpkey")
+	if err != nil {
+		return "", err
+	}
+	key, err := rsaPublic(text)
+	if err != nil {
+		return "", fmt.Errorf("section .pcrpkey: %w", err)
+	}
+	if v.Keys.PCR != nil && !v.Keys.PCR.Equal(key) {
+		got, want := pcrsig.KeyID(key), pcrsig.KeyID(v.Keys.PCR)
+		return "", &Mismatch{What: "key in .pcrpkey", Got: hex.EncodeToString(got[:]), Want: hex.EncodeToString(want[:])}
+	}
+	file, err := peSection(image, ".pcrsig")
+	if err != nil {
+		return "", err
+	}
+	entries, err := pcrsig.Parse(file)
+	if err != nil {
+		return "", err
+	}
+	if err := same("number of signed policies", len(entries), 1); err != nil {
+		return "", err
+	}
+	u, err := uki.Predict(image)
+	if err != nil {
+		return "", err
+	}
+	pcr11, err := hex.DecodeString(u.PCRs["sha256"][pcrsig.KernelPCR])
+	if err != nil {
+		return "", err
+	}
+	want, err := pcrsig.PolicyDigest(map[int][]byte{pcrsig.KernelPCR: pcr11})
+	if err != nil {
+		return "", err
+	}
+	e := entries[0]
+	if !slices.Equal(e.PCRs, []int{pcrsig.KernelPCR}) || !bytes.Equal(e.Policy[:], want) {
+		return "", &Mismatch{What: fmt.Sprintf("signed policy, for PCRs %v,", e.PCRs), Got: hex.EncodeToString(e.Policy[:]), Want: hex.EncodeToString(want) + " for PCR 11"}
+	}
+	if id := pcrsig.KeyID(key); e.KeyID != id {
+		return "", &Mismatch{What: "key of the signed policy", Got: hex.EncodeToString(e.KeyID[:]), Want: hex.EncodeToString(id[:])}
+	}
+	return "PCR 11 as predicted is signed by the PCR key", e.Verify(key)
+}
+
+// rsaPublic reads a public key, PKIX in one PEM block.
+func rsaPublic(text []byte) (*rsa.PublicKey, error) {
+	block, rest := pem.Decode(text)
+	if block == nil || block.Type != "PUBLIC KEY" || len(bytes.TrimSpace(rest)) != 0 {
+		return nil, errors.New("it is not exactly one PEM block \"PUBLIC KEY\"")
+	}
+	key, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	public, ok := key.(*rsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("it is %T, want RSA", key)
+	}
+	return public, nil
+}
+
+// checkInitrd reads the initramfs and the agent's configuration in it.
+func (v *verifier) checkInitrd(image []byte) (string, error) {
+	n, c, _, err := v.agentConfig(image, profiles.ModeBoot)
+	if err != nil {
+		return "", err
+	}
+	text, err := peSection(image, ".pcrpkey")
+	if err != nil {
+		return "", err
+	}
+	stub, err := rsaPublic(text)
+	if err != nil {
+		return "", fmt.Errorf("section .pcrpkey: %w", err)
+	}
+	agent, err := rsaPublic([]byte(c.PCRKey))
+	if err != nil {
+		return "", fmt.Errorf("PCR key of the agent: %w", err)
+	}
+	if !stub.Equal(agent) {
+		return "", errors.New("the agent has another PCR key than section .pcrpkey")
+	}
+	return fmt.Sprintf("%d files, the agent in mode %s for %q", n, c.Mode, c.Image), nil
+}
+
+// agentConfig reads the initramfs of a UKI: how many files it has, the agent's
+// configuration, and the Secure Boot variables that an installer has.
+func (v *verifier) agentConfig(image []byte, mode string) (n int, _ *profiles.AgentConfig, auth map[string][]byte, err error) {
+	initrd, err := peSection(image, ".initrd")
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	config := "/" + strings.TrimPrefix(profiles.AgentConfigPath, "/")
+	vars := "/" + strings.TrimPrefix(profiles.SecureBootDir, "/") + "/"
+	files, kept, err := ReadInitrd(initrd, func(path string) bool { return path == config || strings.HasPrefix(path, vars) })
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	for _, f := range files {
+		if f.MTime != v.m.Epoch || f.UID != 0 || f.GID != 0 {
+			return 0, nil, nil, fmt.Errorf("%s has owner %d:%d and time %d, want 0:0 and %d, the epoch", f.Path, f.UID, f.GID, f.MTime, v.m.Epoch)
+		}
+	}
+	d := json.NewDecoder(bytes.NewReader(kept[config]))
+	d.DisallowUnknownFields()
+	var c profiles.AgentConfig
+	if err := d.Decode(&c); err != nil {
+		return 0, nil, nil, fmt.Errorf("%s: %w", config, err)
+	}
+	if err := same("mode of the agent", c.Mode, mode); err != nil {
+		return 0, nil, nil, err
+	}
+	if err := same("image of the agent", c.Image, v.m.Name+" "+v.m.Version); err != nil {
+		return 0, nil, nil, err
+	}
+	delete(kept, config)
+	return len(files), &c, kept, nil
+}
+
+// enrolment returns the Secure Boot keys that the image is verified for.
+func (v *verifier) enrolment() (efivar.Enrolment, error) {
+	if v.Keys.PK == nil || v.Keys.KEK == nil || v.Keys.DB == nil {
+		return efivar.Enrolment{}, errors.New("cannot be checked without the certificates of PK, KEK and db")
+	}
+	return efivar.Enrolment{PK: v.Keys.PK, KEK: v.Keys.KEK, DB: v.Keys.DB}, nil
+}
+
+func (v *verifier) checkSecureBoot(context.Context) (string, error) {
+	e, err := v.enrolment()
+	if err != nil {
+		return "", err
+	}
+	got, err := e.SecureBoot()
+	if err != nil {
+		return "", err
+	}
+	n, err := sameJSON("secureBoot", got, v.m.SecureBoot)
+	return fmt.Sprintf("%d values from PK, KEK and db", n), err
+}
+
+// checkBoots predicts the events of each boot and compares every value.
+func (v *verifier) checkBoots(context.Context) (string, error) {
+	e, err := v.enrolment()
+	if err != nil {
+		return "", err
+	}
+	in := predict.Input{Enrolments: []efivar.Enrolment{e}}
+	if in.UKI, err = v.uki(); err != nil {
+		return "", err
+	}
+	boots, without := v.m.Boots, ""
+	if v.DiskOnly {
+		// Both UKIs are predicted at once. With one in the other's place, that
+		// one's boots are left out on both sides.
+		in.Installer = in.UKI
+		without = manifest.KindInstaller
+	} else if in.Installer, err = v.installer(); err != nil {
+		return "", err
+	}
+	got, err := predict.Boots(in)
+	if err != nil {
+		return "", err
+	}
+	leave := func(b manifest.Boot) bool { return b.Artifact == without }
+	boots, got = slices.DeleteFunc(slices.Clone(boots), leave), slices.DeleteFunc(got, leave)
+	n, err := sameJSON("boots", got, boots)
+	return fmt.Sprintf("%d boots, %d values", len(got), n), err
+}
