@@ -36,6 +36,7 @@ holds their digests and the reference values for attestation.`, `
 
 type buildOptions struct {
 	profile, arch, keys, out, cache, agent, pause string
+	outputs                                       []string
 	offline, reuse                                bool
 }
 
@@ -44,7 +45,10 @@ func newImageBuildCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "build PROFILE",
 		Short: "Build a signed image from a profile and its lock",
-		Long: `Builds the disk image, the UKI, the installer and the signed manifest into --out.
+		Long: `Builds an image into --out: the UKI, the signed manifest, and the forms that
+--output names: the disk as it is (raw), compressed for installers (raw.zst) or
+for virtual machines (qcow2), a medium that installs without a network (iso),
+and the installer for network boot (netboot).
 Takes only what the lock beside the profile pins, from the cache or the network,
 and checks every byte. Needs no root, no loop device and no container engine.
 The same profile, lock, keys and programs give the same bytes. With --arch the
@@ -53,6 +57,7 @@ architecture: PROFILE.arm64.lock.yaml.
 
 Example:
   sealift image build profiles/demo.yaml --keys keys --out build/image
+  sealift image build profiles/demo.yaml --keys keys --out build/stick --output iso
   sealift image build profiles/demo.yaml --arch arm64 --keys keys --out build/arm64
 
 EXIT STATUS
@@ -71,6 +76,7 @@ EXIT STATUS
 	addArchFlag(cmd, &o.arch)
 	f.StringVar(&o.keys, "keys", "keys", "key `directory` of 'sealift keys init'")
 	f.StringVar(&o.out, "out", "", "`directory` for the image (required)")
+	addOutputFlag(f, &o.outputs)
 	f.StringVar(&o.cache, "cache", defaultCache(), "`directory` for downloads and built programs")
 	f.StringVar(&o.agent, "agent", "", "sealift-agent `program` of the image's architecture (default: beside this program)")
 	f.StringVar(&o.pause, "pause", "", "sealift-pause `program` (default: beside the agent)")
@@ -94,6 +100,10 @@ func defaultCache() string {
 const stampSuffix = ".inputs"
 
 func buildImage(ctx context.Context, e *env, o buildOptions) error {
+	outputs, err := parseOutputs(o.outputs)
+	if err != nil {
+		return err
+	}
 	profile, lock, err := loadProfileFor(o.profile, o.arch)
 	if err != nil {
 		return err
@@ -111,17 +121,18 @@ func buildImage(ctx context.Context, e *env, o buildOptions) error {
 	}
 	stamped := filepath.Clean(o.out) + stampSuffix
 	if o.reuse {
-		if b, err := readFile(stamped, maxSmall); err == nil && string(b) == stamp {
+		want, werr := stampOf(stamp, o.out)
+		if b, err := readFile(stamped, maxSmall); err == nil && werr == nil && string(b) == want {
 			if m, err := wholeImage(o.out); err == nil {
 				return e.print(m, "%s: reused", o.out)
 			}
 		}
 	}
-	if err := os.Remove(stamped); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("mark the old image: %w", err)
-	}
-	m, err := buildFrom(ctx, e, o, profile, lock, ring)
+	m, err := buildFrom(ctx, e, o, outputs, profile, lock, ring)
 	if err != nil {
+		return busy(err)
+	}
+	if stamp, err = stampOf(stamp, o.out); err != nil {
 		return err
 	}
 	if err := replaceFile(stamped, []byte(stamp), 0o644); err != nil {
@@ -174,6 +185,7 @@ func faulty(err error) error {
 // lock, the programs and the public keys.
 func inputStamp(ctx context.Context, o buildOptions, arch string, ring *keyring.Keyring) (string, error) {
 	h := sha256.New()
+	fmt.Fprintf(h, "%q\n", o.outputs)
 	fmt.Fprintln(h, arch)
 	for _, name := range []string{keyring.FilePK, keyring.FileKEK, keyring.FileDB, keyring.FileServiceCA} {
 		b, err := ring.CertificatePEM(name)
@@ -248,7 +260,7 @@ func wholeImage(dir string) (*manifest.Manifest, error) {
 }
 
 // buildFrom fetches the inputs, puts the trees together and builds.
-func buildFrom(ctx context.Context, e *env, o buildOptions, profile *profiles.Profile, lock *profiles.Lock, ring *keyring.Keyring) (_ *manifest.Manifest, err error) {
+func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Output, profile *profiles.Profile, lock *profiles.Lock, ring *keyring.Keyring) (_ *manifest.Manifest, err error) {
 	steps := newSteps(e.progress())
 	defer func() {
 		if err != nil {
@@ -298,7 +310,7 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, profile *profiles.Pr
 		Profile: profile, LockDigest: digest, Epoch: epoch,
 		Root: root, Boot: boot, Installer: installer,
 		Kernel: builder.Kernel, KernelRelease: builder.KernelVersion, Stub: builder.Stub, OSRelease: osRelease,
-		Output: o.out, Progress: steps.update,
+		Output: o.out, Outputs: outputs, Progress: steps.update,
 	}
 	if build.DB, err = ring.DB(); err != nil {
 		return nil, err

@@ -22,7 +22,6 @@ import (
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
-	"github.com/sealift/sealift/image"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/provisioner"
 	provisionapi "github.com/sealift/sealift/provisioner/api"
@@ -286,15 +285,9 @@ func provision(ctx context.Context, c *serveConfig, images []loadedImage, servic
 		return err
 	}
 	defer func() { err = errors.Join(err, hosts.Close()) }()
-	dirs, installers := map[string]string{}, map[string]string{}
-	for _, i := range images {
-		if other := dirs[i.manifest.Name]; other != "" {
-			return usage{fmt.Errorf("the images in %s and %s are both named %s: an installer could not tell them apart", other, i.dir, i.manifest.Name)}
-		}
-		dirs[i.manifest.Name] = i.dir
-		if p.Image == "" || p.Image == i.manifest.Name {
-			installers[i.manifest.Arch] = filepath.Join(i.dir, image.FileInstaller)
-		}
+	dirs, installers, err := provisionable(images, p.Image, log)
+	if err != nil {
+		return err
 	}
 	s := &provisioner.Server{
 		Interface: p.Interface, Address: p.Address, Range: provisioner.Range{First: p.First, Last: p.Last},
