@@ -67,7 +67,7 @@ func packages(t *testing.T) map[string]pkg {
 		"linux-image-6.1.0-1-cloud-amd64": {
 			"./boot/vmlinuz-6.1.0-1-cloud-amd64":                   []byte("kernel"),
 			"./boot/System.map-6.1.0-1-cloud-amd64":                []byte("map"),
-			"./lib/modules/6.1.0-1-cloud-amd64/modules.builtin":    []byte("kernel/fs/ext4/ext4.ko\nkernel/drivers/nvme/host/nvme.ko\n"),
+			"./lib/modules/6.1.0-1-cloud-amd64/modules.builtin":    []byte("kernel/fs/ext4/ext4.ko\nkernel/drivers/nvme/host/nvme.ko\nkernel/drivers/char/tpm/tpm_tis.ko\n"),
 			modDir + "drivers/virtio/virtio.ko":                    kmod(t, "depends="),
 			modDir + "drivers/virtio/virtio_pci.ko":                kmod(t, "depends=virtio"),
 			modDir + "drivers/block/virtio_blk.ko":                 kmod(t, "depends=virtio"),
