@@ -259,7 +259,7 @@ func TestModulesComeAfterWhatTheyNeed(t *testing.T) {
 	b, root := build(t, config(t, packages(t)))
 	boot, mods, err := b.Initrd(profiles.AgentConfig{Mode: profiles.ModeBoot, AttestURL: "https://a:1"})
 	must(t, err)
-	want := []string{"virtio", "virtio_pci", "virtio_blk", "scsi_mod", "virtio_scsi", "virtio_net", "sd_mod", "efivarfs", "dm-mod",
+	want := []string{"virtio", "virtio_pci", "virtio_net", "virtio_blk", "scsi_mod", "virtio_scsi", "sd_mod", "efivarfs", "dm-mod",
 		"reed_solomon", "dm-verity", "dm-crypt", "ecb", "xts", "libcrc32c", "erofs"}
 	if got := base(mods); !slices.Equal(got, want) {
 		t.Errorf("initramfs loads\n%v, want\n%v", got, want)
