@@ -1,8 +1,10 @@
 package lab
 
 import (
+	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -34,6 +36,34 @@ func TestNamespacesAreJoinedOnlyByTheirLink(t *testing.T) {
 	}
 	if err := b.IP(t.Context(), "addr add 10.99.1.2/24 dev far", "link set far up"); err != nil {
 		t.Fatal(err)
+	}
+	addr := netip.MustParseAddrPort("10.99.1.2:4321")
+	if _, err := a.Listen(t.Context(), addr); err == nil {
+		t.Error("namespace a listens on an address of b")
+	}
+	ln, err := b.Listen(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if out, err := a.Command(t.Context(), "ss", "-Hltn").Output(); err != nil || len(out) > 0 {
+		t.Errorf("a has listeners: %s, %v", out, err)
+	}
+	if out, err := b.Command(t.Context(), "ss", "-Hltn").Output(); err != nil || !strings.Contains(string(out), addr.String()) {
+		t.Errorf("b has not the listener: %s, %v", out, err)
+	}
+	home, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("threads of this process: %q, %v", threads, err)
+	}
+	for _, thread := range threads {
+		if at, err := os.Readlink(thread); err == nil && at != home {
+			t.Errorf("%s stayed in %s", thread, at)
+		}
 	}
 	out, err := b.Command(t.Context(), "ip", "route", "get", "10.99.1.1").Output()
 	if err != nil || !strings.Contains(string(out), "dev far") {
