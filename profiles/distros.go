@@ -39,13 +39,16 @@ type Base struct {
 
 // BaseModules are kernel modules by the place that loads them, without their
 // dependencies. One that the kernel package has neither as a file nor built in
-// is an error, except in Optional.
+// is an error, except in Optional and Media.
 type BaseModules struct {
 	Boot    []string `yaml:"boot"`    // initramfs of the disk's UKI
 	Install []string `yaml:"install"` // initramfs of the installer
 	Root    []string `yaml:"root"`    // after the root file system is mounted
 	// Optional are drivers for both initramfs that not every kernel package has.
 	Optional []string `yaml:"optional"`
+	// Media are optional drivers for what an installation medium is in. Only
+	// the installer has them: a node needs no USB sticks.
+	Media []string `yaml:"media"`
 }
 
 // PackageFile is one file of a Debian package. In Path, ${ARCH} stands for the

@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,25 +37,42 @@ func (m *machine) install(ctx context.Context) (boot.End, error) {
 	if err := boot.EFIVars().Do(); err != nil {
 		return "", advise(err, "the machine was not started by UEFI firmware: switch legacy boot (CSM) off")
 	}
-	network := netup.Config{VendorClass: api.VendorClass, ResolvConf: node.ResolvConf, Log: m.log}
-	lease, err := network.Up(ctx)
-	if err != nil {
-		return "", err
-	}
-	m.console.Step("network up: %s %s", lease.Iface, lease.Address)
-	server, err := install.NewServer(lease.BootFile, m.log)
-	if err != nil {
-		return "", advise(err, "the DHCP server that answered is not the provisioner's, or another one answered first")
-	}
 	system, err := readSystem()
 	if err != nil {
 		m.log.Warn("the machine does not say what it is", "err", err)
 	}
+	box := &hardware{config: m.config}
+	host := api.HostKey{UUID: system.UUID}
+	var source install.Source
+	image := "" // the provisioner says which
+	medium, err := m.findMedium(ctx)
+	if err != nil {
+		return "", err
+	}
+	if medium != nil {
+		defer medium.Close() // only read
+		m.console.Step("installing from %s, without a network", medium)
+		source, image, box.medium, host.MAC = medium, m.config.Image, medium.Node(), firstMAC()
+	} else {
+		network := netup.Config{VendorClass: api.VendorClass, ResolvConf: node.ResolvConf, Log: m.log}
+		lease, err := network.Up(ctx)
+		if err != nil {
+			return "", err
+		}
+		m.console.Step("network up: %s %s", lease.Iface, lease.Address)
+		server, err := install.NewServer(lease.BootFile, m.log)
+		if err != nil {
+			return "", advise(err, "the DHCP server that answered is not the provisioner's, or another one answered first")
+		}
+		host.MAC = lease.MAC
+		source = &install.Network{Server: server, Host: host, Log: m.log}
+	}
 	flow := install.Flow{
-		Server:  server,
-		Host:    api.HostKey{MAC: lease.MAC, UUID: system.UUID},
+		Source:  source,
+		Image:   image,
+		Host:    host,
 		Serial:  system.Serial,
-		Machine: &hardware{config: m.config},
+		Machine: box,
 		Verify: func(manifest, sigstore []byte) error {
 			return bundle.Verify(manifest, sigstore, []byte(m.config.ImageKey))
 		},
@@ -67,6 +86,48 @@ func (m *machine) install(ctx context.Context) (boot.End, error) {
 	}
 	m.console.Step("installed")
 	return boot.EndPowerOff, nil
+}
+
+// How long to wait for an installation medium: where firmware started from
+// something that is no network, and where it does not say.
+const (
+	mediumWait   = 30 * time.Second
+	mediumGlance = 5 * time.Second
+)
+
+// findMedium returns the installation medium, or nil if the network is to be
+// asked. A box that was booted over the network installs from there, also with
+// a medium in it.
+func (m *machine) findMedium(ctx context.Context) (*install.Medium, error) {
+	wait := mediumWait
+	switch network, err := (efi.Vars{}).BootedFromNetwork(); {
+	case err != nil:
+		m.log.Info("the firmware does not say where it booted from", "err", err)
+		wait = mediumGlance
+	case network:
+		return nil, nil
+	}
+	medium, err := install.FindMedium(ctx, blockdev.System{}, wait)
+	if errors.Is(err, install.ErrNoMedium) {
+		m.console.Step("%v, asking the network", err)
+		return nil, nil
+	}
+	return medium, advise(err, "take out all installation media but one")
+}
+
+// firstMAC returns the address of the network card that the kernel found
+// first, or nothing. It is a hint for people, like all that a machine claims.
+func firstMAC() string {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return ""
+	}
+	for _, i := range interfaces {
+		if i.Flags&net.FlagLoopback == 0 && len(i.HardwareAddr) == 6 {
+			return i.HardwareAddr.String()
+		}
+	}
+	return ""
 }
 
 // readSystem returns what the machine claims to be. On an error it is empty.
@@ -89,6 +150,7 @@ func readSystem() (attest.SMBIOS, error) {
 // hardware is this machine as the installer's.
 type hardware struct {
 	config *profiles.AgentConfig
+	medium string // device node of the installation medium; empty if there is none
 }
 
 // disk is an open disk with what it is.
@@ -104,6 +166,8 @@ func (h *hardware) OpenDisk(need int64) (install.OpenDisk, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Whatever the rules allow, the medium is not what to install on.
+	candidates = slices.DeleteFunc(candidates, func(c blockdev.Candidate) bool { return c.Node == h.medium })
 	chosen, err := blockdev.Choose(candidates, blockdev.Rule{MinSize: need, Wipe: h.config.Wipe})
 	if err != nil {
 		return nil, advise(err, "empty the disk, take out those that are not meant, or build the installer with other install settings")

@@ -34,7 +34,7 @@ func (b *Builder) initrd(cfg *profiles.AgentConfig) (*tree.Tree, error) {
 	if err := t.AddFile("/init", b.c.Agent, 0o755); err != nil {
 		return nil, err
 	}
-	mods, err := b.modules.resolve(b.initrdModules(cfg.Mode), b.base.Modules.Optional)
+	mods, err := b.modules.resolve(b.initrdModules(cfg.Mode), b.optionalModules(cfg.Mode))
 	if err != nil {
 		return nil, err
 	}

@@ -90,6 +90,14 @@ func (b *Builder) initrdModules(mode string) []string {
 	return append(append([]string(nil), want...), b.c.Profile.Kernel.Initrd...)
 }
 
+// optionalModules are those that it loads if the kernel has them.
+func (b *Builder) optionalModules(mode string) []string {
+	if mode == profiles.ModeInstall {
+		return append(append([]string(nil), b.base.Modules.Optional...), b.base.Modules.Media...)
+	}
+	return b.base.Modules.Optional
+}
+
 // resolve returns the wanted modules in an order in which they can be loaded:
 // each after those that it depends on. One that is built into the kernel needs
 // no loading and is left out; one that the kernel does not have is an error,

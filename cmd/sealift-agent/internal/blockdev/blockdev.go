@@ -69,9 +69,22 @@ func (s System) dev() string {
 // system: optical and floppy drives, and the boot and RPMB areas of eMMC.
 var notDisk = regexp.MustCompile(`^(sr|fd|mmcblk[0-9]+(boot|rpmb|gp))`)
 
+// optical matches optical drives.
+var optical = regexp.MustCompile(`^sr[0-9]`)
+
 // Disks returns the disks with hardware behind them and media in them, by
 // ascending name. Loop, RAM, device-mapper and RAID devices are none.
 func (s System) Disks() ([]Disk, error) {
+	return s.list(func(name string) bool { return !notDisk.MatchString(name) })
+}
+
+// Media returns what an installation medium may be in: all disks, and optical
+// drives, of which it says nothing about what is in them.
+func (s System) Media() ([]Disk, error) {
+	return s.list(func(name string) bool { return optical.MatchString(name) || !notDisk.MatchString(name) })
+}
+
+func (s System) list(wanted func(name string) bool) ([]Disk, error) {
 	entries, err := os.ReadDir(filepath.Join(s.sys(), "block"))
 	if err != nil {
 		return nil, fmt.Errorf("list disks: %w", err)
@@ -79,7 +92,7 @@ func (s System) Disks() ([]Disk, error) {
 	var disks []Disk
 	for _, e := range entries {
 		dir := filepath.Join(s.sys(), "block", e.Name())
-		if _, err := os.Stat(filepath.Join(dir, "device")); err != nil || notDisk.MatchString(e.Name()) {
+		if _, err := os.Stat(filepath.Join(dir, "device")); err != nil || !wanted(e.Name()) {
 			continue
 		}
 		d, err := s.disk(dir, e.Name())

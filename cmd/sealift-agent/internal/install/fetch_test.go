@@ -330,8 +330,9 @@ func TestFlow(t *testing.T) {
 				t.Fatal(err)
 			}
 			machine := &fakeMachine{memory: newMemory(), secureBoot: tt.secureBoot, tpm: tt.tpm}
+			host := api.HostKey{MAC: "52:54:00:00:00:01"}
 			f := Flow{
-				Server: server, Host: api.HostKey{MAC: "52:54:00:00:00:01"}, Serial: "4711", Machine: machine,
+				Source: &Network{Server: server, Host: host, Log: quiet()}, Host: host, Serial: "4711", Machine: machine,
 				Verify: func(manifest, bundle []byte) error { return tt.verify },
 				Step:   t.Logf, Log: quiet(), Now: time.Now,
 			}

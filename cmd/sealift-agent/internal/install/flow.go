@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"runtime"
 	"sync"
@@ -52,6 +53,21 @@ type Machine interface {
 	EndorsementKey() (public []byte, certificates [][]byte, err error)
 }
 
+// Source is where an image comes from, and where what became of it is told.
+// Nothing that it gives is trusted.
+type Source interface {
+	// Manifest returns the manifest and its bundle. It waits for what may
+	// still come.
+	Manifest(ctx context.Context) (manifest, bundle []byte, err error)
+	// Disk returns the compressed disk of that manifest, of exactly size bytes.
+	Disk(ctx context.Context, size int64) (io.ReadCloser, error)
+	// Progress tells whoever watches. An error means only that nobody was told.
+	Progress(ctx context.Context, p api.Progress) error
+	// Record keeps the install record. It tries for as long as it takes; the
+	// error wraps ErrNotKept if that makes no sense.
+	Record(ctx context.Context, r api.Record) error
+}
+
 // OpenDisk is a chosen disk. String names it for a person.
 type OpenDisk interface {
 	Disk
@@ -61,13 +77,16 @@ type OpenDisk interface {
 
 // Flow installs one machine. All fields are required unless marked Optional.
 type Flow struct {
-	Server  *Server
+	Source  Source
 	Host    api.HostKey
 	Serial  string // Optional; SMBIOS type 1
 	Machine Machine
 	// Verify checks the bundle's signature over the manifest's bytes.
 	Verify  func(manifest, bundle []byte) error
 	MinDisk int64 // Optional; bytes
+	// Image is the only one, "name version", that may be installed. Optional:
+	// any signed one may if empty.
+	Image string
 	// Step prints a milestone for a person at the machine.
 	Step func(format string, args ...any)
 	Log  *slog.Logger
@@ -97,7 +116,7 @@ func (f *Flow) Run(ctx context.Context) error {
 
 func (f *Flow) run(ctx context.Context, tell *teller) error {
 	tell.set(PhaseVerify, 0, 0, "")
-	m, digest, plan, err := f.fetchManifest(ctx)
+	m, digest, err := f.fetchManifest(ctx)
 	if err != nil {
 		return err
 	}
@@ -128,7 +147,7 @@ func (f *Flow) run(ctx context.Context, tell *teller) error {
 	f.Step("Secure Boot keys: %s", secureBoot)
 
 	f.Step("writing image %s to %s", name, disk)
-	if err := f.write(ctx, plan.Disk, artifact.Size, m.Disk, disk, tell); err != nil {
+	if err := f.write(ctx, artifact.Size, m.Disk, disk, tell); err != nil {
 		return err
 	}
 	guid, err := f.Machine.MakeBootable(disk, "Sealift "+m.Name)
@@ -153,43 +172,39 @@ func (f *Flow) run(ctx context.Context, tell *teller) error {
 	if err != nil {
 		return fmt.Errorf("encode the install record: %w", err)
 	}
-	return retry(ctx, f.Log, "leave the install record", func() error {
-		return f.Server.Post(ctx, api.PathRecord, api.Record{Host: f.Host, Record: record})
-	})
+	err = f.Source.Record(ctx, api.Record{Host: f.Host, Record: record})
+	if errors.Is(err, ErrNotKept) {
+		f.Step("%v", err)
+		f.Step("approve the machine when it shows up: sealift machine approve")
+		return nil
+	}
+	return err
 }
 
-// fetchManifest asks for the plan until there is one, then fetches the
-// manifest and its bundle, and verifies before it decodes.
-func (f *Flow) fetchManifest(ctx context.Context) (m *manifest.Manifest, digest manifest.SHA256, plan *api.Plan, err error) {
-	var raw, bundle []byte
-	err = retry(ctx, f.Log, "fetch the signed manifest", func() error {
-		var err error
-		if plan, err = f.Server.Plan(ctx, f.Host); err != nil {
-			return err
-		}
-		if raw, err = f.Server.Get(ctx, plan.Manifest, manifest.MaxSize); err != nil {
-			return err
-		}
-		bundle, err = f.Server.Get(ctx, plan.Bundle, maxBundle)
-		return err
-	})
+// fetchManifest gets the manifest and its bundle, and verifies before it
+// decodes.
+func (f *Flow) fetchManifest(ctx context.Context) (m *manifest.Manifest, digest manifest.SHA256, err error) {
+	raw, bundle, err := f.Source.Manifest(ctx)
 	if err != nil {
-		return nil, digest, nil, err
+		return nil, digest, err
 	}
 	if err := f.Verify(raw, bundle); err != nil {
-		return nil, digest, nil, fmt.Errorf("the manifest's signature was not accepted: %w", err)
+		return nil, digest, fmt.Errorf("the manifest's signature was not accepted: %w", err)
 	}
 	if m, err = manifest.Decode(raw); err != nil {
-		return nil, digest, nil, err
+		return nil, digest, err
+	}
+	if name := m.Name + " " + m.Version; f.Image != "" && name != f.Image {
+		return nil, digest, fmt.Errorf("there is image %s, this is the installer of image %s", name, f.Image)
 	}
 	if m.Arch != runtime.GOARCH {
-		return nil, digest, nil, fmt.Errorf("image %s %s is for %s, this machine is %s", m.Name, m.Version, m.Arch, runtime.GOARCH)
+		return nil, digest, fmt.Errorf("image %s %s is for %s, this machine is %s", m.Name, m.Version, m.Arch, runtime.GOARCH)
 	}
-	return m, sha256.Sum256(raw), plan, nil
+	return m, sha256.Sum256(raw), nil
 }
 
-func (f *Flow) write(ctx context.Context, path string, size int64, layout manifest.Disk, disk Disk, tell *teller) error {
-	compressed, err := f.Server.Download(ctx, path, size)
+func (f *Flow) write(ctx context.Context, size int64, layout manifest.Disk, disk Disk, tell *teller) error {
+	compressed, err := f.Source.Disk(ctx, size)
 	if err != nil {
 		return err
 	}
@@ -263,7 +278,7 @@ func (t *teller) post(ctx context.Context) {
 	t.mu.Lock()
 	p := t.now
 	t.mu.Unlock()
-	if err := t.flow.Server.Post(ctx, api.PathProgress, p); err != nil && !errors.Is(err, context.Canceled) {
+	if err := t.flow.Source.Progress(ctx, p); err != nil && !errors.Is(err, context.Canceled) {
 		t.flow.Log.Debug("progress not posted", "phase", p.Phase, "err", err)
 	}
 }

@@ -1,9 +1,10 @@
-// Package install puts a signed image onto a blank machine: Flow.Run asks the
-// provisioner what to install, verifies the signature on the manifest before
-// it fetches anything else, puts the firmware into Secure Boot user mode,
-// streams the image to the disk chunk by chunk (Writer), and leaves a record.
+// Package install puts a signed image onto a blank machine: Flow.Run gets a
+// manifest from its Source, which is the provisioner (Network) or an
+// installation medium (Medium), verifies the signature before it takes anything
+// else, puts the firmware into Secure Boot user mode, streams the image to the
+// disk chunk by chunk (Writer), and leaves a record.
 //
-// The network is trusted with nothing: what is written was compared with a
+// A source is trusted with nothing: what is written was compared with a
 // digest of the signed manifest first. A disk that is not completely written
 // and read back has no partition table, so it never boots.
 package install
