@@ -1,6 +1,7 @@
 // Package vm runs boxes for demos and tests: QEMU with real UEFI firmware
-// (OVMF with Secure Boot) and a TPM 2.0 (swtpm). A Box is the hardware: disk,
-// NVRAM and TPM outlive its power cycles, each of which is a Run.
+// (OVMF, or AAVMF on arm64, with Secure Boot) and a TPM 2.0 (swtpm). A Box is
+// the hardware: disk, NVRAM and TPM outlive its power cycles, each of which is
+// a Run.
 package vm
 
 import (
@@ -24,6 +25,7 @@ import (
 type Box struct {
 	Name   string
 	Dir    string // absolute; holds vars.fd, disk.raw, tpm/ and the serial logs
+	Arch   string // amd64, arm64. Optional; amd64.
 	Code   string // firmware image
 	Memory int    // MiB
 	CPUs   int
@@ -223,24 +225,19 @@ func (b *Box) start(ctx context.Context, accel string, p Power) (*Run, error) {
 		}
 		return b
 	}
-	cpu := emulatedCPU
-	if accel == "kvm" {
-		cpu = "host"
-	}
-	args := []string{
-		"-name", b.Name, "-machine", "q35,smm=on,accel=" + accel, "-cpu", cpu,
+	hw := b.hardware(accel)
+	args := append(hw.machine, "-name", b.Name,
 		"-m", fmt.Sprint(b.Memory), "-smp", fmt.Sprint(b.CPUs), "-nodefaults", "-display", "none", "-no-reboot",
 		"-serial", "stdio", "-uuid", b.UUID,
-		"-smbios", "type=1,manufacturer=Sealift,product=demo-box,serial=" + b.Serial + ",uuid=" + b.UUID,
-		"-global", "driver=cfi.pflash01,property=secure,value=on",
-		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + or(p.Code, b.Code),
-		"-drive", "if=pflash,format=raw,unit=1,file=" + or(p.Vars, b.VarsFile()),
-		"-drive", "if=none,id=disk,format=raw,discard=unmap,cache=unsafe,file=" + or(p.Disk, b.DiskFile()),
+		"-smbios", "type=1,manufacturer=Sealift,product=demo-box,serial="+b.Serial+",uuid="+b.UUID,
+		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+or(p.Code, b.Code),
+		"-drive", "if=pflash,format=raw,unit=1,file="+or(p.Vars, b.VarsFile()),
+		"-drive", "if=none,id=disk,format=raw,discard=unmap,cache=unsafe,file="+or(p.Disk, b.DiskFile()),
 		"-device", "virtio-blk-pci,drive=disk",
-		"-chardev", "socket,id=tpm,path=" + filepath.Join(sockets, "tpm"),
-		"-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0",
+		"-chardev", "socket,id=tpm,path="+filepath.Join(sockets, "tpm"),
+		"-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", hw.tpm+",tpmdev=tpm0",
 		"-device", "virtio-rng-pci",
-	}
+	)
 	for _, s := range p.SMBIOS {
 		args = append(args, "-smbios", s)
 	}
@@ -261,7 +258,7 @@ func (b *Box) start(ctx context.Context, accel string, p Power) (*Run, error) {
 		cleanup()
 		return nil, err
 	}
-	qemu := command(ctx, "qemu-system-x86_64", args...)
+	qemu := command(ctx, hw.qemu, args...)
 	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stderr bytes.Buffer
 	qemu.Stderr = &stderr
