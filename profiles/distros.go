@@ -89,6 +89,8 @@ type ContentFile struct {
 	Path     string `yaml:"path"`
 	Template string `yaml:"template"`
 	Mode     string `yaml:"mode"` // octal; 0644 if empty
+	// Keep leaves a file of that path as the image of base oci has it.
+	Keep bool `yaml:"keep"`
 }
 
 // ContentLink is a symbolic link.
@@ -153,7 +155,10 @@ type DistroNode struct {
 	Import   []string          `yaml:"import"`
 	// ImagesDir is where a distro imports archives from by itself; it then has
 	// no Import.
-	ImagesDir string    `yaml:"imagesDir"`
+	ImagesDir string `yaml:"imagesDir"`
+	// Manifests is the directory of the root file system in which the distro's
+	// kubelet looks for static pods. Empty for a distro that takes none.
+	Manifests string    `yaml:"manifests"`
 	Join      JoinPaths `yaml:"join"`
 }
 
@@ -166,8 +171,14 @@ type GoModule struct {
 // Distros returns the names of the distros that profiles can choose.
 func Distros() []string { return subdirs("distros") }
 
+// The base that lays the content of another over the tree of an OCI image.
+const (
+	BaseOCI   = "oci"
+	underlaid = "minimal"
+)
+
 // Bases returns the names of the bases that profiles can choose.
-func Bases() []string { return subdirs("bases") }
+func Bases() []string { return append(subdirs("bases"), BaseOCI) }
 
 func subdirs(dir string) []string {
 	entries, err := data.ReadDir(dir)
@@ -201,6 +212,9 @@ func LoadDistro(name string) (*Distro, error) {
 
 // LoadBase reads an embedded base.
 func LoadBase(name string) (*Base, error) {
+	if name == BaseOCI {
+		name = underlaid
+	}
 	b := &Base{}
 	dir, err := loadEmbedded("bases", name, "base.yaml", b)
 	if err != nil {

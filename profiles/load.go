@@ -6,8 +6,9 @@ import (
 	"os"
 )
 
-// Load reads a profile, fills in its defaults and validates it. Every fault of
-// the file is found in one run; the error is then a *FileError.
+// Load reads a profile, fills in its defaults and validates it and the files
+// beside it that it names. Every fault of the file is found in one run; the
+// error is then a *FileError.
 func Load(path string) (*Profile, error) { return LoadFor(path, "") }
 
 // LoadFor is Load for another architecture than the profile names. The empty
@@ -17,22 +18,26 @@ func LoadFor(path, arch string) (*Profile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load profile: %w", err)
 	}
-	return parseFor(path, b, arch)
+	return parseFor(path, b, arch, func(p *Profile, r report) { p.checkSources(path, r) })
 }
 
-// Parse is Load for bytes that were read already. The file's name is used in
-// errors only.
-func Parse(file string, b []byte) (*Profile, error) { return parseFor(file, b, "") }
+// Parse is Load for bytes that were read already, without what lies beside the
+// file, whose name is used in errors only.
+func Parse(file string, b []byte) (*Profile, error) { return parseFor(file, b, "", nil) }
 
-func parseFor(file string, b []byte, arch string) (*Profile, error) {
+// parseFor calls beside, unless it is nil, to check a profile that is valid in
+// itself.
+func parseFor(file string, b []byte, arch string, beside func(*Profile, report)) (*Profile, error) {
 	p := Defaults()
 	d := decodeStrict(file, b, p)
 	if arch != "" {
 		p.Arch = arch
 	}
 	if len(d.problems) == 0 {
-		p.setDependentDefaults()
-		p.validate(d.at)
+		p.validate(d.at, func(field string) bool { _, ok := d.pos[field]; return ok })
+	}
+	if len(d.problems) == 0 && beside != nil {
+		beside(p, d.at)
 	}
 	if err := d.err(); err != nil {
 		return nil, err
@@ -78,6 +83,11 @@ func Defaults() *Profile {
 
 // setDependentDefaults fills in defaults that follow from other fields.
 func (p *Profile) setDependentDefaults() {
+	for i := range p.Files {
+		if p.Files[i].Mode == "" {
+			p.Files[i].Mode = "0644"
+		}
+	}
 	if p.Kubernetes.Source == "" {
 		p.Kubernetes.Source = p.Kubernetes.defaultSource()
 	}

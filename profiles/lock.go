@@ -34,6 +34,30 @@ type Lock struct {
 	Images   []LockedImage   `yaml:"images"`
 	Archives []LockedArchive `yaml:"archives"`
 	Sources  []LockedSource  `yaml:"sources"`
+	Files    []LockedFile    `yaml:"files,omitempty"`
+	OCI      *LockedOCI      `yaml:"oci,omitempty"` // of base oci
+}
+
+// LockedFile is a file beside the profile: a source of files or manifests, or
+// the attestation service's CA.
+type LockedFile struct {
+	Path   string `yaml:"path"` // as in the profile
+	Size   int64  `yaml:"size"`
+	SHA256 string `yaml:"sha256"`
+}
+
+// LockedOCI is the image that base oci starts from.
+type LockedOCI struct {
+	Source string       `yaml:"source"` // OCI.Source of the profile
+	Digest string       `yaml:"digest"` // sha256:hex of the manifest for the lock's architecture
+	Layers []LockedBlob `yaml:"layers"` // the lowest first
+}
+
+// LockedBlob is one blob of an OCI image.
+type LockedBlob struct {
+	MediaType string `yaml:"mediaType"`
+	Size      int64  `yaml:"size"`
+	SHA256    string `yaml:"sha256"`
 }
 
 // LockedDebian is the dependency closure over Debian packages.
@@ -238,12 +262,16 @@ func (p *Profile) InputDigest() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	b, err := json.Marshal([]any{
+	choice := []any{
 		"sealift.dev/input-digest/v2", p.Arch, p.Base, p.Debian, p.Kernel.Package, p.Packages, p.Preload,
 		base.Content.Packages, base.Content.Exclude, base.Stub,
 		distro.Name, distro.Content.Packages, distro.Content.Exclude, version, distro.Release,
 		p.Kubernetes.Source, p.Kubernetes.Mirror,
-	})
+	}
+	if files := p.Sources(); len(files) > 0 || p.Base == BaseOCI {
+		choice = append(choice, p.OCI, files)
+	}
+	b, err := json.Marshal(choice)
 	if err != nil {
 		return "", fmt.Errorf("digest of the choice of inputs: %w", err)
 	}
@@ -316,6 +344,7 @@ func (l *Lock) validate(r report) {
 	for i, s := range l.Sources {
 		sum(fmt.Sprintf("sources[%d].sum", i), s.Sum)
 	}
+	l.validateFiles(r, sum)
 }
 
 func checkAddress(r report, field, address string) {

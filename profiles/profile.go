@@ -16,17 +16,67 @@ type Profile struct {
 	Name       string `yaml:"name"`    // RFC 1123 label, at most 40 characters
 	Version    string `yaml:"version"` // of the image: letters, digits, dot, dash
 	Arch       string `yaml:"arch"`    // amd64, arm64
-	Base       string `yaml:"base"`    // minimal
+	Base       string `yaml:"base"`    // minimal, oci
+	// OCI is the image that base oci starts from, and must be set with it.
+	OCI OCI `yaml:"oci,omitempty"`
 
 	Debian     Debian     `yaml:"debian"`
 	Kernel     Kernel     `yaml:"kernel"`
 	Packages   []string   `yaml:"packages"` // Debian packages beside those of the base and the distro
+	Files      []File     `yaml:"files"`    // extra files of the root file system
+	Users      []User     `yaml:"users"`    // beside root and nobody
 	Kubernetes Kubernetes `yaml:"kubernetes"`
 	Preload    Preload    `yaml:"preload"`
 	Disk       Disk       `yaml:"disk"`
 	Attest     Attest     `yaml:"attest"`
 	Install    Install    `yaml:"install"`
-	Debug      bool       `yaml:"debug"` // verbose console; marks the image as not for production
+	// Hardware is what the installer writes to: a machine that fits at least
+	// one entry. Empty: any machine. It keeps an image from the wrong box by
+	// mistake; what a machine says of itself is a claim, not proof.
+	Hardware []Hardware `yaml:"hardware"`
+	Debug    bool       `yaml:"debug"` // verbose console; marks the image as not for production
+}
+
+// OCI is a container image whose tree becomes the base of the root file
+// system. Exactly one field is set. The kernel, the agent and the distro come on
+// top; what the image has below /boot, /dev, /proc, /run, /sys, /tmp, /var and
+// of kernel modules is left out.
+type OCI struct {
+	Layout  string `yaml:"layout,omitempty"`  // directory of an OCI image layout
+	Archive string `yaml:"archive,omitempty"` // OCI image layout in a tar archive
+	Image   string `yaml:"image,omitempty"`   // reference with the digest of the image or its index: registry.example/os@sha256:...
+}
+
+// File is a regular file that belongs to root. Exactly one of Content and
+// Source is set.
+type File struct {
+	// Path is absolute. Places that other file systems are mounted on, and what
+	// the image builder itself writes, are refused.
+	Path    string `yaml:"path"`
+	Mode    string `yaml:"mode"`              // octal permission bits, 0644 if empty
+	Content string `yaml:"content,omitempty"` // the text itself
+	Source  string `yaml:"source,omitempty"`  // file beside the profile or below; never outside
+	Replace bool   `yaml:"replace,omitempty"` // allow that a package or the distro has a file of that path
+}
+
+// User is an account and a group of the same name and number. Its password is
+// locked and nothing lets it log in: it is for programs that look names up.
+type User struct {
+	Name  string `yaml:"name"`
+	UID   int    `yaml:"uid"`             // 1000 to 59999, as Debian Policy 9.2.2 has them
+	Shell string `yaml:"shell,omitempty"` // program that the image has; none if empty. Only with debug.
+}
+
+// Hardware is one kind of machine by its SMBIOS (DSP0134) types 0, 1 and 2.
+// Every field that is set must fit. In a pattern * stands for any text and ?
+// for one character; case is of no account.
+type Hardware struct {
+	Manufacturer      string `yaml:"manufacturer,omitempty" json:"manufacturer,omitempty"`           // of the system
+	Product           string `yaml:"product,omitempty" json:"product,omitempty"`                     // name of the system
+	Version           string `yaml:"version,omitempty" json:"version,omitempty"`                     // of the system
+	BoardManufacturer string `yaml:"boardManufacturer,omitempty" json:"boardManufacturer,omitempty"` // of the first baseboard
+	BoardProduct      string `yaml:"boardProduct,omitempty" json:"boardProduct,omitempty"`           // name of the first baseboard
+	BIOSVendor        string `yaml:"biosVendor,omitempty" json:"biosVendor,omitempty"`
 }
 
 // Debian says where packages come from.
@@ -52,7 +102,7 @@ type Kubernetes struct {
 	Source string `yaml:"source"`
 	// Mirror takes the place of scheme and host of the vendor's server:
 	// https://mirror.example has the paths of github.com or dl.k8s.io. Optional.
-	Mirror        string `yaml:"mirror"`
+	Mirror        string `yaml:"mirror,omitempty"`
 	PodCIDR       string `yaml:"podCIDR"` // of this node's bridge network
 	ClusterDNS    string `yaml:"clusterDNS"`
 	ClusterDomain string `yaml:"clusterDomain"`
@@ -64,17 +114,28 @@ type Preload struct {
 	// Exclude leaves out images of the distro's own list: patterns of whole
 	// references in which * stands for anything, e.g. *traefik*.
 	Exclude []string `yaml:"exclude"`
+	// Manifests are static pods, which the kubelet starts by itself, even
+	// without a cluster. Not every distro takes them.
+	Manifests []Manifest `yaml:"manifests" json:"-"` // chooses no input but its Source
+}
+
+// Manifest is one static pod as Kubernetes YAML or JSON. Exactly one of Content
+// and Source is set.
+type Manifest struct {
+	Name    string `yaml:"name"`              // of the file on the node, without .yaml
+	Content string `yaml:"content,omitempty"` // the text itself
+	Source  string `yaml:"source,omitempty"`  // file beside the profile or below; never outside
 }
 
 // PreloadImage is one container image. At most one source is set; with none
 // the image is pulled from the registry that its name says. What a tag or a
 // layout stands for is decided when the profile is locked.
 type PreloadImage struct {
-	Name    string `yaml:"name"`    // full reference, e.g. docker.io/sealift/hello:v1
-	From    string `yaml:"from"`    // reference to pull instead of Name, with a tag or a digest
-	Archive string `yaml:"archive"` // OCI layout in a tar archive
-	Layout  string `yaml:"layout"`  // directory of an OCI layout
-	Go      string `yaml:"go"`      // directory of a Go main package, built static as the image's only file
+	Name    string `yaml:"name"`              // full reference, e.g. docker.io/sealift/hello:v1
+	From    string `yaml:"from,omitempty"`    // reference to pull instead of Name, with a tag or a digest
+	Archive string `yaml:"archive,omitempty"` // OCI layout in a tar archive
+	Layout  string `yaml:"layout,omitempty"`  // directory of an OCI layout
+	Go      string `yaml:"go,omitempty"`      // directory of a Go main package, built static as the image's only file
 }
 
 // Pulled reports whether the image comes from a registry.
@@ -91,6 +152,10 @@ type Disk struct {
 // Attest names the attestation service.
 type Attest struct {
 	URL string `yaml:"url"` // https://host:port of the node API
+	// CA is a PEM file, beside the profile or below, of certificates that the
+	// service's own may chain to. The CA of the fleet's key directory is always
+	// trusted too. Optional.
+	CA string `yaml:"ca,omitempty"`
 }
 
 // Install says what the installer may do.
@@ -126,6 +191,8 @@ type AgentConfig struct {
 	ImageKey string `json:"imageKey,omitempty"` // PEM public key that signs manifests
 	MinDisk  int64  `json:"minDisk,omitempty"`  // bytes
 	Wipe     bool   `json:"wipe,omitempty"`
+	// Hardware are the machines that may be written to; any if empty.
+	Hardware []Hardware `json:"hardware,omitempty"`
 }
 
 // Paths in images that the builder writes and the agent reads.

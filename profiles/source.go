@@ -46,25 +46,17 @@ func (k *Kubernetes) validateVersion(r report, d *Distro) {
 	r("kubernetes.source", fmt.Sprintf("%s %s cannot be had from %s, only from %s", d.Name, k.Version, k.Source, strings.Join(sources, ", ")), "")
 }
 
-func (i PreloadImage) validateSource(r report, field string) {
-	var set []string
-	for name, value := range map[string]string{"archive": i.Archive, "layout": i.Layout, "go": i.Go, "from": i.From} {
-		if value != "" {
-			set = append(set, name)
-		}
-	}
-	if len(set) > 1 {
-		slices.Sort(set)
-		r(field, "only one of "+strings.Join(set, " and ")+" can be set", "")
-	}
-	if i.From != "" && (len(i.From) > 255 || !matches(fromPattern, i.From)) {
-		r(field+".from", fmt.Sprintf("%q is not a full image reference", i.From), "use one like registry.example:5000/app:v1, or with @sha256:")
-	}
-}
-
 // Excluded reports whether an image of the distro's own list is left out.
 func (pl *Preload) Excluded(name string) bool {
 	return slices.ContainsFunc(pl.Exclude, func(pattern string) bool {
 		return matches("^"+strings.ReplaceAll(regexp.QuoteMeta(pattern), `\*`, ".*")+"$", name)
 	})
+}
+
+// CheckImage reports a reference that is not a full one with a tag.
+func CheckImage(reference string) error {
+	if len(reference) > 255 || !matches(imagePattern, reference) {
+		return fmt.Errorf("%.300q is not a full image reference", reference)
+	}
+	return nil
 }

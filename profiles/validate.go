@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"regexp"
+	"path"
 	"strings"
 )
 
@@ -12,11 +12,10 @@ import (
 // memory, after filling in defaults that follow from other fields. A profile
 // from Load is valid.
 func (p *Profile) Validate() error {
-	p.setDependentDefaults()
 	e := &FileError{File: "profile"}
 	p.validate(func(field, msg, hint string) {
 		e.Problems = append(e.Problems, Problem{Field: field, Message: msg, Hint: hint})
-	})
+	}, func(string) bool { return false })
 	if len(e.Problems) > 0 {
 		return e
 	}
@@ -26,57 +25,45 @@ func (p *Profile) Validate() error {
 // report takes one problem: the field's path, the message, and an optional hint.
 type report func(field, msg, hint string)
 
-// The forms of names. They are compiled where they are used: a profile is
-// validated once in a program's life.
-const (
-	labelPattern   = `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`  // RFC 1123 label
-	versionPattern = `^[0-9A-Za-z][0-9A-Za-z.-]{0,39}$` // of an image
-	packagePattern = `^[a-z0-9][a-z0-9+.-]{1,127}$`     // Debian Policy 5.6.1
-	modulePattern  = `^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$` // kernel module
-	domainPattern  = `^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
-	paramPattern   = `^[A-Za-z0-9_.-]+(=[A-Za-z0-9_.,:/@+-]*)?$` // kernel parameter
-	fromPattern    = `^[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|@sha256:[0-9a-f]{64})$`
-	excludePattern = `^[A-Za-z0-9_./:@*-]{1,255}$`
-	imagePattern   = `^[a-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`
-)
-
-func matches(pattern, s string) bool { return regexp.MustCompile(pattern).MatchString(s) }
-
-func (p *Profile) validate(r report) {
-	want := func(field, got, want string) {
-		if got != want {
-			r(field, fmt.Sprintf("got %q, want %q", got, want), "")
+// validate fills in the defaults that follow from other fields, and reports
+// what breaks a rule or does not fit together. A field that broke its rule is
+// reported once.
+func (p *Profile) validate(out report, present func(field string) bool) {
+	said := map[string]bool{}
+	r := func(field, msg, hint string) {
+		if !said[field] {
+			out(field, msg, hint)
 		}
+		said[field] = true
 	}
-	want("apiVersion", p.APIVersion, APIVersion)
-	want("kind", p.Kind, Kind)
-	if len(p.Name) > 40 || !matches(labelPattern, p.Name) {
-		r("name", fmt.Sprintf("%q is not a name", p.Name), "use at most 40 lower-case letters, digits and dashes")
+	p.checkRules(r, present)
+	p.setDependentDefaults()
+	switch {
+	case p.Base == BaseOCI && p.OCI == OCI{}:
+		r("oci", "missing: base oci needs an image", "set oci.layout, oci.archive or oci.image")
+	case p.Base != BaseOCI && p.OCI != OCI{}:
+		r("oci", fmt.Sprintf("base is %q, and only base oci takes an image", p.Base), "set base: oci")
 	}
-	if !matches(versionPattern, p.Version) {
-		r("version", fmt.Sprintf("%q is not a version", p.Version), "use at most 40 letters, digits, dots and dashes")
-	}
-	oneOf(r, "arch", p.Arch, Arches())
-	oneOf(r, "base", p.Base, Bases())
-	oneOf(r, "debian.suite", p.Debian.Suite, []string{"bookworm"})
-	if u, err := url.Parse(p.Debian.Mirror); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" ||
-		u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(u.Path, "/") {
-		r("debian.mirror", fmt.Sprintf("%q is not the address of a mirror", p.Debian.Mirror),
-			"use http://host or https://host; /debian and /debian-security are added")
-	}
+	checkMirror(r, "debian.mirror", p.Debian.Mirror)
 	p.Kernel.validate(r, p.Debug)
 	p.checkKernelArch(r)
-	for i, name := range p.Packages {
-		if !matches(packagePattern, name) {
-			r(fmt.Sprintf("packages[%d]", i), fmt.Sprintf("%q is not the name of a Debian package", name), "")
-		}
-	}
+	p.validateFiles(r)
+	p.validateUsers(r)
 	p.Kubernetes.validate(r)
-	p.Preload.validate(r)
+	p.Preload.validate(r, p.Kubernetes.Distro)
 	p.Disk.validate(r)
-	p.Attest.validate(r)
+	if u, err := url.Parse(p.Attest.URL); err != nil || u.Hostname() == "" {
+		r("attest.url", fmt.Sprintf("%q is not the address of an attestation service", p.Attest.URL), "use https://host:port")
+	}
 	if least := p.Disk.fixed() + minState; p.Install.MinDisk < least {
 		r("install.minDisk", fmt.Sprintf("%d MiB is less than the %d MiB that the disk layout needs", p.Install.MinDisk, least), "")
+	}
+}
+
+// checkMirror holds what the pattern of a mirror cannot: that the host is one.
+func checkMirror(r report, field, mirror string) {
+	if u, err := url.Parse(mirror); err != nil || (mirror != "" && u.Hostname() == "") {
+		r(field, fmt.Sprintf("%q is not the address of a mirror", mirror), "")
 	}
 }
 
@@ -90,100 +77,104 @@ func oneOf(r report, field, got string, known []string) {
 }
 
 func (k *Kernel) validate(r report, debug bool) {
-	if !matches(packagePattern, k.Package) || !strings.HasPrefix(k.Package, "linux-image-") {
-		r("kernel.package", fmt.Sprintf("%q is not a kernel package", k.Package), "use one like linux-image-cloud-amd64")
-	}
-	validateModules(r, "kernel.initrd", k.Initrd)
-	validateModules(r, "kernel.root", k.Root)
 	for i, arg := range k.Cmdline {
 		field := fmt.Sprintf("kernel.cmdline[%d]", i)
 		name, _, _ := strings.Cut(arg, "=")
 		switch {
-		case !matches(paramPattern, arg):
-			r(field, fmt.Sprintf("%q is not one kernel parameter", arg), "use NAME or NAME=VALUE without spaces and quotes")
 		case name == ParamOnFatal && !debug:
 			r(field, name+" is heeded only in images marked debug", "set debug: true")
 		case name == ParamOnFatal:
-		case strings.HasPrefix(name, "sealift.") || name == "root" || name == "init" || name == "rdinit":
+		case strings.HasPrefix(name, "sealift."):
 			r(field, fmt.Sprintf("%s is set by the image builder", name), "")
 		}
 	}
 }
 
-func validateModules(r report, field string, names []string) {
-	for i, name := range names {
-		if !matches(modulePattern, name) {
-			r(fmt.Sprintf("%s[%d]", field, i), fmt.Sprintf("%q is not the name of a kernel module", name), "")
+func (p *Profile) validateFiles(r report) {
+	seen := map[string]bool{}
+	for i, f := range p.Files {
+		if real := mergedUsr(f.Path); seen[real] {
+			r(fmt.Sprintf("files[%d].path", i), fmt.Sprintf("%s is listed twice", f.Path), "")
+		} else {
+			seen[real] = true
+		}
+	}
+}
+
+// mergedUsr returns where a path of an image is: /bin, /sbin, /lib and /lib64
+// are links into /usr.
+func mergedUsr(name string) string {
+	for _, dir := range []string{"/bin/", "/sbin/", "/lib/", "/lib64/"} {
+		if strings.HasPrefix(name, dir) {
+			return path.Join("/usr", name)
+		}
+	}
+	return name
+}
+
+func (p *Profile) validateUsers(r report) {
+	names, ids := map[string]bool{}, map[int]bool{}
+	for i, u := range p.Users {
+		field := fmt.Sprintf("users[%d]", i)
+		if names[u.Name] {
+			r(field+".name", fmt.Sprintf("%s is listed twice", u.Name), "")
+		}
+		if ids[u.UID] {
+			r(field+".uid", fmt.Sprintf("%d is listed twice", u.UID), "")
+		}
+		names[u.Name], ids[u.UID] = true, true
+		if u.Shell != "" && !p.Debug {
+			r(field+".shell", "a user has a shell only in images marked debug", "set debug: true, or leave shell out")
 		}
 	}
 }
 
 func (k *Kubernetes) validate(r report) {
-	d, err := LoadDistro(k.Distro)
-	if err != nil {
-		oneOf(r, "kubernetes.distro", k.Distro, Distros())
-	} else {
+	if d, err := LoadDistro(k.Distro); err == nil {
 		k.validateVersion(r, d)
 	}
-	if k.Mirror != "" {
-		if u, err := url.Parse(k.Mirror); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" ||
-			u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(u.Path, "/") {
-			r("kubernetes.mirror", fmt.Sprintf("%q is not the address of a mirror", k.Mirror),
-				"use https://host or https://host/path; the paths of the vendor's server are added")
-		}
-	}
+	checkMirror(r, "kubernetes.mirror", k.Mirror)
 	if pfx, err := netip.ParsePrefix(k.PodCIDR); err != nil || !pfx.Addr().Is4() || pfx != pfx.Masked() || pfx.Bits() < 8 || pfx.Bits() > 28 {
 		r("kubernetes.podCIDR", fmt.Sprintf("%q is not an IPv4 network of 8 to 28 bits", k.PodCIDR), "use one like 10.88.0.0/24")
 	}
 	if a, err := netip.ParseAddr(k.ClusterDNS); err != nil || !a.Is4() {
 		r("kubernetes.clusterDNS", fmt.Sprintf("%q is not an IPv4 address", k.ClusterDNS), "")
 	}
-	if len(k.ClusterDomain) > 253 || !matches(domainPattern, k.ClusterDomain) {
-		r("kubernetes.clusterDomain", fmt.Sprintf("%q is not a domain name", k.ClusterDomain), "")
-	}
 }
 
-func (pl *Preload) validate(r report) {
+func (pl *Preload) validate(r report, distro string) {
 	seen := map[string]bool{}
 	for i, img := range pl.Images {
-		field := fmt.Sprintf("preload.images[%d]", i)
-		switch {
-		case len(img.Name) > 255 || !matches(imagePattern, img.Name):
-			r(field+".name", fmt.Sprintf("%q is not a full image reference", img.Name), "use one like docker.io/library/app:v1")
-		case seen[img.Name]:
-			r(field+".name", fmt.Sprintf("%s is listed twice", img.Name), "")
+		if seen[img.Name] {
+			r(fmt.Sprintf("preload.images[%d].name", i), fmt.Sprintf("%s is listed twice", img.Name), "")
 		}
 		seen[img.Name] = true
-		img.validateSource(r, field)
 	}
-	for i, pattern := range pl.Exclude {
-		if !matches(excludePattern, pattern) {
-			r(fmt.Sprintf("preload.exclude[%d]", i), fmt.Sprintf("%q is not a pattern of image references", pattern), "use one like *traefik*")
+	if d, err := LoadDistro(distro); err == nil && len(pl.Manifests) > 0 && d.Node.Manifests == "" {
+		r("preload.manifests", fmt.Sprintf("distro %s takes no static pods from the image", distro), "")
+	}
+	seen = map[string]bool{}
+	for i, m := range pl.Manifests {
+		field := fmt.Sprintf("preload.manifests[%d]", i)
+		if seen[m.Name] {
+			r(field+".name", fmt.Sprintf("%s is listed twice", m.Name), "")
+		}
+		seen[m.Name] = true
+		if m.Content != "" {
+			if err := CheckStaticPod([]byte(m.Content)); err != nil {
+				r(field+".content", err.Error(), "")
+			}
 		}
 	}
 }
 
 func (d *Disk) validate(r report) {
-	const limit = 1 << 20 // 1 TiB in MiB
-	least := func(field string, got, min int, why string) {
-		if got < min || got > limit {
-			r(field, fmt.Sprintf("%d MiB is not between %d and %d", got, min, limit), why)
-		}
+	if least := minVerity(min(d.Slot, maxMiB)); d.Verity < least {
+		r("disk.verity", fmt.Sprintf("%d MiB is not between %d and %d", d.Verity, least, maxMiB), "the hash tree of the slot needs as much")
 	}
-	least("disk.esp", d.ESP, 64, "a FAT32 partition needs as much")
-	least("disk.slot", d.Slot, 64, "")
-	least("disk.verity", d.Verity, minVerity(min(d.Slot, limit)), "the hash tree of the slot needs as much")
-	least("disk.uki", d.UKI, 1, "")
 	// The ESP holds the UKI of either slot, and the file system itself.
 	if d.UKI*2+8 > d.ESP {
 		r("disk.uki", fmt.Sprintf("two UKIs of %d MiB do not fit an ESP of %d MiB", d.UKI, d.ESP),
 			fmt.Sprintf("make disk.esp at least %d", d.UKI*2+8))
-	}
-}
-
-func (a *Attest) validate(r report) {
-	u, err := url.Parse(a.URL)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" {
-		r("attest.url", fmt.Sprintf("%q is not the address of an attestation service", a.URL), "use https://host:port")
 	}
 }
