@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -165,11 +166,19 @@ func TestDamagedVolumesAreRefused(t *testing.T) {
 	}
 }
 
+// FuzzRead puts the input into the root directory, whose place and size in the
+// descriptor are taken from the first bytes of it.
 func FuzzRead(f *testing.F) {
-	f.Add(small(record("A.;1", 21, 5, 0)))
-	f.Add(small(record("BIG.;1", 21, sectorSize, flagMore), record("BIG.;1", 22, 5, 0)))
-	f.Add(small(append(record("AB", 21, 5, 0), "NM\x07\x01\x00xy"...)))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	root := record("\x00", 20, sectorSize, flagDirectory)[2:18]
+	f.Add(slices.Concat(root, record("A.;1", 21, 5, 0)))
+	f.Add(slices.Concat(root, record("BIG.;1", 21, sectorSize, flagMore), record("BIG.;1", 22, 5, 0)))
+	f.Add(slices.Concat(root, record("AB", 21, 5, 0), []byte("NM\x07\x01\x00xy")))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if len(in) < len(root) || len(in) > 2*sectorSize {
+			return
+		}
+		b := small(in[len(root):])
+		copy(b[descriptorAt+156+2:], in[:len(root)])
 		v, err := Read(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			return
