@@ -31,7 +31,7 @@ An image is a directory: disk image, UKI, installer, and a signed manifest that
 holds their digests and the reference values for attestation.`, `
   sealift image build profiles/demo.yaml --keys keys --out build/image
   sealift image verify build/image --key keys/image.pub`,
-		newImageBuildCommand(e), newImageVerifyCommand(e))
+		newImageBuildCommand(e), newImageVerifyCommand(e), newImageTestCommand(e))
 }
 
 type buildOptions struct {

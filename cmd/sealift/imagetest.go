@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sealift/sealift/cmd/sealift/internal/imagetest"
+	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
+	"github.com/sealift/sealift/cmd/sealift/internal/lab"
+	"github.com/sealift/sealift/image"
+	"github.com/sealift/sealift/image/sign"
+)
+
+type testOptions struct {
+	dir, keys, accel, firmware, vars, scratch string
+	timeout                                   time.Duration
+}
+
+func newImageTestCommand(e *env) *cobra.Command {
+	var o testOptions
+	cmd := &cobra.Command{
+		Use:   "test DIR",
+		Short: "Boot an image and compare what it measures with what its manifest predicts",
+		Long: `Boots the image, as an installer would have left it, in QEMU with UEFI firmware
+(OVMF), Secure Boot with the keys of --keys, and a software TPM with SHA-256 and
+SHA-384 banks. The image's agent attests to a real attestation service that runs
+in this process, in a network that holds nothing else. Every event and value of
+PCR 4, 5, 7, 9, 11, 12 and 13 is compared with the manifest, a line for each.
+
+The result, passed or failed, is an in-toto statement beside the manifest,
+signed with the image key: test.intoto.json and test.intoto.json.sigstore.json.
+Needs the Debian packages that 'make demo' installs; needs neither root nor KVM.
+
+Example:
+  sealift image test build/image --keys keys
+  cosign verify-blob-attestation --key keys/image.pub --insecure-ignore-tlog \
+    --type https://sealift.dev/attestation/image-test/v1 \
+    --bundle build/image/test.intoto.json.sigstore.json build/image/manifest.json
+
+EXIT STATUS
+  0  all that was measured is as predicted
+  1  it failed: nothing is known about the image
+  2  the command line was wrong
+  3  the image measured something else, did not boot, or its signature is wrong`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.dir = args[0]
+			return testImage(cmd.Context(), e, o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.keys, "keys", "keys", "key `directory` that the image was built with")
+	f.StringVar(&o.accel, "accel", "", "how QEMU runs the image, `kvm or tcg` (default: kvm where it works)")
+	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "`time` that the boot may take")
+	f.StringVar(&o.firmware, "firmware", imagetest.FirmwareCode, "UEFI firmware `file` with Secure Boot")
+	f.StringVar(&o.vars, "firmware-vars", imagetest.FirmwareVars, "blank NVRAM `file` of that firmware")
+	f.StringVar(&o.scratch, "scratch", "", "`directory` to leave the machine's disk and logs in (default: a temporary one)")
+	return cmd
+}
+
+func testImage(ctx context.Context, e *env, o testOptions) (err error) {
+	if o.accel != "" && o.accel != "kvm" && o.accel != "tcg" {
+		return usage{fmt.Errorf("--accel is %q, want kvm or tcg", o.accel)}
+	}
+	if o.timeout <= 0 {
+		return usage{fmt.Errorf("--timeout is %s, want more than 0", o.timeout)}
+	}
+	ring, err := openKeys(o.keys)
+	if err != nil {
+		return err
+	}
+	pub, err := ring.PublicPEM(keyring.FileImage)
+	if err != nil {
+		return err
+	}
+	m, b, err := readManifest(o.dir, pub)
+	if err != nil {
+		return err
+	}
+	if len(m.Boots) == 0 {
+		return withHint(fmt.Errorf("image %s: its manifest predicts no boots", o.dir), "build it with this version: sealift image build PROFILE --out %s", o.dir)
+	}
+	if done, err := enterLab(ctx); done || err != nil {
+		return err
+	}
+
+	t := &imagetest.Test{
+		Dir: o.dir, Manifest: m, ManifestDigest: sha256.Sum256(b),
+		Accel: o.accel, Timeout: o.timeout, Code: o.firmware, Vars: o.vars, Scratch: o.scratch,
+		Version: version(), Log: slog.New(slog.DiscardHandler), Clock: e.now,
+	}
+	signer, err := fillTest(t, ring)
+	if err != nil {
+		return err
+	}
+	if t.Scratch == "" {
+		if t.Scratch, err = os.MkdirTemp("", "sealift-image-test-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(t.Scratch)) }()
+	} else if t.Scratch, err = filepath.Abs(t.Scratch); err != nil {
+		return err
+	} else if err = os.MkdirAll(t.Scratch, 0o700); err != nil {
+		return err
+	}
+	steps := newSteps(e.progress())
+	t.Step = func(what string) { steps.update(what, 0, 0) }
+	r, err := t.Run(ctx)
+	if err != nil {
+		steps.fail(err)
+		if errors.Is(err, imagetest.ErrTool) {
+			err = withHint(err, "as root: apt-get install qemu-system-x86 ovmf swtpm swtpm-tools dnsmasq-base iproute2 util-linux")
+		}
+		return err
+	}
+	steps.done()
+	for _, c := range r.Checks {
+		mark := "ok     "
+		if !c.OK {
+			mark = "differs"
+		}
+		if err := e.print(c, "%s  %s", mark, plain(c.String())); err != nil {
+			return err
+		}
+	}
+	statement, err := writeTest(ctx, o.dir, r, signer)
+	if err != nil {
+		return err
+	}
+	if n := r.Failures(); n > 0 {
+		return withHint(refused{fmt.Errorf("image %s %s: %d of %d checks failed; statement: %s", m.Name, m.Version, n, len(r.Checks), statement)},
+			"a lone difference in PCR 4, 9 or 11 means that the image is not what its manifest says; look at the console with --scratch DIR")
+	}
+	return e.print(struct {
+		Result    string `json:"result"`
+		Checks    int    `json:"checks"`
+		Statement string `json:"statement"`
+	}{r.Result, len(r.Checks), statement}, "passed: %d checks, statement: %s", len(r.Checks), statement)
+}
+
+// enterLab goes on where network namespaces can be made. If that is another
+// process, done is true once it has ended.
+func enterLab(ctx context.Context) (done bool, err error) {
+	done, code, err := lab.Enter(ctx)
+	if !done || err != nil {
+		return done, err
+	}
+	err = errors.New("the test ended there, see above")
+	switch code {
+	case exitOK:
+		return true, nil
+	case exitRefused:
+		return true, refused{err}
+	case exitUsage:
+		return true, usage{err}
+	}
+	return true, err
+}
+
+// fillTest takes from the key directory what a test needs, and returns the
+// signer of its statement.
+func fillTest(t *imagetest.Test, ring *keyring.Keyring) (*sign.Signer, error) {
+	var err error
+	if t.Enrolment, err = ring.Enrolment(); err != nil {
+		return nil, err
+	}
+	if t.ServiceCA, err = ring.CertificatePEM(keyring.FileServiceCA); err != nil {
+		return nil, err
+	}
+	t.Certificate = func(hosts []string) (tls.Certificate, error) {
+		issuer, err := ring.Issuer(t.Clock(), rand.Reader)
+		if err != nil {
+			return tls.Certificate{}, err
+		}
+		return issuer.IssueServer(hosts)
+	}
+	key, err := ring.Image()
+	if err != nil {
+		return nil, err
+	}
+	return sign.FromKey(key)
+}
+
+// writeTest writes the signed statement beside the manifest: the bundle last,
+// so that a statement without one is an interrupted write.
+func writeTest(ctx context.Context, dir string, r *imagetest.Report, signer *sign.Signer) (string, error) {
+	statement, err := r.Statement()
+	if err != nil {
+		return "", err
+	}
+	signed, err := signer.SignStatement(ctx, statement)
+	if err != nil {
+		return "", err
+	}
+	name := filepath.Join(dir, image.FileTest)
+	if err := os.Remove(filepath.Join(dir, image.FileTestBundle)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	if err := replaceFile(name, statement, 0o644); err != nil {
+		return "", err
+	}
+	return name, replaceFile(filepath.Join(dir, image.FileTestBundle), signed, 0o644)
+}
