@@ -25,6 +25,8 @@ import (
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/image/pe"
 	"github.com/sealift/sealift/image/pkcs7"
+	"github.com/sealift/sealift/image/provenance"
+	"github.com/sealift/sealift/image/sbom"
 	"github.com/sealift/sealift/image/sign"
 	"github.com/sealift/sealift/image/tree"
 	"github.com/sealift/sealift/image/uki"
@@ -42,6 +44,10 @@ const (
 	FileInstaller = "installer.efi"
 	FileQCOW2     = "disk.qcow2"
 	FileISO       = "installer.iso"
+
+	FileSPDX       = "sbom.spdx.json"
+	FileCycloneDX  = "sbom.cdx.json"
+	FileProvenance = "provenance" + sign.BundleSuffix // a statement and its signature in one
 )
 
 const mib = 1 << 20
@@ -65,7 +71,13 @@ type BuildInput struct {
 	DB        *pkcs7.Signer    // signs UKIs; its certificate is the Enrolment's DB
 	Enrolment efivar.Enrolment // what the installer enrols
 	PCR       *rsa.PrivateKey  // signs the PCR 11 policy of the image, never of the installer
-	Signer    *sign.Signer     // signs the manifest
+	Signer    *sign.Signer     // signs the manifest, the SBOMs and the provenance
+
+	// Packages are the Debian packages that files of the trees are from.
+	// Optional; what is not from one of them counts as made by the builder.
+	Packages []sbom.Package
+	// Provenance is what the caller knows of the build. Optional.
+	Provenance provenance.Parameters
 
 	// Output is the directory that the image appears in, complete or not at
 	// all. An image that is there is replaced, other files are not.
@@ -93,6 +105,7 @@ const (
 	StepInstaller = "installer"
 	StepQCOW2     = "qcow2 image"
 	StepISO       = "installation medium"
+	StepInventory = "inventory"
 )
 
 func (in *BuildInput) check() error {
@@ -163,7 +176,7 @@ func build(ctx context.Context, in *BuildInput) (_ *manifest.Manifest, err error
 		Kubernetes: manifest.Kubernetes{Distro: in.Profile.Kubernetes.Distro, Version: in.Profile.Kubernetes.Version},
 		SecureBoot: secureBoot,
 	}
-	for _, step := range []func(context.Context) error{b.disk, b.compress, b.installer, b.references, b.qcow2, b.iso, b.trim, b.sign} {
+	for _, step := range []func(context.Context) error{b.disk, b.compress, b.installer, b.references, b.qcow2, b.iso, b.trim, b.inventory, b.sign} {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -188,6 +201,7 @@ type builder struct {
 
 	compressed   manifest.Artifact // of the disk; unset if no output needs it
 	installerUKI []byte
+	diskDigest   manifest.SHA256 // of the raw disk image
 }
 
 func (b *builder) progress(step string, done, total int64) {
@@ -382,13 +396,16 @@ func (b *builder) installer(context.Context) error {
 	return nil
 }
 
-// sign writes the manifest and its bundle.
+// BundleOf is the name of the bundle with the signature over an output file.
+func BundleOf(name string) string { return name + sign.BundleSuffix }
+
+// sign writes the manifest and its bundle, and the provenance.
 func (b *builder) sign(ctx context.Context) error {
 	text, bundle, err := b.signed(ctx, b.m)
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.out.write(FileManifest, text), b.out.write(FileBundle, bundle))
+	return errors.Join(b.out.write(FileManifest, text), b.out.write(FileBundle, bundle), b.provenance(ctx, text))
 }
 
 // signed returns a manifest's bytes and bundle, after reading back what a

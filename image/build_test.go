@@ -152,8 +152,8 @@ func TestToolsAcceptTheBuild(t *testing.T) {
 			t.Errorf("artifact %s does not match its description (%v)", a.Name, err)
 		}
 	}
-	if len(m.Artifacts) != 4 {
-		t.Errorf("%d artifacts, want 4", len(m.Artifacts))
+	if len(m.Artifacts) != 6 {
+		t.Errorf("%d artifacts, want 6", len(m.Artifacts))
 	}
 
 	cert := filepath.Join(t.TempDir(), "db.pem")

@@ -98,6 +98,7 @@ func (b *builder) compress(ctx context.Context) (err error) {
 
 func (b *builder) addDisk(d *disk.Digests) {
 	b.m.Disk.Chunks = d.Chunks
+	b.diskDigest = d.SHA256
 	if b.wants(OutputRaw) {
 		b.addArtifact(manifest.KindDisk, FileDisk, b.m.Disk.Size, d.SHA256)
 	}

@@ -82,6 +82,9 @@ const (
 
 	KindQCOW2 = "disk.qcow2"    // the disk image for QEMU, version 3, zstd
 	KindISO   = "installer.iso" // installation medium: installer UKI and compressed disk
+
+	KindSPDX      = "sbom.spdx"      // SBOM, SPDX 2.3 in JSON
+	KindCycloneDX = "sbom.cyclonedx" // SBOM, CycloneDX 1.6 in JSON
 )
 
 // Artifact is one output file. Name has no directory part.
