@@ -244,17 +244,7 @@ func (l *Lock) validateFiles(r report, sum func(field, got string)) {
 	} else {
 		sum("oci.digest", digest)
 	}
-	if len(l.OCI.Layers) == 0 || len(l.OCI.Layers) > MaxLayers {
-		r("oci.layers", fmt.Sprintf("%d layers, want 1 to %d", len(l.OCI.Layers), MaxLayers), "")
-	}
-	for i, b := range l.OCI.Layers {
-		at := fmt.Sprintf("oci.layers[%d]", i)
-		if b.Size <= 0 || b.Size > MaxArtifact {
-			r(at+".size", fmt.Sprintf("%d is not between 1 and %d", b.Size, int64(MaxArtifact)), "")
-		}
-		sum(at+".sha256", b.SHA256)
+	if l.OCI.Size <= 0 || l.OCI.Size > MaxImage {
+		r("oci.size", fmt.Sprintf("%d is not between 1 and %d", l.OCI.Size, int64(MaxImage)), "")
 	}
 }
-
-// MaxLayers bounds the layers of a base image.
-const MaxLayers = 128

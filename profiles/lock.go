@@ -46,18 +46,12 @@ type LockedFile struct {
 	SHA256 string `yaml:"sha256"`
 }
 
-// LockedOCI is the image that base oci starts from.
+// LockedOCI is the image that base oci starts from. Its digest pins the
+// manifest, and that every layer.
 type LockedOCI struct {
-	Source string       `yaml:"source"` // OCI.Source of the profile
-	Digest string       `yaml:"digest"` // sha256:hex of the manifest for the lock's architecture
-	Layers []LockedBlob `yaml:"layers"` // the lowest first
-}
-
-// LockedBlob is one blob of an OCI image.
-type LockedBlob struct {
-	MediaType string `yaml:"mediaType"`
-	Size      int64  `yaml:"size"`
-	SHA256    string `yaml:"sha256"`
+	Source string `yaml:"source"` // OCI.Source of the profile
+	Digest string `yaml:"digest"` // sha256:hex of the manifest for the lock's architecture
+	Size   int64  `yaml:"size"`   // bytes of manifest, configuration and layers
 }
 
 // LockedDebian is the dependency closure over Debian packages.
@@ -150,7 +144,7 @@ type LockedBuild struct {
 	MainSHA256 string `yaml:"mainSHA256,omitempty"`
 	// ModulesSHA256 is over path, version and go.sum digest of each module that
 	// the program links. The finished program names them too, and is compared.
-	ModulesSHA256 string `yaml:"modulesSHA256,omitempty"`
+	ModulesSHA256 string `yaml:"modulesSHA256"`
 }
 
 // LockedArchive is a preloaded image that is taken from a file beside the profile.
@@ -329,9 +323,7 @@ func (l *Lock) validate(r report) {
 		sum("go.sumSHA256", l.Go.SumSHA256)
 	}
 	for i, b := range l.Go.Builds {
-		if b.ModulesSHA256 != "" {
-			sum(fmt.Sprintf("go.builds[%d].modulesSHA256", i), b.ModulesSHA256)
-		}
+		sum(fmt.Sprintf("go.builds[%d].modulesSHA256", i), b.ModulesSHA256)
 		if b.MainSHA256 != "" {
 			sum(fmt.Sprintf("go.builds[%d].mainSHA256", i), b.MainSHA256)
 		}

@@ -86,6 +86,9 @@ const reservedPaths = `^/(dev|proc|run|sys|tmp|var)(/|$)` +
 	`|^/(etc|usr/lib)/os-release$` +
 	`|^/etc/(passwd|group|shadow|gshadow|passwd-|group-|shadow-|gshadow-|hostname|machine-id|mtab|resolv\.conf)$`
 
+// Reserved reports whether an extra file may not be at an absolute path.
+func Reserved(name string) bool { return matches(reservedPaths, name) }
+
 // Rules returns the rule of each field by its path; [] stands for the entries
 // of a list. A field without one may hold whatever its type allows.
 func Rules() map[string]Rule {

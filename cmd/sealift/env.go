@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +24,8 @@ type env struct {
 	out  io.Writer // results
 	err  io.Writer // talk
 	json bool      // --json
+	// client fetches inputs of images. Optional; one with sane limits if nil.
+	client *http.Client
 }
 
 // now is the clock of commands.

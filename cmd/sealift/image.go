@@ -30,7 +30,7 @@ func newImageCommand(e *env) *cobra.Command {
 An image is a directory: disk image, UKI, installer, and a signed manifest that
 holds their digests and the reference values for attestation.`, `
   sealift image build profiles/demo.yaml --keys keys --out build/image
-  sealift image verify build/image --key keys/image.pub`,
+  sealift image verify build/image --keys keys`,
 		newImageBuildCommand(e), newImageVerifyCommand(e), newImageTestCommand(e))
 }
 
@@ -268,7 +268,7 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Outp
 		}
 	}()
 	fetcher := &inputs.Fetcher{
-		Cache: inputs.Cache{Dir: o.cache}, Offline: o.offline, Profile: o.profile,
+		Cache: inputs.Cache{Dir: o.cache}, Client: e.client, Offline: o.offline, Profile: o.profile,
 		Progress: func(ev inputs.Event) { steps.update(ev.Item, ev.Done, ev.Total) },
 	}
 	in, err := fetcher.Fetch(ctx, profile, lock)

@@ -5,7 +5,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sealift/sealift/image/inputs"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/profiles"
 )
@@ -47,24 +46,41 @@ Example:
 
 func newProfileLockCommand(e *env) *cobra.Command {
 	var cache, arch string
+	var check bool
 	cmd := &cobra.Command{
 		Use:   "lock PROFILE",
 		Short: "Resolve every input of a profile to a digest",
 		Long: `Reads Debian's signed package indexes, resolves the dependency closure, and
 writes name, version, address and SHA-256 of every input into the lock beside
-the profile: PROFILE.lock.yaml, or PROFILE.arm64.lock.yaml for arm64. Builds take
+the profile: PROFILE.lock.yaml, or PROFILE.arm64.lock.yaml for arm64. The files of
+a distro's release are pinned by the vendor's own checksums, the images that it
+lists and those of the profile by the digest that their tag has now. Builds take
 only what the lock pins.
+
+With --check nothing is written: what is newer than the lock is listed, and what
+could not be asked.
 
 Example:
   sealift profile lock profiles/demo.yaml
-  sealift profile lock profiles/demo.yaml --arch arm64` + exitStatus,
+  sealift profile lock profiles/demo.yaml --arch arm64
+  sealift profile lock profiles/demo.yaml --check
+
+EXIT STATUS
+  0  all went well; with --check: everything was looked at and nothing is newer
+  1  it failed; with --check: something is newer, or could not be looked at
+  2  the command line or the profile is wrong
+  3  a signature or a digest is not what it must be`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if check {
+				return checkLock(cmd.Context(), e, args[0], arch, cache)
+			}
 			return lockProfile(cmd.Context(), e, args[0], arch, cache)
 		},
 	}
 	addArchFlag(cmd, &arch)
 	cmd.Flags().StringVar(&cache, "cache", defaultCache(), "`directory` for downloads")
+	cmd.Flags().BoolVar(&check, "check", false, "say what is newer than the lock, and write nothing")
 	return cmd
 }
 
@@ -77,14 +93,10 @@ func lockProfile(ctx context.Context, e *env, file, arch, cache string) error {
 		return faulty(err)
 	}
 	steps := newSteps(e.progress())
-	r := &inputs.Resolver{
-		Cache: inputs.Cache{Dir: cache}, Profile: file, Now: e.now(),
-		Progress: func(ev inputs.Event) { steps.update(ev.Item, ev.Done, ev.Total) },
-	}
-	lock, err := r.Resolve(ctx, p)
+	lock, err := newResolver(e, file, cache, steps).Resolve(ctx, p)
 	if err != nil {
 		steps.fail(err)
-		return err
+		return lockError(err)
 	}
 	steps.done()
 	b, err := lock.Encode()
@@ -99,5 +111,8 @@ func lockProfile(ctx context.Context, e *env, file, arch, cache string) error {
 		File     string `json:"file"`
 		Packages int    `json:"packages"`
 		Programs int    `json:"programs"`
-	}{to, len(lock.Debian.Packages), len(lock.Go.Builds)}, "%s: %d Debian packages, %d Go programs", to, len(lock.Debian.Packages), len(lock.Go.Builds))
+		Files    int    `json:"files"`
+		Images   int    `json:"images"`
+	}{to, len(lock.Debian.Packages), len(lock.Go.Builds), len(lock.Distro.Artifacts), len(lock.Images)},
+		"%s: %s", to, counts(lock))
 }

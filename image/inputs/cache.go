@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -30,8 +32,9 @@ func (c Cache) path(d manifest.SHA256) string {
 }
 
 // Lookup returns the path of a cached file after reading it whole and
-// comparing its digest. A file that was damaged is removed and reported as
-// missing, as fs.ErrNotExist, so that it is fetched again.
+// comparing its digest. The error wraps fs.ErrNotExist if there is none. A file
+// with another digest is removed, and is a *MismatchError: the disk is failing
+// or someone wrote there, which must not pass for a cache that was cleaned.
 func (c Cache) Lookup(ctx context.Context, d manifest.SHA256) (string, error) {
 	p := c.path(d)
 	f, err := os.Open(p)
@@ -39,7 +42,7 @@ func (c Cache) Lookup(ctx context.Context, d manifest.SHA256) (string, error) {
 		return "", err
 	}
 	h := sha256.New()
-	_, err = io.Copy(h, readerContext{ctx, f})
+	n, err := io.Copy(h, readerContext{ctx, f})
 	if err := errors.Join(err, f.Close()); err != nil {
 		return "", fmt.Errorf("read cache: %w", err)
 	}
@@ -49,7 +52,7 @@ func (c Cache) Lookup(ctx context.Context, d manifest.SHA256) (string, error) {
 	if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("remove damaged file from the cache: %w", err)
 	}
-	return "", fmt.Errorf("cached file %s was damaged: %w", d, fs.ErrNotExist)
+	return "", &MismatchError{Source: p, Got: sum(h), Want: d, Size: n}
 }
 
 // Put stores what r yields and returns its digest and path. If want is set,
@@ -57,11 +60,7 @@ func (c Cache) Lookup(ctx context.Context, d manifest.SHA256) (string, error) {
 // max bytes are read; more is an error.
 func (c Cache) Put(ctx context.Context, r io.Reader, want manifest.SHA256, max int64) (_ manifest.SHA256, _ string, err error) {
 	var none manifest.SHA256
-	tmpDir := filepath.Join(c.Dir, "tmp")
-	if err := os.MkdirAll(tmpDir, 0o755); err != nil {
-		return none, "", fmt.Errorf("write cache: %w", err)
-	}
-	f, err := os.CreateTemp(tmpDir, "put-*")
+	f, err := c.temp()
 	if err != nil {
 		return none, "", fmt.Errorf("write cache: %w", err)
 	}
@@ -71,44 +70,157 @@ func (c Cache) Put(ctx context.Context, r io.Reader, want manifest.SHA256, max i
 		}
 	}()
 	h := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(readerContext{ctx, r}, max+1))
+	n, err := io.Copy(io.MultiWriter(cacheWriter{f}, h), io.LimitReader(readerContext{ctx, r}, max+1))
 	if err != nil {
 		return none, "", errors.Join(err, f.Close())
 	}
 	// The content must be on disk before its name is: after a power cut the
-	// name alone would be taken for a damaged file, which costs a download.
-	if err := errors.Join(f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return none, "", fmt.Errorf("write cache: %w", err)
-	}
-	if n > max {
-		return none, "", fmt.Errorf("more than %d bytes", max)
+	// name alone would be taken for a damaged file, which stops a build.
+	if err := errors.Join(f.Chmod(0o644), f.Sync()); err != nil {
+		return none, "", fmt.Errorf("write cache: %w", errors.Join(err, f.Close()))
 	}
 	got := sum(h)
-	if !want.IsZero() && got != want {
-		return none, "", &MismatchError{Got: got, Want: want, Size: n}
+	switch {
+	case n > max && !want.IsZero():
+		err = &MismatchError{Want: want, Size: max, Longer: true}
+	case n > max:
+		err = fmt.Errorf("more than %d bytes", max)
+	case !want.IsZero() && got != want:
+		err = &MismatchError{Got: got, Want: want, Size: n}
+	default:
+		p := c.path(got)
+		if err = c.publish(f, p); err == nil {
+			return got, p, nil
+		}
+		err = fmt.Errorf("write cache: %w", err)
 	}
-	p := c.path(got)
-	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-		return none, "", fmt.Errorf("write cache: %w", err)
-	}
-	if err := os.Rename(f.Name(), p); err != nil {
-		return none, "", fmt.Errorf("write cache: %w", err)
-	}
-	return got, p, nil
+	return none, "", errors.Join(err, f.Close())
 }
 
-// MismatchError says that an input is not what the lock, or an index, pins.
+// publish gives a temporary file its name, and closes it after that: once it is
+// closed a sweep would take it for an orphan.
+func (c Cache) publish(f *os.File, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	// Everything was synced; nothing is left that closing could lose.
+	_ = f.Close()
+	return nil
+}
+
+// temp makes a temporary file, which is locked for as long as it is open. The
+// kernel drops the lock of a process that was killed, so a file without one is
+// nobody's; see Sweep.
+func (c Cache) temp() (*os.File, error) {
+	dir := filepath.Join(c.Dir, "tmp")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	for {
+		f, err := os.CreateTemp(dir, "put-*")
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			var st unix.Stat_t
+			if err := unix.Fstat(int(f.Fd()), &st); err == nil && st.Nlink > 0 {
+				return f, nil
+			}
+		}
+		// A sweep took it for an orphan between its making and its locking.
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Sweep removes what killed builds have left. Files that another process is
+// writing stay.
+func (c Cache) Sweep() error {
+	dir := filepath.Join(c.Dir, "tmp")
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sweep cache: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		name := filepath.Join(dir, e.Name())
+		f, err := os.Open(name)
+		if err != nil {
+			continue // it has just become complete, or was removed
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+		errs = append(errs, f.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("sweep cache: %w", err)
+	}
+	return nil
+}
+
+// cacheWriter says of a write that failed that it was the cache's.
+type cacheWriter struct{ f *os.File }
+
+func (w cacheWriter) Write(p []byte) (int, error) {
+	n, err := w.f.Write(p)
+	if err != nil {
+		err = fmt.Errorf("write cache: %w", err)
+	}
+	return n, err
+}
+
+// MismatchError says that an input is not what the lock, an index or a vendor's
+// checksum says.
 type MismatchError struct {
 	Artifact  string // what it is, e.g. "package runc 1.1.5"
+	Source    string // address or file that it came from
 	Got, Want manifest.SHA256
 	Size      int64 // bytes of what was got
+	// Longer says that it has more than Size bytes, which is as many as it may
+	// have. It was not read further, so Got is not known.
+	Longer bool
 }
 
 func (e *MismatchError) Error() string {
-	if e.Artifact == "" {
-		return fmt.Sprintf("SHA-256 of the %d bytes is %s, want %s", e.Size, e.Got, e.Want)
+	text := fmt.Sprintf("SHA-256 of the %d bytes is %s, want %s", e.Size, e.Got, e.Want)
+	if e.Longer {
+		text = fmt.Sprintf("more than %d bytes, so not the file with SHA-256 %s", e.Size, e.Want)
 	}
-	return fmt.Sprintf("%s: SHA-256 of the %d bytes is %s, want %s", e.Artifact, e.Size, e.Got, e.Want)
+	if e.Source != "" {
+		text = "from " + e.Source + ": " + text
+	}
+	if e.Artifact != "" {
+		text = e.Artifact + ": " + text
+	}
+	return text
+}
+
+// named fills in what a MismatchError is about, where it is not said yet.
+func named(err error, artifact, source string) error {
+	var m *MismatchError
+	if errors.As(err, &m) {
+		if m.Artifact == "" {
+			m.Artifact = artifact
+		}
+		if m.Source == "" {
+			m.Source = source
+		}
+		return m
+	}
+	return err
 }
 
 func sum(h hash.Hash) manifest.SHA256 { return manifest.SHA256(h.Sum(nil)) }

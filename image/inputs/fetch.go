@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/oci"
 	"github.com/sealift/sealift/profiles"
 )
 
@@ -49,9 +50,11 @@ type Fetcher struct {
 type Inputs struct {
 	Lock     *profiles.Lock
 	Packages map[string]string // package name: data archive; see ReadPackage
-	Programs map[string]string // name of a GoBuild with a Path: static executable
-	Archives map[string]string // image reference: OCI archive
+	Programs map[string]string // name of a Program of the distro: executable
+	Archives map[string]string // image reference: OCI archive, be it the user's own or pulled
 	Sources  map[string]string // image reference: static executable, the image's program
+	Files    map[string]string // path of a file beside the profile, as in the profile: a copy of it
+	Base     []oci.Layer       // of base oci, the lowest first
 }
 
 // ErrGone reports a pinned file that no server has any more. Errors that wrap
@@ -94,9 +97,31 @@ func (e *StaleError) Unwrap() error { return e.Reason }
 // Hint is the command that mends it.
 func (e *StaleError) Hint() string { return "sealift profile lock " + e.Profile }
 
-// Fetch makes every package, archive and node program of the lock available.
-// The profile is the one that the lock was made for. A package that the mirror does not have is looked for at its other
-// addresses; if it is at none, the error is a *GoneError.
+// OfflineError names an input that a build without network would need it for.
+type OfflineError struct {
+	Artifact string
+	Reason   error
+}
+
+func (e *OfflineError) Error() string {
+	return fmt.Sprintf("%s: %v, and the build is offline", e.Artifact, e.Reason)
+}
+
+// Unwrap returns the reason.
+func (e *OfflineError) Unwrap() error { return e.Reason }
+
+// Hint is what mends it.
+func (e *OfflineError) Hint() string {
+	return "build once without --offline, or bring the cache of a machine that did"
+}
+
+// errNotCached is the reason of most OfflineErrors.
+var errNotCached = errors.New("not in the cache")
+
+// Fetch makes every package, image and node program of the lock available. The
+// profile is the one that the lock was made for. A package that the mirror does
+// not have is looked for at its other addresses; if it is at none, the error is
+// a *GoneError. Whatever is not what the lock pins is a *MismatchError.
 func (f *Fetcher) Fetch(ctx context.Context, p *profiles.Profile, lock *profiles.Lock) (*Inputs, error) {
 	if err := lock.CheckProfile(p); err != nil {
 		return nil, &StaleError{Profile: f.Profile, Reason: err}
@@ -109,11 +134,27 @@ func (f *Fetcher) Fetch(ctx context.Context, p *profiles.Profile, lock *profiles
 	if err != nil {
 		return nil, fmt.Errorf("fetch inputs: %w", err)
 	}
+	if err := f.Cache.Sweep(); err != nil {
+		return nil, fmt.Errorf("fetch inputs: %w", err)
+	}
 	in := &Inputs{
 		Lock:     lock,
 		Packages: map[string]string{},
 		Archives: map[string]string{},
 		Sources:  map[string]string{},
+		Files:    map[string]string{},
+	}
+	for _, l := range lock.Files {
+		file, err := f.fetchFile(ctx, l)
+		if err != nil {
+			return nil, fmt.Errorf("fetch inputs: %w", err)
+		}
+		in.Files[l.Path] = file
+	}
+	if lock.OCI != nil {
+		if in.Base, err = f.fetchBase(ctx, p.OCI, lock.OCI); err != nil {
+			return nil, fmt.Errorf("fetch inputs: %w", err)
+		}
 	}
 	for i := range lock.Debian.Packages {
 		pkg := &lock.Debian.Packages[i]
@@ -122,6 +163,13 @@ func (f *Fetcher) Fetch(ctx context.Context, p *profiles.Profile, lock *profiles
 			return nil, fmt.Errorf("fetch inputs: %w", err)
 		}
 		in.Packages[pkg.Name] = file
+	}
+	for _, img := range lock.Images {
+		file, err := f.fetchImage(ctx, img, lock.Arch)
+		if err != nil {
+			return nil, fmt.Errorf("fetch inputs: %w", err)
+		}
+		in.Archives[img.Name] = file
 	}
 	for _, a := range lock.Archives {
 		file, err := f.fetchArchive(ctx, a)
@@ -137,7 +185,12 @@ func (f *Fetcher) Fetch(ctx context.Context, p *profiles.Profile, lock *profiles
 		}
 		in.Sources[s.Name] = file
 	}
-	if in.Programs, err = f.GoBuild(ctx, lock, distro, version); err != nil {
+	if lock.Distro.Source == profiles.SourceRelease {
+		in.Programs, err = f.fetchRelease(ctx, lock, distro)
+	} else {
+		in.Programs, err = f.GoBuild(ctx, lock, distro, version)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("fetch inputs: %w", err)
 	}
 	return in, nil
@@ -179,30 +232,35 @@ func (f *Fetcher) fetchPackage(ctx context.Context, p *profiles.LockedPackage) (
 
 // cachedDeb returns the package's file, from the cache or from the network.
 func (f *Fetcher) cachedDeb(ctx context.Context, item string, p *profiles.LockedPackage, want manifest.SHA256) (string, error) {
+	return f.cached(ctx, item, p.URLs, p.Size, want)
+}
+
+// cached returns a file of known length and digest, from the cache or from the
+// first address that has it.
+func (f *Fetcher) cached(ctx context.Context, item string, urls []string, size int64, want manifest.SHA256) (string, error) {
 	file, err := f.Cache.Lookup(ctx, want)
 	if err == nil {
 		return file, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("%s: %w", item, err)
+		return "", named(err, item, "")
 	}
 	if f.Offline {
-		return "", fmt.Errorf("%s is not in the cache, and the build is offline", item)
+		return "", &OfflineError{Artifact: item, Reason: errNotCached}
 	}
 	gone := &GoneError{Artifact: item, Profile: f.Profile}
-	for _, u := range p.URLs {
-		file, err := f.download(ctx, item, u, p.Size, want)
+	for _, u := range urls {
+		file, err := f.download(ctx, item, u, size, want)
 		if err == nil {
 			return file, nil
 		}
 		// A wrong file is never passed over: the mirror is damaged or lies.
-		var mismatch *MismatchError
-		if errors.As(err, &mismatch) {
-			mismatch.Artifact = item
-			return "", fmt.Errorf("from %s: %w", u, err)
+		if errors.As(err, new(*MismatchError)) {
+			return "", named(err, item, u)
 		}
-		if ctx.Err() != nil {
-			return "", err
+		// Nor is a failure that another address would not mend.
+		if ctx.Err() != nil || errors.As(err, new(*fs.PathError)) {
+			return "", fmt.Errorf("%s: %w", item, err)
 		}
 		gone.Tried = append(gone.Tried, err)
 	}
@@ -233,10 +291,19 @@ func get(ctx context.Context, c *http.Client, url string) (io.ReadCloser, error)
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, errors.Join(fmt.Errorf("get %s: %s", url, resp.Status), resp.Body.Close())
+		return nil, errors.Join(&statusError{url: url, code: resp.StatusCode, status: resp.Status}, resp.Body.Close())
 	}
 	return resp.Body, nil
 }
+
+// statusError is an answer of a server that is not the file.
+type statusError struct {
+	url    string
+	code   int
+	status string // with the code
+}
+
+func (e *statusError) Error() string { return fmt.Sprintf("get %s: %s", e.url, e.status) }
 
 // countingReader reports how much was read, at most once a megabyte.
 type countingReader struct {
@@ -261,8 +328,8 @@ func (f *Fetcher) fetchArchive(ctx context.Context, a profiles.LockedArchive) (f
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", item, err)
 	}
-	if file, err := f.Cache.Lookup(ctx, want); err == nil {
-		return file, nil
+	if file, err := f.Cache.Lookup(ctx, want); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return file, named(err, item, "")
 	}
 	src, err := os.Open(f.beside(a.Path))
 	if err != nil {
@@ -270,11 +337,7 @@ func (f *Fetcher) fetchArchive(ctx context.Context, a profiles.LockedArchive) (f
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
 	_, file, err = f.Cache.Put(ctx, src, want, profiles.MaxArtifact)
-	var mismatch *MismatchError
-	if errors.As(err, &mismatch) {
-		mismatch.Artifact = item
-	}
-	return file, err
+	return file, named(err, item, src.Name())
 }
 
 // beside resolves a path of the profile.

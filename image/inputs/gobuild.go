@@ -31,6 +31,9 @@ type build struct {
 	// Inputs are digests of what is compiled; with the fields above they are
 	// the key under which the output is remembered.
 	Inputs []string
+	// Modules is the digest over the modules that the program must turn out to
+	// link; see moduleDigest.
+	Modules string
 }
 
 // maxProgram bounds a built program, in bytes.
@@ -49,14 +52,15 @@ func (f *Fetcher) GoBuild(ctx context.Context, lock *profiles.Lock, d *profiles.
 	if err := checkGoLock(lock, v, m); err != nil {
 		return nil, &StaleError{Profile: f.Profile, Reason: err}
 	}
-	dir, err := os.MkdirTemp("", "sealift-go-")
+	modules := map[string]string{}
+	for _, b := range lock.Go.Builds {
+		modules[b.Name] = b.ModulesSHA256
+	}
+	dir, err := moduleDir(m)
 	if err != nil {
 		return nil, fmt.Errorf("build programs: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := writeModule(dir, m); err != nil {
-		return nil, fmt.Errorf("build programs: %w", err)
-	}
 	out := map[string]string{}
 	for _, b := range v.Builds {
 		if !chosen(b, names) {
@@ -70,6 +74,7 @@ func (f *Fetcher) GoBuild(ctx context.Context, lock *profiles.Lock, d *profiles.
 			Toolchain: lock.Go.Toolchain,
 			Arch:      lock.Arch,
 			Inputs:    []string{lock.Go.ModSHA256, lock.Go.SumSHA256},
+			Modules:   modules[b.Name],
 		}
 		if b.Main != "" {
 			run.Package = "./" + b.Name
@@ -149,9 +154,9 @@ func checkGoLock(lock *profiles.Lock, v *profiles.DistroVersion, m *profiles.GoM
 		locked[b.Name] = b
 	}
 	for _, b := range v.Builds {
-		want := lockedBuild(b, v, m)
-		if locked[b.Name] != want {
-			return fmt.Errorf("build of %s is %+v, the lock pins %+v", b.Name, want, locked[b.Name])
+		want, got := lockedBuild(b, v, m), locked[b.Name]
+		if want.ModulesSHA256 = got.ModulesSHA256; got != want {
+			return fmt.Errorf("build of %s is %+v, the lock pins %+v", b.Name, want, got)
 		}
 	}
 	return nil
@@ -163,6 +168,18 @@ func lockedBuild(b profiles.GoBuild, v *profiles.DistroVersion, m *profiles.GoMo
 		l.Package, l.MainSHA256 = b.Main, hexSum(m.Mains[b.Name])
 	}
 	return l
+}
+
+// moduleDir lays out a module in a temporary directory.
+func moduleDir(m *profiles.GoModule) (string, error) {
+	dir, err := os.MkdirTemp("", "sealift-go-")
+	if err != nil {
+		return "", err
+	}
+	if err := writeModule(dir, m); err != nil {
+		return "", errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, nil
 }
 
 // writeModule lays out the module in which a distro's programs are built. Its
@@ -191,8 +208,11 @@ func (b build) key() string {
 func (f *Fetcher) goBuild(ctx context.Context, b build) (string, error) {
 	key := b.key()
 	file, err := f.Cache.recall(ctx, memoGoBuild, key)
-	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return file, err
+	if err == nil {
+		return file, b.checkModules(file)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", named(err, "program "+b.Name, "")
 	}
 	sum, file, err := f.runGo(ctx, b)
 	if err != nil {
@@ -218,6 +238,9 @@ func (f *Fetcher) runGo(ctx context.Context, b build) (_ manifest.SHA256, _ stri
 	start := time.Now()
 	f.report(Event{Item: "program " + b.Name, Line: "building with " + b.Toolchain})
 	if err := f.runLines(cmd, "program "+b.Name); err != nil {
+		return none, "", f.offline("program "+b.Name, err)
+	}
+	if err := b.checkModules(out); err != nil {
 		return none, "", err
 	}
 	p, err := os.Open(out)
@@ -247,6 +270,15 @@ func (f *Fetcher) goEnv(toolchain, arch string) []string {
 		env = append(env, "GOPROXY=off")
 	}
 	return env
+}
+
+// offline says of a failed go command that it wanted something of the network,
+// if it did.
+func (f *Fetcher) offline(item string, err error) error {
+	if f.Offline && (strings.Contains(err.Error(), "GOPROXY=off") || strings.Contains(err.Error(), "toolchain not available")) {
+		return &OfflineError{Artifact: item, Reason: fmt.Errorf("a Go module or the toolchain is not in the Go module cache: %w", err)}
+	}
+	return err
 }
 
 // maxOutput bounds what of a failed command's output is kept, in bytes.
@@ -282,7 +314,6 @@ func (f *Fetcher) runLines(cmd *exec.Cmd, item string) error {
 	return nil
 }
 
-func hexSum(b []byte) string {
-	s := sha256.Sum256(b)
-	return hex.EncodeToString(s[:])
-}
+func hexSum(b []byte) string { return digestOf(b).String() }
+
+func digestOf(b []byte) manifest.SHA256 { return sha256.Sum256(b) }

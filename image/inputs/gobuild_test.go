@@ -42,7 +42,7 @@ func TestSourceBuildsAreStaticAndRemembered(t *testing.T) {
 			built++
 		}
 	}}
-	sum, err := f.sourceSum(t.Context(), dir, tc, runtime.GOARCH)
+	sum, _, err := f.sourceSum(t.Context(), dir, tc, runtime.GOARCH)
 	must(t, err)
 	s := profiles.LockedSource{Name: "docker.io/x/hello:1", Path: ".", Sum: sum}
 	first, err := f.buildSource(t.Context(), tc, runtime.GOARCH, s)
@@ -61,7 +61,7 @@ func TestSourceBuildsAreStaticAndRemembered(t *testing.T) {
 	// The same source in another place and another cache is the same program.
 	other := hello(t)
 	g := &Fetcher{Cache: Cache{Dir: t.TempDir()}, Profile: filepath.Join(other, "p.yaml"), Offline: true}
-	if sum2, err := g.sourceSum(t.Context(), other, tc, runtime.GOARCH); err != nil || sum2 != sum {
+	if sum2, _, err := g.sourceSum(t.Context(), other, tc, runtime.GOARCH); err != nil || sum2 != sum {
 		t.Errorf("digest of the same sources elsewhere: %s, %v, want %s", sum2, err, sum)
 	}
 	if second, err := g.buildSource(t.Context(), tc, runtime.GOARCH, s); err != nil || filepath.Base(second) != filepath.Base(first) {
@@ -78,7 +78,7 @@ func TestChangedSourcesAreStale(t *testing.T) {
 	tc := toolchain(t)
 	dir := hello(t)
 	f := &Fetcher{Cache: Cache{Dir: t.TempDir()}, Profile: filepath.Join(dir, "p.yaml"), Offline: true}
-	sum, err := f.sourceSum(t.Context(), dir, tc, runtime.GOARCH)
+	sum, _, err := f.sourceSum(t.Context(), dir, tc, runtime.GOARCH)
 	must(t, err, os.WriteFile(filepath.Join(dir, "word", "word.go"), []byte("package word\n\nconst Word = \"bye\"\n"), 0o644))
 	var stale *StaleError
 	if _, err := f.buildSource(t.Context(), tc, runtime.GOARCH, profiles.LockedSource{Name: "x", Path: ".", Sum: sum}); !errors.As(err, &stale) {
@@ -95,10 +95,10 @@ func TestFailedBuildsShowWhatTheCompilerSaid(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "undefined: undefined") {
 		t.Errorf("got %v, want the compiler's message", err)
 	}
-	if _, err := f.sourceSum(t.Context(), filepath.Join(dir, "word"), tc, runtime.GOARCH); err == nil || !strings.Contains(err.Error(), "want a main package") {
+	if _, _, err := f.sourceSum(t.Context(), filepath.Join(dir, "word"), tc, runtime.GOARCH); err == nil || !strings.Contains(err.Error(), "want a main package") {
 		t.Errorf("a library as a program: %v", err)
 	}
-	if _, err := f.sourceSum(t.Context(), filepath.Join(dir, "none"), tc, runtime.GOARCH); err == nil {
+	if _, _, err := f.sourceSum(t.Context(), filepath.Join(dir, "none"), tc, runtime.GOARCH); err == nil {
 		t.Error("a missing directory has a digest")
 	}
 }

@@ -16,6 +16,8 @@ import (
 const (
 	memoGoBuild = "go-build" // program, by build.key
 	memoUnpack  = "unpack"   // data archive as zstd, by the package's digest
+	memoMember  = "member"   // one file of an archive, by the archive's digest and its path
+	memoImage   = "image"    // archive of a container image, by its name and digest
 )
 
 // memo is what a finished piece of work leaves in the cache: the digest of its
@@ -28,7 +30,7 @@ type memo struct {
 func (c Cache) memoPath(kind, key string) string { return filepath.Join(c.Dir, kind, key+".json") }
 
 // recall returns the file that was remembered under the key. The error wraps
-// fs.ErrNotExist if there is none, or if it was damaged.
+// fs.ErrNotExist if there is none, and is a *MismatchError as Lookup's is.
 func (c Cache) recall(ctx context.Context, kind, key string) (string, error) {
 	raw, err := os.ReadFile(c.memoPath(kind, key))
 	if err != nil {
@@ -47,25 +49,22 @@ func (c Cache) remember(kind, key string, d manifest.SHA256) error {
 	if err != nil {
 		return err
 	}
-	return writeAtomic(c.memoPath(kind, key), raw)
+	return c.writeMemo(c.memoPath(kind, key), raw)
 }
 
-// writeAtomic writes a small file so that it is there whole or not at all.
-func writeAtomic(path string, b []byte) (err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+// writeMemo writes a small file so that it is there whole or not at all.
+func (c Cache) writeMemo(path string, b []byte) (err error) {
+	f, err := c.temp()
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	err = errors.Join(err, f.Chmod(0o644), f.Sync())
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = c.publish(f, path)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+		return fmt.Errorf("write cache: %w", errors.Join(err, os.Remove(f.Name()), f.Close()))
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -275,7 +276,7 @@ func locked(m *mirror, body []byte, paths ...string) *profiles.LockedPackage {
 	return p
 }
 
-func TestFetchUsesTheCacheAndRepairsIt(t *testing.T) {
+func TestFetchUsesTheCacheAndStopsWhereItIsDamaged(t *testing.T) {
 	m := newMirror(t, nil)
 	body := makeDeb(t, "data.tar", makeTar(t, file("./usr/sbin/runc", "program")))
 	m.files["/runc.deb"] = body
@@ -298,9 +299,21 @@ func TestFetchUsesTheCacheAndRepairsIt(t *testing.T) {
 	}
 	f.Offline = false
 	want, err := parseSum(p.SHA256)
-	must(t, err, os.WriteFile(f.Cache.path(want), []byte("rot"), 0o644), os.WriteFile(first, []byte("rot"), 0o644))
-	if _, err := f.fetchPackage(t.Context(), p); err != nil || len(m.asked) != asked+1 {
-		t.Errorf("damaged cache: %v, %d requests, want one", err, len(m.asked)-asked)
+	must(t, err)
+	for _, damaged := range []string{f.Cache.path(want), first} {
+		must(t, os.WriteFile(damaged, []byte("rot"), 0o644))
+		_, err := f.fetchPackage(t.Context(), p)
+		var mismatch *MismatchError
+		if !errors.As(err, &mismatch) || mismatch.Source != damaged || mismatch.Got == mismatch.Want || !strings.Contains(err.Error(), "runc 1.1.5-1") || len(m.asked) != asked {
+			t.Errorf("damaged cache: %v, %d requests, want a MismatchError that names package and file, and none", err, len(m.asked)-asked)
+		}
+		if _, err := os.Stat(damaged); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the damaged file is still in the cache: %v", err)
+		}
+		if _, err := f.fetchPackage(t.Context(), p); err != nil {
+			t.Errorf("fetch after the damage: %v", err)
+		}
+		asked = len(m.asked)
 	}
 	in := &Inputs{Packages: map[string]string{"runc": first}}
 	var names []string
@@ -328,16 +341,13 @@ func TestFetchNamesADifferentFileAndStopsThere(t *testing.T) {
 		m.files["/bad.deb"], m.files["/good.deb"] = bad, good
 		f := &Fetcher{Cache: Cache{Dir: t.TempDir()}, Profile: "shop.yaml"}
 		_, err := f.fetchPackage(t.Context(), locked(m, good, "/bad.deb", "/good.deb"))
-		if claim == "longer" {
-			// Reading stops at the pinned length, so the digest is not known.
-			if err != nil && !strings.Contains(err.Error(), "more than") {
-				t.Errorf("%s: %v", claim, err)
-			}
-			continue
-		}
 		var mismatch *MismatchError
-		if !errors.As(err, &mismatch) || !strings.Contains(err.Error(), "package runc 1.1.5-1") {
-			t.Errorf("%s: got %v, want a MismatchError that names the package", claim, err)
+		if !errors.As(err, &mismatch) || mismatch.Source != m.URL+"/bad.deb" || mismatch.Longer != (claim == "longer") ||
+			!strings.Contains(err.Error(), "package runc 1.1.5-1: from "+m.URL+"/bad.deb: ") || !strings.Contains(err.Error(), hexSum(good)) {
+			t.Errorf("%s: got %v, want a MismatchError that names package, address and digest", claim, err)
+		}
+		if found, err := filepath.Glob(f.Cache.Dir + "/*/*/*"); err != nil || len(found) > 0 {
+			t.Errorf("%s: left in the cache: %v, %v", claim, found, err)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -72,11 +73,23 @@ func (r *Resolver) Resolve(ctx context.Context, p *profiles.Profile) (*profiles.
 	if lock.ProfileDigest, err = p.InputDigest(); err != nil {
 		return nil, fmt.Errorf("lock profile %s: %w", p.Name, err)
 	}
+	if err := r.Cache.Sweep(); err != nil {
+		return nil, fmt.Errorf("lock profile %s: %w", p.Name, err)
+	}
 	if err := r.lockDebian(ctx, lock, p, base, distro); err != nil {
 		return nil, fmt.Errorf("lock profile %s: debian: %w", p.Name, err)
 	}
+	if err := r.lockDistro(ctx, lock, p, distro); err != nil {
+		return nil, fmt.Errorf("lock profile %s: %w", p.Name, err)
+	}
 	if err := r.lockGo(ctx, lock, distro, version); err != nil {
 		return nil, fmt.Errorf("lock profile %s: go: %w", p.Name, err)
+	}
+	if err := r.lockFiles(ctx, lock, p); err != nil {
+		return nil, fmt.Errorf("lock profile %s: %w", p.Name, err)
+	}
+	if err := r.lockBase(ctx, lock, p); err != nil {
+		return nil, fmt.Errorf("lock profile %s: %w", p.Name, err)
 	}
 	if err := r.lockImages(ctx, lock, p); err != nil {
 		return nil, fmt.Errorf("lock profile %s: %w", p.Name, err)
@@ -154,7 +167,7 @@ func (r *Resolver) readArchive(ctx context.Context, mirror string, a *archive, k
 	}
 	rel, err := verifyRelease(raw, keys, a.suite, r.Now)
 	if err != nil {
-		return none, fmt.Errorf("verify %s/InRelease: %w", root, err)
+		return none, &UntrustedError{Source: root + "/InRelease", Reason: err}
 	}
 	a.date = rel.Date
 	name := "main/binary-" + arch + "/Packages.xz"
@@ -176,20 +189,27 @@ func (r *Resolver) readArchive(ctx context.Context, mirror string, a *archive, k
 // digest in it is the one that stays right while a mirror is being updated.
 func (r *Resolver) fetchIndex(ctx context.Context, root, name string, d digest, byHash bool) (string, error) {
 	want := manifest.SHA256(d.SHA256)
-	if file, err := r.Cache.Lookup(ctx, want); err == nil {
-		return file, nil
+	if file, err := r.Cache.Lookup(ctx, want); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return file, named(err, "index "+root, "")
 	}
 	url := root + "/" + name
 	if byHash {
 		url = root + "/" + path.Dir(name) + "/by-hash/SHA256/" + want.String()
 	}
 	file, err := r.fetcher().download(ctx, "index "+root, url, d.Size, want)
-	var mismatch *MismatchError
-	if errors.As(err, &mismatch) {
-		mismatch.Artifact = url
-	}
-	return file, err
+	return file, named(err, "index "+root, url)
 }
+
+// UntrustedError says that the signature of an index does not hold.
+type UntrustedError struct {
+	Source string // address
+	Reason error
+}
+
+func (e *UntrustedError) Error() string { return fmt.Sprintf("verify %s: %v", e.Source, e.Reason) }
+
+// Unwrap returns the reason.
+func (e *UntrustedError) Unwrap() error { return e.Reason }
 
 func (r *Resolver) fetchSmall(ctx context.Context, url string, max int64) (_ []byte, err error) {
 	body, err := get(ctx, r.fetcher().client(), url)
@@ -217,17 +237,26 @@ func readPackages(file, arch string, fn func(candidate) error) (err error) {
 	return parsePackages(z, arch, fn)
 }
 
-// lockGo pins the toolchain that runs now and the distro's module files.
-func (r *Resolver) lockGo(ctx context.Context, lock *profiles.Lock, d *profiles.Distro, v *profiles.DistroVersion) error {
+// goVersion is the toolchain that runs now.
+func goVersion(ctx context.Context) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", "env", "GOVERSION")
 	cmd.Env = append(os.Environ(), "GOTOOLCHAIN=local")
 	out, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("go env GOVERSION: %w", err)
+		return "", fmt.Errorf("go env GOVERSION: %w", err)
 	}
 	// A development toolchain or one with experiments has more words.
-	lock.Go.Toolchain, _, _ = strings.Cut(string(bytes.TrimSpace(out)), " ")
-	if len(v.Builds) == 0 {
+	v, _, _ := strings.Cut(string(bytes.TrimSpace(out)), " ")
+	return v, nil
+}
+
+// lockGo pins the toolchain that runs now and, where programs are built from
+// them, the distro's module files and what each program links.
+func (r *Resolver) lockGo(ctx context.Context, lock *profiles.Lock, d *profiles.Distro, v *profiles.DistroVersion) (err error) {
+	if lock.Go.Toolchain, err = goVersion(ctx); err != nil {
+		return err
+	}
+	if lock.Distro.Source != profiles.SourceModules {
 		return nil
 	}
 	m, err := d.Module(v)
@@ -238,10 +267,49 @@ func (r *Resolver) lockGo(ctx context.Context, lock *profiles.Lock, d *profiles.
 	if lock.Go.Modules, err = directModules(m); err != nil {
 		return err
 	}
+	dir, err := moduleDir(m)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	var packages []string
 	for _, b := range v.Builds {
-		lock.Go.Builds = append(lock.Go.Builds, lockedBuild(b, v, m))
+		packages = append(packages, b.Package)
+		if b.Main != "" {
+			packages[len(packages)-1] = "./" + b.Name
+		}
+	}
+	f := r.fetcher()
+	f.report(Event{Item: "modules of " + d.Name + " " + v.Version})
+	linked, err := f.linkedModules(ctx, dir, lock.Go.Toolchain, lock.Arch, packages)
+	if err != nil {
+		return err
+	}
+	main, err := modulePath(m)
+	if err != nil {
+		return err
+	}
+	for i, b := range v.Builds {
+		l := lockedBuild(b, v, m)
+		list, ok := linked[strings.Replace(packages[i], ".", main, 1)]
+		if b.Main == "" {
+			list, ok = linked[b.Package]
+		}
+		if !ok {
+			return fmt.Errorf("go list does not name %s", packages[i])
+		}
+		l.ModulesSHA256 = moduleDigest(list)
+		lock.Go.Builds = append(lock.Go.Builds, l)
 	}
 	return nil
+}
+
+func modulePath(m *profiles.GoModule) (string, error) {
+	p := modfile.ModulePath(m.Mod)
+	if p == "" {
+		return "", errors.New("go.mod names no module")
+	}
+	return p, nil
 }
 
 // directModules lists the modules that the distro's go.mod requires directly,
@@ -274,6 +342,16 @@ func directModules(m *profiles.GoModule) ([]profiles.LockedModule, error) {
 func (r *Resolver) lockImages(ctx context.Context, lock *profiles.Lock, p *profiles.Profile) error {
 	f := r.fetcher()
 	for _, img := range p.Preload.Images {
+		// A profile's own image takes the place of the distro's.
+		lock.Images = slices.DeleteFunc(lock.Images, func(l profiles.LockedImage) bool { return l.Name == img.Name })
+		if img.Pulled() || img.Layout != "" {
+			locked, err := r.resolveImage(ctx, profiles.LockedImage{Name: img.Name, From: img.From, Layout: img.Layout}, p.Arch)
+			if err != nil {
+				return err
+			}
+			lock.Images = append(lock.Images, locked)
+			continue
+		}
 		if img.Archive != "" {
 			file := f.beside(img.Archive)
 			st, err := os.Stat(file)
@@ -287,11 +365,11 @@ func (r *Resolver) lockImages(ctx context.Context, lock *profiles.Lock, p *profi
 			lock.Archives = append(lock.Archives, profiles.LockedArchive{Name: img.Name, Path: img.Archive, Size: st.Size(), SHA256: s})
 			continue
 		}
-		s, err := f.sourceSum(ctx, f.beside(img.Go), lock.Go.Toolchain, p.Arch)
+		s, modules, err := f.sourceSum(ctx, f.beside(img.Go), lock.Go.Toolchain, p.Arch)
 		if err != nil {
 			return fmt.Errorf("image %s: %w", img.Name, err)
 		}
-		lock.Sources = append(lock.Sources, profiles.LockedSource{Name: img.Name, Path: img.Go, Sum: s})
+		lock.Sources = append(lock.Sources, profiles.LockedSource{Name: img.Name, Path: img.Go, Sum: s, Modules: modules})
 	}
 	return nil
 }

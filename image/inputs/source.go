@@ -27,9 +27,9 @@ const sourceLDFlags = "-s -w"
 // with the lock.
 func (f *Fetcher) buildSource(ctx context.Context, toolchain, arch string, s profiles.LockedSource) (string, error) {
 	dir := f.beside(s.Path)
-	got, err := f.sourceSum(ctx, dir, toolchain, arch)
+	got, _, err := f.sourceSum(ctx, dir, toolchain, arch)
 	if err != nil {
-		return "", fmt.Errorf("image %s: %w", s.Name, err)
+		return "", fmt.Errorf("image %s: %w", s.Name, f.offline("program of image "+s.Name, err))
 	}
 	if got != s.Sum {
 		return "", &StaleError{Profile: f.Profile, Reason: fmt.Errorf("image %s: sources in %s have digest %s, the lock pins %s", s.Name, dir, got, s.Sum)}
@@ -42,6 +42,7 @@ func (f *Fetcher) buildSource(ctx context.Context, toolchain, arch string, s pro
 		Toolchain: toolchain,
 		Arch:      arch,
 		Inputs:    []string{s.Sum},
+		Modules:   moduleDigest(s.Modules),
 	})
 	if err != nil {
 		return "", fmt.Errorf("image %s: build %s: %w", s.Name, dir, err)
@@ -51,15 +52,11 @@ func (f *Fetcher) buildSource(ctx context.Context, toolchain, arch string, s pro
 
 // goPackage is what "go list -json" says about a package.
 type goPackage struct {
-	ImportPath string
-	Dir        string
-	Name       string
-	Standard   bool
-	Module     *struct {
-		Path, Version, Sum string
-		Main               bool
-		Replace            *struct{ Path, Version, Sum string }
-	}
+	ImportPath                          string
+	Dir                                 string
+	Name                                string
+	Standard                            bool
+	Module                              *goModule
 	GoFiles, SFiles, HFiles, EmbedFiles []string
 	Error                               *struct{ Err string }
 }
@@ -68,13 +65,13 @@ type goPackage struct {
 // it links and that does not come from the module cache, the import path and
 // the digest of each file; of each other module, path, version and go.sum
 // digest. The standard library is the toolchain's, which the lock pins too.
-func (f *Fetcher) sourceSum(ctx context.Context, dir, toolchain, arch string) (string, error) {
+func (f *Fetcher) sourceSum(ctx context.Context, dir, toolchain, arch string) (string, []profiles.LockedModule, error) {
 	st, err := os.Stat(dir)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if !st.IsDir() {
-		return "", fmt.Errorf("%s is not a directory of Go sources", dir)
+		return "", nil, fmt.Errorf("%s is not a directory of Go sources", dir)
 	}
 	cmd := exec.CommandContext(ctx, "go", "list", "-mod=readonly", "-deps", "-json", ".")
 	cmd.Dir = dir
@@ -83,10 +80,10 @@ func (f *Fetcher) sourceSum(ctx context.Context, dir, toolchain, arch string) (s
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("go list in %s: %w\n%s", dir, err, bytes.TrimSpace(stderr.Bytes()))
+		return "", nil, fmt.Errorf("go list in %s: %w\n%s", dir, err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	var lines []string
-	modules := map[string]bool{}
+	var modules []profiles.LockedModule
 	dec := json.NewDecoder(bufio.NewReader(bytes.NewReader(out)))
 	main := ""
 	for {
@@ -94,35 +91,38 @@ func (f *Fetcher) sourceSum(ctx context.Context, dir, toolchain, arch string) (s
 		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			return "", fmt.Errorf("go list in %s: %w", dir, err)
+			return "", nil, fmt.Errorf("go list in %s: %w", dir, err)
 		}
 		if p.Error != nil {
-			return "", fmt.Errorf("go list in %s: %s: %s", dir, p.ImportPath, p.Error.Err)
+			return "", nil, fmt.Errorf("go list in %s: %s: %s", dir, p.ImportPath, p.Error.Err)
 		}
 		main = p.Name // dependencies come first, the package itself last
 		switch {
 		case p.Standard:
-		case p.Module != nil && !p.Module.Main && p.Module.Replace == nil:
-			modules[p.Module.Path+" "+p.Module.Version+" "+p.Module.Sum] = true
 		default:
+			if m, ok := p.Module.locked(); ok {
+				modules = append(modules, m)
+				continue
+			}
 			files := slices.Concat(p.GoFiles, p.SFiles, p.HFiles, p.EmbedFiles)
 			for _, name := range files {
 				d, err := fileSum(filepath.Join(p.Dir, name))
 				if err != nil {
-					return "", err
+					return "", nil, err
 				}
 				lines = append(lines, fmt.Sprintf("%s/%s %s", p.ImportPath, filepath.ToSlash(name), d))
 			}
 		}
 	}
 	if main != "main" {
-		return "", fmt.Errorf("%s holds package %q, want a main package", dir, main)
+		return "", nil, fmt.Errorf("%s holds package %q, want a main package", dir, main)
 	}
-	for m := range modules {
-		lines = append(lines, m)
+	modules = sortModules(modules)
+	for _, m := range modules {
+		lines = append(lines, m.Path+" "+m.Version+" "+m.Sum)
 	}
 	slices.Sort(lines)
-	return hexSum([]byte(strings.Join(lines, "\n"))), nil
+	return hexSum([]byte(strings.Join(lines, "\n"))), modules, nil
 }
 
 func fileSum(path string) (_ string, err error) {

@@ -41,7 +41,7 @@ func (in *Inputs) ReadPackage(name string, fn func(DebEntry, io.Reader) error) (
 func (f *Fetcher) unpack(ctx context.Context, item, deb string, d manifest.SHA256) (string, error) {
 	file, err := f.Cache.recall(ctx, memoUnpack, d.String())
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return file, err
+		return file, named(err, "unpacked "+item, "")
 	}
 	src, err := os.Open(deb)
 	if err != nil {

@@ -96,7 +96,10 @@ func (b *Builder) readStub() error {
 
 // Root makes the node's root file system.
 func (b *Builder) Root() (*tree.Tree, error) {
-	t := tree.New()
+	t, err := b.start()
+	if err != nil {
+		return nil, fmt.Errorf("build root file system: %w", err)
+	}
 	steps := []struct {
 		what string
 		run  func(*tree.Tree) error
@@ -107,6 +110,9 @@ func (b *Builder) Root() (*tree.Tree, error) {
 		{"kernel modules", b.addRootModules},
 		{"configuration", b.addConfig},
 		{"container images", b.addImages},
+		{"static pods", b.addManifests},
+		{"extra files", b.addFiles},
+		{"users", b.addUsers},
 	}
 	for _, s := range steps {
 		if err := s.run(t); err != nil {
@@ -166,7 +172,8 @@ func parseMode(s string, def fs.FileMode) (fs.FileMode, error) {
 	return mode, nil
 }
 
-// addPrograms adds the agent and the distro's own programs, all static.
+// addPrograms adds the agent, which is static, and the distro's own programs.
+// What libraries these need, addPackages has added.
 func (b *Builder) addPrograms(t *tree.Tree) error {
 	if err := t.AddFile(profiles.RootAgentPath, b.c.Agent, 0o755); err != nil {
 		return err
@@ -178,10 +185,11 @@ func (b *Builder) addPrograms(t *tree.Tree) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range v.Builds {
-		if p.Path == "" {
-			continue
-		}
+	programs, err := b.distro.Programs(v, b.c.Profile.Kubernetes.Source)
+	if err != nil {
+		return err
+	}
+	for _, p := range programs {
 		file, ok := b.c.Inputs.Programs[p.Name]
 		if !ok {
 			return fmt.Errorf("program %s is not among the inputs", p.Name)
@@ -223,6 +231,11 @@ func (b *Builder) addConfig(t *tree.Tree) error {
 	data := profiles.TemplateData{Profile: b.c.Profile, PauseImage: b.distro.PauseImage, Node: b.distro.Node}
 	add := func(files []profiles.ContentFile, read func(string) ([]byte, error)) error {
 		for _, f := range files {
+			if f.Keep && b.c.Profile.Base == profiles.BaseOCI {
+				if n, err := t.Lookup(f.Path); err == nil && n.Mode().IsRegular() {
+					continue
+				}
+			}
 			text, err := read(f.Template)
 			if err != nil {
 				return fmt.Errorf("%s: %w", f.Path, err)
@@ -254,16 +267,17 @@ func (b *Builder) addConfig(t *tree.Tree) error {
 		}
 	}
 	raw, err := json.MarshalIndent(profiles.NodeConfig{
-		Image:    p.Name + " " + p.Version,
-		Distro:   p.Kubernetes.Distro,
-		Version:  p.Kubernetes.Version,
-		Sysctls:  n.Sysctls,
-		Dirs:     n.Dirs,
-		Volatile: n.Volatile,
-		Prefetch: n.Prefetch,
-		Services: n.Services,
-		Import:   n.Import,
-		Join:     n.Join,
+		Image:     p.Name + " " + p.Version,
+		Distro:    p.Kubernetes.Distro,
+		Version:   p.Kubernetes.Version,
+		Sysctls:   n.Sysctls,
+		Dirs:      n.Dirs,
+		Volatile:  n.Volatile,
+		Prefetch:  n.Prefetch,
+		Services:  n.Services,
+		Import:    n.Import,
+		ImagesDir: n.ImagesDir,
+		Join:      n.Join,
 	}, "", "  ")
 	if err != nil {
 		return err
@@ -283,10 +297,25 @@ func fill(name string, text []byte, data profiles.TemplateData) ([]byte, error) 
 	return out.Bytes(), nil
 }
 
-// addImages adds the sandbox image and the profile's images.
+// addImages adds the sandbox image, if the distro has none of its own, the
+// images of the distro's own list, and the profile's.
 func (b *Builder) addImages(t *tree.Tree) error {
-	if err := b.addProgramImage(t, b.distro.PauseImage, b.c.Pause); err != nil {
-		return err
+	if b.distro.PauseImage != "" {
+		if err := b.addProgramImage(t, b.distro.PauseImage, b.c.Pause); err != nil {
+			return err
+		}
+	}
+	for _, img := range b.c.Inputs.Lock.Images {
+		if !img.Distro {
+			continue
+		}
+		file, ok := b.c.Inputs.Archives[img.Name]
+		if !ok {
+			return fmt.Errorf("archive of image %s is not among the inputs", img.Name)
+		}
+		if err := addArchive(t, img.Name, file); err != nil {
+			return err
+		}
 	}
 	for _, img := range b.c.Profile.Preload.Images {
 		if img.Name == b.distro.PauseImage {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -44,6 +46,9 @@ func (b *Builder) addPackages(t *tree.Tree) error {
 			wanted[p.Name] = append(wanted[p.Name], p.Files...)
 		}
 	}
+	if err := b.checkC(t); err != nil {
+		return err
+	}
 	// all holds what might be needed, laid out as in the image; what is needed
 	// moves from there to t.
 	all := tree.New()
@@ -62,7 +67,62 @@ func (b *Builder) addPackages(t *tree.Tree) error {
 		}
 		roots = append(roots, got...)
 	}
-	return b.keep(t, all, roots)
+	libs, err := b.programLibraries(t, all)
+	if err != nil {
+		return err
+	}
+	return b.keep(t, all, append(roots, libs...))
+}
+
+// programLibraries returns the shared libraries that the distro's own programs
+// need: those of a vendor's release need not be static.
+func (b *Builder) programLibraries(t, all *tree.Tree) ([]string, error) {
+	var out []string
+	programs := tree.New()
+	for _, name := range slices.Sorted(maps.Keys(b.c.Inputs.Programs)) {
+		needs, err := neededFile(b.c.Inputs.Programs[name])
+		if err != nil {
+			return nil, fmt.Errorf("program %s: %w", name, err)
+		}
+		if err := programs.AddFile(name, b.c.Inputs.Programs[name], 0o755); err != nil {
+			return nil, err
+		}
+		n, err := programs.Lookup(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, lib := range needs {
+			there, err := b.hasLibrary(t, name, n, lib)
+			if err != nil {
+				return nil, err
+			}
+			if there {
+				continue
+			}
+			p, err := b.findLibrary(all, lib)
+			if err != nil {
+				return nil, fmt.Errorf("program %s needs %s: %w", name, lib, err)
+			}
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// neededFile is needed for a file of the machine that builds.
+func neededFile(name string) (_ []string, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var magic [4]byte
+	if _, err := f.ReadAt(magic[:], 0); errors.Is(err, io.EOF) || string(magic[:]) != elf.ELFMAG {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	return neededELF(f)
 }
 
 // collect adds to all what a package has to offer and returns the paths that
@@ -156,6 +216,13 @@ func (b *Builder) keep(t, all *tree.Tree, roots []string) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		for _, lib := range needs {
+			there, err := b.hasLibrary(t, name, n, lib)
+			if err != nil {
+				return err
+			}
+			if there {
+				continue
+			}
 			p, err := b.findLibrary(all, lib)
 			if err != nil {
 				return fmt.Errorf("%s needs %s: %w", name, lib, err)

@@ -19,6 +19,82 @@ import (
 	"github.com/sealift/sealift/profiles"
 )
 
+// joinToken renders the file with which the node joins, in the distro's form.
+func joinToken(j *api.Join, format string) ([]byte, error) {
+	switch format {
+	case profiles.JoinKubeconfig:
+		return bootstrapKubeconfig(j, bootstrapUser)
+	case profiles.JoinK3s:
+		if len(j.CA) == 0 || len(j.Token) == 0 {
+			return nil, errors.New("join token: the CA or the token is missing")
+		}
+		return k3sToken(j.CA, j.Token)
+	case profiles.JoinK0s:
+		b, err := bootstrapKubeconfig(j, k0sUser)
+		if err != nil {
+			return nil, err
+		}
+		defer clear(b)
+		return k0sToken(b)
+	}
+	return nil, fmt.Errorf("join token: format %q is not known", format)
+}
+
+// spentToken is what is left in the place of the token once the node has
+// joined: nothing that could join another one. Nil means that the file goes.
+func spentToken(paths profiles.JoinPaths) ([]byte, error) {
+	switch paths.Format {
+	case profiles.JoinK3s:
+		ca, err := os.ReadFile(paths.CA)
+		if err != nil {
+			return nil, err
+		}
+		return k3sToken(ca, []byte(k3sSpent))
+	case profiles.JoinK0s:
+		return []byte{}, nil
+	}
+	return nil, nil
+}
+
+// spendToken takes the secret out of the token's file.
+func spendToken(paths profiles.JoinPaths) error {
+	b, err := spentToken(paths)
+	if err != nil {
+		return err
+	}
+	if b != nil {
+		return replaceFile(paths.Bootstrap, b, 0o600)
+	}
+	if err := os.Remove(paths.Bootstrap); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// joinServer returns the address of the cluster that the last join has left.
+func joinServer(paths profiles.JoinPaths) (*url.URL, error) {
+	if paths.Server == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(paths.Server)
+	if err != nil {
+		return nil, fmt.Errorf("address of the cluster: %w", err)
+	}
+	u, err := url.Parse(strings.TrimSpace(string(b)))
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("address of the cluster: %s holds %q, want https://host[:port]", paths.Server, b)
+	}
+	return u, nil
+}
+
+// urlHost is the host of an address as an address has it.
+func urlHost(u *url.URL) string {
+	if h := u.Hostname(); strings.Contains(h, ":") {
+		return "[" + h + "]"
+	}
+	return u.Hostname()
+}
+
 // kubeconfig is the part of clientcmd's v1.Config that a bootstrap needs. It
 // is written as JSON, which every reader of YAML reads.
 type kubeconfig struct {
@@ -53,9 +129,13 @@ type namedContext struct {
 	} `json:"context"`
 }
 
+// bootstrapUser is the name of the user in a bootstrap kubeconfig. Only k0s
+// reads it.
+const bootstrapUser = "sealift"
+
 // bootstrapKubeconfig renders the file with which a kubelet asks for its
 // first certificate.
-func bootstrapKubeconfig(j *api.Join) ([]byte, error) {
+func bootstrapKubeconfig(j *api.Join, user string) ([]byte, error) {
 	u, err := url.Parse(j.Server)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("bootstrap kubeconfig: the server is %q, want https://host[:port]", j.Server)
@@ -67,10 +147,10 @@ func bootstrapKubeconfig(j *api.Join) ([]byte, error) {
 	k := kubeconfig{APIVersion: "v1", Kind: "Config", CurrentContext: name}
 	c := namedCluster{Name: name}
 	c.Cluster.Server, c.Cluster.CA = j.Server, j.CA
-	us := namedUser{Name: name}
+	us := namedUser{Name: user}
 	us.User.Token = string(j.Token)
 	ctx := namedContext{Name: name}
-	ctx.Context.Cluster, ctx.Context.User = name, name
+	ctx.Context.Cluster, ctx.Context.User = name, user
 	k.Clusters, k.Users, k.Contexts = []namedCluster{c}, []namedUser{us}, []namedContext{ctx}
 	b, err := json.Marshal(k)
 	if err != nil {
@@ -88,6 +168,10 @@ func prepareJoin(j *api.Join, paths profiles.JoinPaths) error {
 				return fmt.Errorf("the service released no join token, and the node has not joined before: %w", err)
 			}
 		}
+		// The file of the last boot is gone with /run.
+		if err := spendToken(paths); err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
 		return nil
 	}
 	old, err := os.ReadFile(paths.CA)
@@ -104,7 +188,12 @@ func prepareJoin(j *api.Join, paths profiles.JoinPaths) error {
 	if err := replaceFile(paths.CA, j.CA, 0o644); err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
-	b, err := bootstrapKubeconfig(j)
+	if paths.Server != "" {
+		if err := replaceFile(paths.Server, []byte(j.Server+"\n"), 0o644); err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+	}
+	b, err := joinToken(j, paths.Format)
 	if err != nil {
 		return err
 	}
@@ -115,7 +204,7 @@ func prepareJoin(j *api.Join, paths profiles.JoinPaths) error {
 	return nil
 }
 
-// forgetToken deletes the bootstrap kubeconfig once the kubelet has a
+// forgetToken deletes the token once the kubelet has a
 // certificate of its own, or the token has expired. It returns whether the
 // node has joined.
 func forgetToken(ctx context.Context, paths profiles.JoinPaths, expires time.Time) (joined bool, err error) {
@@ -124,7 +213,7 @@ func forgetToken(ctx context.Context, paths profiles.JoinPaths, expires time.Tim
 	for {
 		joined = hasCertificate(paths)
 		if joined || !expires.IsZero() && time.Now().After(expires) {
-			if err := os.Remove(paths.Bootstrap); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := spendToken(paths); err != nil {
 				return joined, fmt.Errorf("delete the join token: %w", err)
 			}
 			if joined {

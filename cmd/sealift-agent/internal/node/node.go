@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -48,6 +49,7 @@ type Node struct {
 	procs       *Processes
 	supervisors []*supervisor
 	logs        []*Log
+	joinServer  *url.URL // nil if the distro need not be told
 
 	mu     sync.Mutex
 	nodeIP string // guarded by mu
@@ -83,10 +85,20 @@ func ParseConfig(b []byte) (*profiles.NodeConfig, error) {
 			return nil, fmt.Errorf("node configuration: program %q to read ahead has no absolute path", p)
 		}
 	}
-	for _, p := range []string{c.Join.CA, c.Join.Bootstrap, c.Join.Kubeconfig} {
+	paths := []string{c.Join.CA, c.Join.Bootstrap, c.Join.Kubeconfig}
+	if c.Join.Server != "" {
+		paths = append(paths, c.Join.Server)
+	}
+	for _, p := range paths {
 		if !strings.HasPrefix(p, "/var/") && !strings.HasPrefix(p, "/run/") {
 			return nil, fmt.Errorf("node configuration: join path %q is not below /var or /run", p)
 		}
+	}
+	if !slices.Contains(profiles.JoinFormats(), c.Join.Format) {
+		return nil, fmt.Errorf("node configuration: join format %q, want one of %q", c.Join.Format, profiles.JoinFormats())
+	}
+	if c.ImagesDir != "" && (!strings.HasPrefix(c.ImagesDir, "/var/") || filepath.Clean(c.ImagesDir) != c.ImagesDir) {
+		return nil, fmt.Errorf("node configuration: directory of images %q is not below /var", c.ImagesDir)
 	}
 	return &c, nil
 }
@@ -104,6 +116,10 @@ func (n *Node) Run(ctx context.Context) (boot.End, error) {
 		return "", fmt.Errorf("prepare the node: %w", err)
 	}
 	if err := prepareJoin(n.Handover.Join, n.Config.Join); err != nil {
+		return "", err
+	}
+	var err error
+	if n.joinServer, err = joinServer(n.Config.Join); err != nil {
 		return "", err
 	}
 	n.procs = NewProcesses()
@@ -231,7 +247,11 @@ func (n *Node) keepNetwork(ctx context.Context) {
 func (n *Node) expand(arg string) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return strings.NewReplacer(profiles.VarNodeIP, n.nodeIP, profiles.VarNodeName, n.Handover.NodeName).Replace(arg)
+	pairs := []string{profiles.VarNodeIP, n.nodeIP, profiles.VarNodeName, n.Handover.NodeName}
+	if n.joinServer != nil {
+		pairs = append(pairs, profiles.VarJoinServer, n.joinServer.String(), profiles.VarJoinHost, urlHost(n.joinServer))
+	}
+	return strings.NewReplacer(pairs...).Replace(arg)
 }
 
 // mirror returns what shows errors of a program on the console of an image

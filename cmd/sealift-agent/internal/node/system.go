@@ -90,6 +90,11 @@ func prepareSystem(h *Handover, c *profiles.NodeConfig) error {
 	if err := loadModules(); err != nil {
 		return err
 	}
+	if c.ImagesDir != "" {
+		if err := showImages(c.ImagesDir); err != nil {
+			return err
+		}
+	}
 	if err := enableControllers(); err != nil {
 		return err
 	}
@@ -112,6 +117,26 @@ func prepareSystem(h *Handover, c *profiles.NodeConfig) error {
 		return err
 	}
 	return os.WriteFile("/run/machine-id", []byte(machineID(h.DiskGUID)+"\n"), 0o444)
+}
+
+// showImages lets the archives of the image appear where a distro looks for
+// them. They stay in the read-only root file system, below an overlay that is
+// empty at every start: the distro finds plain files in a directory that it may
+// write to and change the mode of, and no archive takes space on the disk twice.
+func showImages(dir string) error {
+	const scratch = "/run/sealift/images"
+	if _, err := os.Stat(profiles.ImagesDir); errors.Is(err, fs.ErrNotExist) {
+		return os.MkdirAll(dir, 0o755)
+	}
+	for _, d := range []string{dir, scratch + "/upper", scratch + "/work"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	return boot.Mount{
+		Source: "overlay", Target: dir, Type: "overlay", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC,
+		Data: "lowerdir=" + profiles.ImagesDir + ",upperdir=" + scratch + "/upper,workdir=" + scratch + "/work",
+	}.Do()
 }
 
 // link makes a symbolic link, or leaves the one that is there.
