@@ -15,6 +15,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 
@@ -31,6 +33,7 @@ const BundleSuffix = ".sigstore.json"
 type Signer struct {
 	signer signature.Signer
 	public *ecdsa.PublicKey
+	close  func() error // may be nil
 }
 
 // New returns a Signer for any signer that sigstore can load: a file, a
@@ -80,6 +83,23 @@ func FromFile(path string, password func() ([]byte, error)) (*Signer, error) {
 
 // Public returns the key that verifies.
 func (s *Signer) Public() *ecdsa.PublicKey { return s.public }
+
+// PublicPEM returns the key that verifies, PKIX in PEM.
+func (s *Signer) PublicPEM() ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(s.public)
+	if err != nil {
+		return nil, fmt.Errorf("image signer: public key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
+}
+
+// Close lets go of what the key is in. The Signer is not usable after it.
+func (s *Signer) Close() error {
+	if s.close == nil {
+		return nil
+	}
+	return s.close()
+}
 
 // Sign returns the bundle for message. Where the key is not in memory (FromKey),
 // ECDSA signatures are randomised, so two bundles for one message differ.

@@ -1,0 +1,77 @@
+//go:build cgo
+
+package sign
+
+import (
+	"crypto"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/ThalesGroup/crypto11"
+	"github.com/sigstore/sigstore/pkg/signature"
+)
+
+// loadToken opens a token and finds its key.
+func loadToken(ref string, password func() ([]byte, error)) (_ *Signer, err error) {
+	u, err := parseTokenURI(ref)
+	if err != nil {
+		return nil, fmt.Errorf("%s URI: %w", pkcs11Scheme, err)
+	}
+	pin, err := u.pin(password)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", u, err)
+	}
+	config := &crypto11.Config{Path: u.Module, TokenLabel: u.Token, Pin: string(pin)}
+	if u.Token == "" {
+		config.TokenSerial = u.Serial
+	}
+	if u.Token == "" && u.Serial == "" {
+		config.SlotNumber = u.Slot
+	}
+	token, err := crypto11.Configure(config)
+	if err != nil {
+		return nil, fmt.Errorf("open %s of %s: %w", u, u.Module, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, token.Close())
+		}
+	}()
+	var label []byte
+	if u.Object != "" {
+		label = []byte(u.Object)
+	}
+	key, err := token.FindKeyPair(u.ID, label)
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", u, err)
+	}
+	if key == nil {
+		return nil, fmt.Errorf("find %s: the token has no such key pair", u)
+	}
+	s, err := New(tokenSigner{key})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", u, err)
+	}
+	s.close = token.Close
+	return s, nil
+}
+
+// tokenSigner is a key of a token as sigstore's signer.
+type tokenSigner struct{ key crypto11.Signer }
+
+// PublicKey implements signature.Signer.
+func (s tokenSigner) PublicKey(...signature.PublicKeyOption) (crypto.PublicKey, error) {
+	return s.key.Public(), nil
+}
+
+// SignMessage implements signature.Signer. A call of PKCS #11 cannot be
+// interrupted, so a context is passed over.
+func (s tokenSigner) SignMessage(message io.Reader, opts ...signature.SignOption) ([]byte, error) {
+	digest, _, err := signature.ComputeDigestForSigning(message, crypto.SHA256, []crypto.Hash{crypto.SHA256}, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return s.key.Sign(rand.Reader, digest, crypto.SHA256)
+}
