@@ -77,9 +77,13 @@ func (m *machine) install(ctx context.Context) (boot.End, error) {
 			return bundle.Verify(manifest, sigstore, []byte(m.config.ImageKey))
 		},
 		MinDisk: m.config.MinDisk,
-		Step:    m.console.Step,
-		Log:     m.log,
-		Now:     time.Now,
+		Suits: func() error {
+			return advise(install.CheckHardware(m.config.Hardware, &system),
+				"install another image on this machine, or change hardware in the profile")
+		},
+		Step: m.console.Step,
+		Log:  m.log,
+		Now:  time.Now,
 	}
 	if err := flow.Run(ctx); err != nil {
 		return "", err

@@ -348,6 +348,11 @@ func initrds(b *rootfs.Builder, p *profiles.Profile, ring *keyring.Keyring) (boo
 			return nil, nil, err
 		}
 	}
+	extra, err := b.AttestCA()
+	if err != nil {
+		return nil, nil, err
+	}
+	ca = append(ca, extra...)
 	boot, _, err = b.Initrd(profiles.AgentConfig{
 		Mode: profiles.ModeBoot, AttestURL: p.Attest.URL, AttestCA: string(ca),
 		ReleaseKey: string(pub[keyring.FileRelease]), PCRKey: string(pub[keyring.FilePCR]),
@@ -357,7 +362,7 @@ func initrds(b *rootfs.Builder, p *profiles.Profile, ring *keyring.Keyring) (boo
 	}
 	installer, _, err = b.Initrd(profiles.AgentConfig{
 		Mode: profiles.ModeInstall, ImageKey: string(pub[keyring.FileImage]),
-		MinDisk: int64(p.Install.MinDisk) << 20, Wipe: p.Install.Wipe,
+		MinDisk: int64(p.Install.MinDisk) << 20, Wipe: p.Install.Wipe, Hardware: p.Hardware,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -84,6 +84,9 @@ type Flow struct {
 	// Verify checks the bundle's signature over the manifest's bytes.
 	Verify  func(manifest, bundle []byte) error
 	MinDisk int64 // Optional; bytes
+	// Suits reports a machine that the image is not for. It is asked before
+	// anything of the machine is changed. Optional.
+	Suits func() error
 	// Image is the only one, "name version", that may be installed. Optional:
 	// any signed one may if empty.
 	Image string
@@ -126,6 +129,11 @@ func (f *Flow) run(ctx context.Context, tell *teller) error {
 	artifact, ok := m.Artifact(manifest.KindDiskZstd)
 	if !ok {
 		return fmt.Errorf("image %s: the manifest has no artifact of kind %s", name, manifest.KindDiskZstd)
+	}
+	if f.Suits != nil {
+		if err := f.Suits(); err != nil {
+			return fmt.Errorf("image %s: %w", name, err)
+		}
 	}
 	// Before the disk is touched: a machine whose TPM is off could never attest,
 	// and would boot what was installed all the same.
