@@ -11,13 +11,3 @@ func RealPolicy(tb testing.TB, name string) (*Policy, *Known, *Evidence) {
 	s := realScene(tb, name)
 	return s.policy, s.known, &Evidence{EventLog: s.rawLog, SMBIOS: s.smbios, Disk: s.disk}
 }
-
-// Digest returns what was extended into a bank.
-func (l *EventLog) Digest(e *Event, bank string) []byte {
-	for i, b := range l.Banks {
-		if b == bank {
-			return e.digests[i]
-		}
-	}
-	return nil
-}
