@@ -47,7 +47,7 @@ const (
 
 	FileSPDX       = "sbom.spdx.json"
 	FileCycloneDX  = "sbom.cdx.json"
-	FileProvenance = "provenance" + sign.BundleSuffix // a statement and its signature in one
+	FileProvenance = "provenance.intoto.json"
 )
 
 const mib = 1 << 20

@@ -31,7 +31,7 @@ type staging struct {
 // outputFiles are the names that an output directory may hold.
 func outputFiles() []string {
 	return []string{FileManifest, FileBundle, FileDisk, FileDiskZstd, FileUKI, FileInstaller, FileQCOW2, FileISO,
-		FileSPDX, BundleOf(FileSPDX), FileCycloneDX, BundleOf(FileCycloneDX), FileProvenance}
+		FileSPDX, BundleOf(FileSPDX), FileCycloneDX, BundleOf(FileCycloneDX), FileProvenance, BundleOf(FileProvenance)}
 }
 
 // stage makes the directory. It removes what a killed build for the same

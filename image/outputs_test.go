@@ -31,7 +31,7 @@ func everyOutput() []Output {
 }
 
 func TestOnlyChosenOutputsAreThere(t *testing.T) {
-	unlisted := []string{FileManifest, FileBundle, BundleOf(FileSPDX), BundleOf(FileCycloneDX), FileProvenance}
+	unlisted := []string{FileManifest, FileBundle, BundleOf(FileSPDX), BundleOf(FileCycloneDX), FileProvenance, BundleOf(FileProvenance)}
 	always := append([]string{FileUKI, FileSPDX, FileCycloneDX}, unlisted...)
 	for name, chosen := range map[string][]Output{
 		"raw alone":                  {OutputRaw},

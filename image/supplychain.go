@@ -58,8 +58,9 @@ func (b *builder) inventory(ctx context.Context) error {
 	return nil
 }
 
-// provenance writes the signed statement of how the image was made. It comes
-// last: its subjects are the manifest and all that the manifest lists.
+// provenance writes the statement of how the image was made, and a bundle that
+// holds it. It comes last: its subjects are the manifest and all that the
+// manifest lists.
 func (b *builder) provenance(ctx context.Context, manifestText []byte) error {
 	s, err := provenance.New(provenance.Input{
 		Manifest: b.m, ManifestName: FileManifest, ManifestText: manifestText, Parameters: b.Provenance,
@@ -75,5 +76,5 @@ func (b *builder) provenance(ctx context.Context, manifestText []byte) error {
 	if err != nil {
 		return err
 	}
-	return b.out.write(FileProvenance, bundle)
+	return errors.Join(b.out.write(FileProvenance, text), b.out.write(BundleOf(FileProvenance), bundle))
 }

@@ -78,7 +78,7 @@ func TestTheInventoryIsOfTheDiskAndIsSigned(t *testing.T) {
 
 func TestTheProvenanceIsOfTheManifestAndAllItsArtifacts(t *testing.T) {
 	dir, pub, m := built(t)
-	signed := read(t, dir, FileProvenance)
+	signed := read(t, dir, BundleOf(FileProvenance))
 	s, err := provenance.Verify(signed, pub)
 	if err != nil {
 		t.Fatal(err)
@@ -90,11 +90,14 @@ func TestTheProvenanceIsOfTheManifestAndAllItsArtifacts(t *testing.T) {
 	if len(s.Subject) != 1+len(m.Artifacts) {
 		t.Errorf("got %d subjects, want %d", len(s.Subject), 1+len(m.Artifacts))
 	}
-	// The library of the in-toto project reads it and finds it valid.
 	raw, err := bundle.VerifyStatement(signed, pub)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !bytes.Equal(raw, read(t, dir, FileProvenance)) {
+		t.Error("the statement in the bundle is not that beside it")
+	}
+	// The library of the in-toto project reads it and finds it valid.
 	var st statement.Statement
 	if err := protojson.Unmarshal(raw, &st); err != nil {
 		t.Fatal(err)
@@ -149,11 +152,11 @@ func TestCosignAcceptsAllThatIsSignedWithoutANetwork(t *testing.T) {
 		t.Error("cosign accepts the signature of one file for another")
 	}
 	for _, name := range []string{FileManifest, FileDisk, FileUKI, FileSPDX, FileDiskZstd, FileInstaller} {
-		if err := run("verify-blob-attestation", "--bundle", FileProvenance, "--type", "slsaprovenance1", name); err != nil {
+		if err := run("verify-blob-attestation", "--bundle", BundleOf(FileProvenance), "--type", "slsaprovenance1", name); err != nil {
 			t.Errorf("cosign verify-blob-attestation %s: %v", name, err)
 		}
 	}
-	if run("verify-blob-attestation", "--bundle", FileProvenance, "--type", "slsaprovenance1", BundleOf(FileSPDX)) == nil {
+	if run("verify-blob-attestation", "--bundle", BundleOf(FileProvenance), "--type", "slsaprovenance1", BundleOf(FileSPDX)) == nil {
 		t.Error("cosign accepts the provenance for a file that is no subject")
 	}
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
