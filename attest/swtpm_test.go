@@ -27,7 +27,8 @@ func extendLog(t *testing.T, d *tpmtest.TPM, log []byte) {
 	for i := range l.Events {
 		var values tpm2.TPMLDigestValues
 		for _, bank := range l.Banks {
-			values.Digests = append(values.Digests, tpm2.TPMTHA{HashAlg: algs[bank], Digest: l.Digest(&l.Events[i], bank)})
+			digest, _ := l.Digest(&l.Events[i], bank)
+			values.Digests = append(values.Digests, tpm2.TPMTHA{HashAlg: algs[bank], Digest: digest})
 		}
 		_, err := tpm2.PCRExtend{
 			PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(l.Events[i].PCR), Auth: tpm2.PasswordAuth(nil)},
