@@ -63,8 +63,10 @@ func newMirror(t testing.TB, suites map[string][]stanza) *mirror {
 	return m
 }
 
-// deb is the package's content; any bytes do where it is only downloaded.
-func deb(name, version string) []byte { return []byte("deb of " + name + " " + version) }
+// deb is a package with one file.
+func deb(t testing.TB, name, version string) []byte {
+	return makeDeb(t, "data.tar", makeTar(t, file("./usr/share/doc/"+name, version)))
+}
 
 func (m *mirror) addSuite(t testing.TB, suite string, packages []stanza, extra string) {
 	t.Helper()
@@ -75,9 +77,10 @@ func (m *mirror) addSuite(t testing.TB, suite string, packages []stanza, extra s
 	var index bytes.Buffer
 	for _, p := range packages {
 		pool := "pool/main/" + p.name + "_" + p.version + "_amd64.deb"
-		m.files[archive+"/"+pool] = deb(p.name, p.version)
+		body := deb(t, p.name, p.version)
+		m.files[archive+"/"+pool] = body
 		fmt.Fprintf(&index, "Package: %s\nVersion: %s\nArchitecture: amd64\nFilename: %s\nSize: %d\nSHA256: %x\nDescription: x\n more of it\n",
-			p.name, p.version, pool, len(deb(p.name, p.version)), sha256.Sum256(deb(p.name, p.version)))
+			p.name, p.version, pool, len(body), sha256.Sum256(body))
 		if p.depends != "" {
 			fmt.Fprintf(&index, "Depends: %s\n", p.depends)
 		}
