@@ -6,7 +6,11 @@ DEMO_PACKAGES := qemu-system-x86 ovmf swtpm swtpm-tools iproute2 dnsmasq-base \
 # And what the tests hold our output against.
 TEST_PACKAGES := $(DEMO_PACKAGES) cryptsetup-bin gdisk dosfstools erofs-utils \
 	tpm2-tools systemd systemd-boot-efi e2fsprogs binutils openssl atftp kea-admin \
-	efitools busybox cpio zstd gpgv libxml2-utils gcc libc6-dev
+	efitools busybox cpio zstd gpgv libxml2-utils gcc libc6-dev \
+	qemu-utils xorriso genisoimage softhsm2
+
+# What "make bench" compares with, beside those.
+BENCH_PACKAGES := $(TEST_PACKAGES) squashfs-tools
 
 GO      ?= go
 BIN     := bin
@@ -14,7 +18,7 @@ BUILD   := build
 export CGO_ENABLED ?= 0
 GOBUILD := $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
 
-.PHONY: help build native demo test unit e2e lint fuzz bench vuln clean packages-demo packages-test
+.PHONY: help build native demo test unit e2e lint fuzz bench vuln clean packages-demo packages-test packages-bench
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -56,8 +60,9 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
 	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
 
-bench: ## figures, side by side with what a user would otherwise run
+bench: packages-bench build ## figures, side by side with what a user would otherwise run
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+	SEALIFT_BENCH=$(abspath $(BUILD))/figures.md SEALIFT_BIN=$(abspath $(BIN)) $(GO) test -count=1 -timeout 30m -v -run '^TestFigures$$' ./cmd/sealift/internal/figures
 
 vuln: ## known vulnerabilities, where the database can be reached
 	@$(GO) tool govulncheck ./... || { s=$$?; [ $$s -eq 3 ] && exit 3; echo 'vuln: the vulnerability database could not be reached or read (see above)'; }
@@ -70,3 +75,6 @@ packages-demo:
 
 packages-test:
 	@sh .ci/packages $(TEST_PACKAGES)
+
+packages-bench:
+	@sh .ci/packages $(BENCH_PACKAGES)
