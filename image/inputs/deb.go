@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 )
 
 // Bounds of a .deb. The largest package that images hold, the kernel with all
@@ -23,7 +22,8 @@ const (
 	maxUnpacked = 4 << 30 // bytes of data.tar
 	maxFile     = 1 << 30 // bytes of one file
 	maxEntries  = 200_000
-	maxName     = 4095 // bytes of a path
+	maxNames    = 64 << 20 // bytes of all paths
+	maxName     = 4095     // bytes of a path
 	maxWindow   = 128 << 20
 )
 
@@ -137,12 +137,17 @@ func arHeader(r io.Reader) (name string, size int64, err error) {
 
 // readData reads data.tar in any compression that dpkg writes.
 func readData(name string, r io.Reader, fn func(io.Reader) error) error {
+	return readDataLimit(name, r, maxUnpacked, fn)
+}
+
+// readDataLimit is readData with a bound of the uncompressed bytes.
+func readDataLimit(name string, r io.Reader, limit int64, fn func(io.Reader) error) error {
 	var tr io.Reader
 	switch name {
 	case "data.tar":
 		tr = r
 	case "data.tar.xz":
-		z, err := xz.NewReader(r)
+		z, err := newXZReader(r)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
@@ -163,16 +168,17 @@ func readData(name string, r io.Reader, fn func(io.Reader) error) error {
 	default:
 		return fmt.Errorf("%s: compression is not supported", name)
 	}
-	limited := &io.LimitedReader{R: tr, N: maxUnpacked}
-	if err := fn(limited); err != nil {
-		return err
+	limited := &io.LimitedReader{R: tr, N: limit}
+	err := fn(limited)
+	if err == nil {
+		// What follows the last entry is padding, and the compression's checksum.
+		_, err = io.Copy(io.Discard, limited)
 	}
-	// What follows the last entry is padding, and the compression's checksum.
-	if _, err := io.Copy(io.Discard, limited); err != nil {
+	switch {
+	case limited.N <= 0: // whatever the reader made of the end
+		return fmt.Errorf("%s: unpacks to more than %d bytes", name, limit)
+	case err != nil:
 		return fmt.Errorf("%s: %w", name, err)
-	}
-	if limited.N <= 0 {
-		return fmt.Errorf("%s: unpacks to more than %d bytes", name, int64(maxUnpacked))
 	}
 	return nil
 }
@@ -180,6 +186,7 @@ func readData(name string, r io.Reader, fn func(io.Reader) error) error {
 func readTar(r io.Reader, fn func(DebEntry, io.Reader) error) error {
 	t := tar.NewReader(r)
 	seen := map[string]fs.FileMode{}
+	var names, content int64 // bytes
 	for n := 0; ; n++ {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
@@ -194,6 +201,10 @@ func readTar(r io.Reader, fn func(DebEntry, io.Reader) error) error {
 		e, err := debEntry(h, seen)
 		if err != nil {
 			return fmt.Errorf("data archive: entry %d %.200q: %w", n, h.Name, err)
+		}
+		names, content = names+int64(len(e.Name)), content+e.Size
+		if names > maxNames || content > maxUnpacked {
+			return fmt.Errorf("data archive: more than %d bytes of names or %d of content", maxNames, int64(maxUnpacked))
 		}
 		if e.Name == "." {
 			continue
@@ -230,6 +241,12 @@ func debEntry(h *tar.Header, seen map[string]fs.FileMode) (DebEntry, error) {
 		}
 		return e, nil
 	case tar.TypeReg:
+		// A few bytes can stand for any number of zeros; dpkg writes no such file.
+		for key := range h.PAXRecords {
+			if strings.HasPrefix(key, "GNU.sparse.") {
+				return e, errors.New("sparse files are not supported")
+			}
+		}
 		if h.Size > maxFile {
 			return e, fmt.Errorf("%d bytes, at most %d allowed", h.Size, maxFile)
 		}

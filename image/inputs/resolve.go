@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
-	"github.com/ulikunitz/xz"
 	"golang.org/x/mod/modfile"
 
 	"github.com/sealift/sealift/image/manifest"
@@ -230,7 +229,7 @@ func readPackages(file, arch string, fn func(candidate) error) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	z, err := xz.NewReader(f)
+	z, err := newXZReader(f)
 	if err != nil {
 		return err
 	}

@@ -312,8 +312,8 @@ func readMember(r io.Reader, member string, fn func(io.Reader) error) error {
 		if path.Clean(h.Name) != member {
 			continue
 		}
-		if h.Typeflag != tar.TypeReg {
-			return fmt.Errorf("archive: %s has type %q, want a file", member, h.Typeflag)
+		if h.Typeflag != tar.TypeReg || h.PAXRecords["GNU.sparse.major"] != "" {
+			return fmt.Errorf("archive: %s has type %q, want a plain file", member, h.Typeflag)
 		}
 		if h.Size > maxProgram {
 			return fmt.Errorf("archive: %s has %d bytes, at most %d allowed", member, h.Size, int64(maxProgram))

@@ -421,8 +421,8 @@ func TestReadMemberTakesOneFileAndNothingElse(t *testing.T) {
 		want string
 	}{
 		"no such file":        {tarGz(t, file("bin/other", "x")), "has no file bin/rke2"},
-		"a link in its place": {tarGz(t, link(tar.TypeSymlink, "bin/rke2", "/etc/passwd")), "want a file"},
-		"a device":            {tarGz(t, entry{Header: tar.Header{Name: "bin/rke2", Typeflag: tar.TypeChar}}), "want a file"},
+		"a link in its place": {tarGz(t, link(tar.TypeSymlink, "bin/rke2", "/etc/passwd")), "want a plain file"},
+		"a device":            {tarGz(t, entry{Header: tar.Header{Name: "bin/rke2", Typeflag: tar.TypeChar}}), "want a plain file"},
 		"no archive":          {[]byte("<html>"), "EOF"},
 		"half an archive":     {good[:len(good)/2], "EOF"},
 	} {
