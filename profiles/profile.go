@@ -11,12 +11,12 @@ const (
 
 // Profile declares one image. Relative paths are relative to the profile's file.
 type Profile struct {
-	APIVersion string `yaml:"apiVersion"`
-	Kind       string `yaml:"kind"`
-	Name       string `yaml:"name"`    // RFC 1123 label, at most 40 characters
-	Version    string `yaml:"version"` // of the image: letters, digits, dot, dash
-	Arch       string `yaml:"arch"`    // amd64, arm64
-	Base       string `yaml:"base"`    // minimal, oci
+	APIVersion string `yaml:"apiVersion"` // of this format
+	Kind       string `yaml:"kind"`       // of this file
+	Name       string `yaml:"name"`       // RFC 1123 label, at most 40 characters
+	Version    string `yaml:"version"`    // of the image: letters, digits, dot, dash
+	Arch       string `yaml:"arch"`       // amd64, arm64
+	Base       string `yaml:"base"`       // minimal; oci lays the same over the tree of an OCI image
 	// OCI is the image that base oci starts from, and must be set with it.
 	OCI OCI `yaml:"oci,omitempty"`
 
@@ -62,7 +62,7 @@ type File struct {
 // User is an account and a group of the same name and number. Its password is
 // locked and nothing lets it log in: it is for programs that look names up.
 type User struct {
-	Name  string `yaml:"name"`
+	Name  string `yaml:"name"`            // of the user and of its group
 	UID   int    `yaml:"uid"`             // 1000 to 59999, as Debian Policy 9.2.2 has them
 	Shell string `yaml:"shell,omitempty"` // program that the image has; none if empty. Only with debug.
 }
@@ -76,18 +76,18 @@ type Hardware struct {
 	Version           string `yaml:"version,omitempty" json:"version,omitempty"`                     // of the system
 	BoardManufacturer string `yaml:"boardManufacturer,omitempty" json:"boardManufacturer,omitempty"` // of the first baseboard
 	BoardProduct      string `yaml:"boardProduct,omitempty" json:"boardProduct,omitempty"`           // name of the first baseboard
-	BIOSVendor        string `yaml:"biosVendor,omitempty" json:"biosVendor,omitempty"`
+	BIOSVendor        string `yaml:"biosVendor,omitempty" json:"biosVendor,omitempty"`               // of the firmware
 }
 
 // Debian says where packages come from.
 type Debian struct {
-	Suite  string `yaml:"suite"`  // bookworm
-	Mirror string `yaml:"mirror"` // optional
+	Suite  string `yaml:"suite"`  // release of Debian
+	Mirror string `yaml:"mirror"` // of Debian: http://host; /debian and /debian-security are added
 }
 
 // Kernel chooses the kernel package and the modules that go into the image.
 type Kernel struct {
-	Package string   `yaml:"package"` // e.g. linux-image-cloud-amd64
+	Package string   `yaml:"package"` // linux-image-cloud- and the architecture if empty
 	Initrd  []string `yaml:"initrd"`  // modules the initramfs loads; dependencies are resolved
 	Root    []string `yaml:"root"`    // modules loaded after the root file system is mounted
 	Cmdline []string `yaml:"cmdline"` // extra kernel parameters
@@ -103,14 +103,14 @@ type Kubernetes struct {
 	// Mirror takes the place of scheme and host of the vendor's server:
 	// https://mirror.example has the paths of github.com or dl.k8s.io. Optional.
 	Mirror        string `yaml:"mirror,omitempty"`
-	PodCIDR       string `yaml:"podCIDR"` // of this node's bridge network
-	ClusterDNS    string `yaml:"clusterDNS"`
-	ClusterDomain string `yaml:"clusterDomain"`
+	PodCIDR       string `yaml:"podCIDR"`       // of this node's bridge network
+	ClusterDNS    string `yaml:"clusterDNS"`    // address of the cluster's name server
+	ClusterDomain string `yaml:"clusterDomain"` // suffix of the names of services
 }
 
 // Preload lists what must be there without a registry.
 type Preload struct {
-	Images []PreloadImage `yaml:"images"`
+	Images []PreloadImage `yaml:"images"` // imported by the node at its first start
 	// Exclude leaves out images of the distro's own list: patterns of whole
 	// references in which * stands for anything, e.g. *traefik*.
 	Exclude []string `yaml:"exclude"`

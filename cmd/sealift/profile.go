@@ -1,21 +1,80 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/profiles"
+	"github.com/sealift/sealift/profiles/schema"
 )
 
 func newProfileCommand(e *env) *cobra.Command {
-	return newGroup("profile", "Check and lock profiles", `
+	return newGroup("profile", "Check, show and lock profiles", `
 A profile says what an image consists of; the lock beside it pins each input by
 digest.`, `
   sealift profile lint profiles/demo.yaml
   sealift profile lock profiles/demo.yaml`,
-		newProfileLintCommand(e), newProfileLockCommand(e))
+		newProfileLintCommand(e), newProfileShowCommand(e), newProfileSchemaCommand(e), newProfileLockCommand(e))
+}
+
+func newProfileShowCommand(e *env) *cobra.Command {
+	var arch string
+	cmd := &cobra.Command{
+		Use:   "show PROFILE",
+		Short: "Print a profile with all defaults filled in",
+		Long: `Prints what a build of the profile goes by: what the file says, and the default
+of everything that it leaves out. The output is a profile itself: YAML, or with
+--json JSON. It needs no lock.
+
+Example:
+  sealift profile show profiles/demo.yaml
+  sealift profile show profiles/demo.yaml --arch arm64 --json` + exitStatus,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if err := checkArch(arch); err != nil {
+				return err
+			}
+			p, err := profiles.LoadFor(args[0], arch)
+			if err != nil {
+				return faulty(err)
+			}
+			text, err := p.Encode()
+			if err != nil {
+				return err
+			}
+			raw, err := p.EncodeJSON()
+			if err != nil {
+				return err
+			}
+			return e.print(raw, "%s", bytes.TrimSuffix(text, []byte("\n")))
+		},
+	}
+	addArchFlag(cmd, &arch)
+	return cmd
+}
+
+func newProfileSchemaCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print the schema of profiles for editors",
+		Long: `Prints the JSON Schema (draft 2020-12) that editors complete and check profiles
+from.
+
+For the YAML language server, the profile's first line names it:
+
+  # yaml-language-server: $schema=profile.schema.json
+
+Example:
+  sealift profile schema > profile.schema.json` + exitStatus,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return e.print(json.RawMessage(schema.Profile()), "%s", bytes.TrimSuffix(schema.Profile(), []byte("\n")))
+		},
+	}
 }
 
 func newProfileLintCommand(e *env) *cobra.Command {
