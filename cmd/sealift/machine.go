@@ -19,7 +19,7 @@ func newMachineCommand(e *env) *cobra.Command {
 A machine is known by its TPM's endorsement key. Only an enrolled one is given a
 disk key and a join token, and only when what it booted is allowed.`, `
   sealift machine list`,
-		newMachineListCommand(e), newMachineShowCommand(e),
+		newMachineListCommand(e), newMachineShowCommand(e), newMachineImportCommand(e),
 		newMachineStateCommand(e, "approve", "Enrol a machine that is pending", `A machine that shows up without an install record is pending. Approving it lets it
 have secrets from its next boot on. Approving one that is enrolled forgets what its
 TPM was (attestation key, firmware version, counters, clock), after TPM2_Clear or
