@@ -23,6 +23,7 @@ import (
 // ten thousand entries.
 const (
 	maxLayerEntries = 500_000
+	maxOverhead     = 4 << 30 // bytes of a layer beside its content: headers, padding, what stays out
 	maxZstdWindow   = 128 << 20
 )
 
@@ -141,8 +142,7 @@ func decompress(file io.Reader, media types.MediaType) (_ io.Reader, done func()
 // read reads a whole layer into memory: no more than limit bytes of content,
 // and few enough headers.
 func (f *flattener) read(r io.Reader) (entries []entry, whiteouts []removal, err error) {
-	// Headers and padding come on top of the content.
-	budget := &io.LimitedReader{R: r, N: f.limit + maxLayerEntries*2048}
+	budget := &io.LimitedReader{R: r, N: f.limit + maxOverhead}
 	t := tar.NewReader(budget)
 	left := f.limit
 	for {
@@ -151,7 +151,7 @@ func (f *flattener) read(r io.Reader) (entries []entry, whiteouts []removal, err
 			return entries, whiteouts, nil
 		}
 		if err != nil && budget.N <= 0 {
-			return nil, nil, fmt.Errorf("unpacks to more than %d bytes", f.limit)
+			return nil, nil, fmt.Errorf("unpacks to more than %d bytes", f.limit+maxOverhead)
 		}
 		if err != nil {
 			return nil, nil, err
