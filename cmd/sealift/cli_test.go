@@ -39,7 +39,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"exits": scriptExits, "mode": scriptMode, "mkimage": scriptImage, "mklog": scriptLog, "flipbyte": scriptFlip,
+			"exits": scriptExits, "mode": scriptMode, "mkimage": scriptImage, "mkdisk": scriptDisk, "mklog": scriptLog, "flipbyte": scriptFlip,
 		},
 		Condition: func(cond string) (bool, error) {
 			if file, ok := strings.CutPrefix(cond, "file:"); ok {

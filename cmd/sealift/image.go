@@ -26,12 +26,12 @@ import (
 )
 
 func newImageCommand(e *env) *cobra.Command {
-	return newGroup("image", "Build and verify images", `
+	return newGroup("image", "Build, verify and compare images", `
 An image is a directory: disk image, UKI, installer, and a signed manifest that
 holds their digests and the reference values for attestation.`, `
   sealift image build profiles/demo.yaml --keys keys --out build/image
   sealift image verify build/image --keys keys`,
-		newImageBuildCommand(e), newImageVerifyCommand(e), newImageTestCommand(e))
+		newImageBuildCommand(e), newImageVerifyCommand(e), newImageDiffCommand(e), newImageTestCommand(e))
 }
 
 type buildOptions struct {

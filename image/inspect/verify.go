@@ -11,6 +11,7 @@ import (
 
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/image/sign/bundle"
+	"github.com/sealift/sealift/profiles"
 )
 
 // Verify checks an image and reports each check in a fixed order, from one
@@ -124,10 +125,13 @@ type verifier struct {
 	super     func() (*Superblock, error)
 	installer func() ([]byte, error)
 	image     func() (Disk, error) // the disk as it was built
+	digest    func() (manifest.SHA256, error)
+	root      func() (*Root, error)
+	initrds   map[string]func() (*initramfs, error) // by the agent's mode
 }
 
 // readManifest decodes the manifest and prepares what follows from it.
-func (v *verifier) readManifest(context.Context) (string, error) {
+func (v *verifier) readManifest(ctx context.Context) (string, error) {
 	m, err := manifest.Decode(v.Manifest)
 	if err != nil {
 		return "", err
@@ -152,6 +156,12 @@ func (v *verifier) readManifest(context.Context) (string, error) {
 		return ReadSuperblock(p)
 	})
 	v.installer = sync.OnceValues(v.readInstaller)
+	v.digest = sync.OnceValues(func() (manifest.SHA256, error) { return v.wholeDigest(ctx) })
+	v.root = sync.OnceValues(func() (*Root, error) { return v.readRoot(ctx) })
+	v.initrds = map[string]func() (*initramfs, error){
+		profiles.ModeBoot:    sync.OnceValues(func() (*initramfs, error) { return readInitramfs(v.uki) }),
+		profiles.ModeInstall: sync.OnceValues(func() (*initramfs, error) { return readInitramfs(v.installer) }),
+	}
 	return fmt.Sprintf("%s %s for %s, %d artifacts, %d chunks", m.Name, m.Version, m.Arch, len(m.Artifacts), len(m.Disk.Chunks)), nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,9 +25,6 @@ const (
 	FileBundle   = FileManifest + bundleSuffix
 )
 
-// maxSigned bounds a signed document beside the manifest, such as an SBOM, bytes.
-const maxSigned = 64 << 20
-
 func (v *verifier) fileJobs() []job {
 	jobs := []job{result("files.listed", v.checkListed)}
 	for _, a := range v.m.Artifacts {
@@ -38,6 +34,8 @@ func (v *verifier) fileJobs() []job {
 			jobs = append(jobs, result("file "+a.Name+": content", func(ctx context.Context) (string, error) { return v.checkZstd(ctx, a) }))
 		case manifest.KindISO:
 			jobs = append(jobs, result("file "+a.Name+": content", func(context.Context) (string, error) { return v.checkISO(a) }))
+		case manifest.KindSPDX, manifest.KindCycloneDX:
+			jobs = append(jobs, result("file "+a.Name+": content", func(context.Context) (string, error) { return v.checkSBOM(a) }))
 		}
 	}
 	for _, name := range v.signedFiles() {
@@ -49,7 +47,7 @@ func (v *verifier) fileJobs() []job {
 		result("installer.reference", on(v.installer, func(image []byte) (string, error) {
 			return checkReference("installer", image, &v.m.Installer)
 		})),
-		result("installer.initrd", on(v.installer, v.checkInstaller)),
+		result("installer.initrd", v.checkInstaller),
 	)
 }
 
@@ -270,8 +268,8 @@ func (v *verifier) readInstaller() ([]byte, error) {
 
 // checkInstaller reads the installer's initramfs: it must enrol the keys that
 // the image is verified for, and believe the image key.
-func (v *verifier) checkInstaller(image []byte) (string, error) {
-	n, c, auth, err := v.agentConfig(image, profiles.ModeInstall)
+func (v *verifier) checkInstaller(context.Context) (string, error) {
+	n, c, auth, err := v.agentConfig(profiles.ModeInstall)
 	if err != nil {
 		return "", err
 	}
@@ -329,80 +327,10 @@ func authData(b []byte) ([]byte, error) {
 	return b[stamp+n:], nil
 }
 
-// statement is the part of an in-toto statement (v1) that binds it to files.
-type statement struct {
-	Type    string `json:"_type"`
-	Subject []struct {
-		Name   string            `json:"name"`
-		Digest map[string]string `json:"digest"`
-	} `json:"subject"`
-	PredicateType string `json:"predicateType"`
-}
-
-// checkSigned verifies a document that is signed for itself: a bundle over the
-// file of the same name without the suffix, or one that holds an in-toto
-// statement about files of the image.
-func (v *verifier) checkSigned(name string) (string, error) {
-	b, err := v.read(name, bundle.MaxStatementSize)
-	if err != nil {
-		return "", err
-	}
-	base := strings.TrimSuffix(name, bundleSuffix)
-	document, err := v.read(base, maxSigned)
-	if err != nil {
-		return "", fmt.Errorf("the signed file %s: %w", base, err)
-	}
-	var form struct {
-		Envelope json.RawMessage `json:"dsseEnvelope"`
-	}
-	if err := json.Unmarshal(b, &form); err != nil {
-		return "", err
-	}
-	if form.Envelope == nil {
-		return "signature over " + base, bundle.Verify(document, b, v.Keys.Image)
-	}
-	text, err := bundle.VerifyStatement(b, v.Keys.Image)
-	if err != nil {
-		return "", err
-	}
-	if !bytes.Equal(text, document) {
-		return "", fmt.Errorf("the statement in it is not that of %s", base)
-	}
-	return v.checkStatement(text)
-}
-
-// checkStatement compares the subjects of a statement with the image.
-func (v *verifier) checkStatement(text []byte) (string, error) {
-	var s statement
-	if err := json.Unmarshal(text, &s); err != nil {
-		return "", fmt.Errorf("statement: %w", err)
-	}
-	if err := same("type of the statement", s.Type, "https://in-toto.io/Statement/v1"); err != nil {
-		return "", err
-	}
-	if len(s.Subject) == 0 {
-		return "", errors.New("the statement is about nothing")
-	}
-	own := manifest.SHA256(sha256.Sum256(v.Manifest))
-	known := map[string]manifest.SHA256{FileManifest: own}
-	for _, a := range v.m.Artifacts {
-		known[a.Name] = a.SHA256
-	}
-	for _, subject := range s.Subject {
-		want, ok := known[subject.Name]
-		if !ok {
-			return "", fmt.Errorf("the statement is about %.200q, which is not of this image", subject.Name)
-		}
-		if err := same("digest of "+subject.Name+" in the statement", subject.Digest["sha256"], want.String()); err != nil {
-			return "", err
-		}
-	}
-	return fmt.Sprintf("%s about %d files", s.PredicateType, len(s.Subject)), nil
-}
-
 // artifactKinds are the kinds that this package knows.
 func artifactKinds() []string {
 	return []string{
 		manifest.KindDisk, manifest.KindDiskZstd, manifest.KindUKI, manifest.KindInstaller, manifest.KindQCOW2, manifest.KindISO,
+		manifest.KindSPDX, manifest.KindCycloneDX,
 	}
 }

@@ -136,13 +136,24 @@ func (v *verifier) checkRootUnused(context.Context) (string, error) {
 	return "what follows file system and hash tree is zero", nil
 }
 
-// checkRoot lists the file system and reads what it says about itself.
-func (v *verifier) checkRoot(ctx context.Context) (string, error) {
+// readRoot lists the file system. Its files are hashed if there is an SBOM to
+// hold the digests against.
+func (v *verifier) readRoot(ctx context.Context) (*Root, error) {
 	p, err := v.partition(manifest.RoleRootA)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	r, err := ReadRoot(ctx, p, RootOptions{Keep: func(path string) bool { return path == profiles.NodeConfigPath }})
+	_, spdx := v.m.Artifact(manifest.KindSPDX)
+	_, cyclonedx := v.m.Artifact(manifest.KindCycloneDX)
+	return ReadRoot(ctx, p, RootOptions{
+		Hash: !v.DiskOnly && (spdx || cyclonedx),
+		Keep: func(path string) bool { return path == profiles.NodeConfigPath },
+	})
+}
+
+// checkRoot reads what the file system says about itself.
+func (v *verifier) checkRoot(context.Context) (string, error) {
+	r, err := v.root()
 	if err != nil {
 		return "", err
 	}

@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -276,7 +277,7 @@ func rsaPublic(text []byte) (*rsa.PublicKey, error) {
 
 // checkInitrd reads the initramfs and the agent's configuration in it.
 func (v *verifier) checkInitrd(image []byte) (string, error) {
-	n, c, _, err := v.agentConfig(image, profiles.ModeBoot)
+	n, c, _, err := v.agentConfig(profiles.ModeBoot)
 	if err != nil {
 		return "", err
 	}
@@ -298,29 +299,45 @@ func (v *verifier) checkInitrd(image []byte) (string, error) {
 	return fmt.Sprintf("%d files, the agent in mode %s for %q", n, c.Mode, c.Image), nil
 }
 
-// agentConfig reads the initramfs of a UKI: how many files it has, the agent's
+// initramfs is what is in one: all files, and the content of those that the
+// agent reads.
+type initramfs struct {
+	files []File
+	kept  map[string][]byte
+}
+
+func readInitramfs(image func() ([]byte, error)) (*initramfs, error) {
+	b, err := image()
+	if err != nil {
+		return nil, err
+	}
+	initrd, err := peSection(b, ".initrd")
+	if err != nil {
+		return nil, err
+	}
+	vars := profiles.SecureBootDir + "/"
+	files, kept, err := ReadInitrd(initrd, func(path string) bool { return path == profiles.AgentConfigPath || strings.HasPrefix(path, vars) })
+	return &initramfs{files, kept}, err
+}
+
+// agentConfig reads the initramfs of a mode: how many files it has, the agent's
 // configuration, and the Secure Boot variables that an installer has.
-func (v *verifier) agentConfig(image []byte, mode string) (n int, _ *profiles.AgentConfig, auth map[string][]byte, err error) {
-	initrd, err := peSection(image, ".initrd")
+func (v *verifier) agentConfig(mode string) (n int, _ *profiles.AgentConfig, auth map[string][]byte, err error) {
+	in, err := v.initrds[mode]()
 	if err != nil {
 		return 0, nil, nil, err
 	}
-	config := "/" + strings.TrimPrefix(profiles.AgentConfigPath, "/")
-	vars := "/" + strings.TrimPrefix(profiles.SecureBootDir, "/") + "/"
-	files, kept, err := ReadInitrd(initrd, func(path string) bool { return path == config || strings.HasPrefix(path, vars) })
-	if err != nil {
-		return 0, nil, nil, err
-	}
+	files := in.files
 	for _, f := range files {
 		if f.MTime != v.m.Epoch || f.UID != 0 || f.GID != 0 {
 			return 0, nil, nil, fmt.Errorf("%s has owner %d:%d and time %d, want 0:0 and %d, the epoch", f.Path, f.UID, f.GID, f.MTime, v.m.Epoch)
 		}
 	}
-	d := json.NewDecoder(bytes.NewReader(kept[config]))
+	d := json.NewDecoder(bytes.NewReader(in.kept[profiles.AgentConfigPath]))
 	d.DisallowUnknownFields()
 	var c profiles.AgentConfig
 	if err := d.Decode(&c); err != nil {
-		return 0, nil, nil, fmt.Errorf("%s: %w", config, err)
+		return 0, nil, nil, fmt.Errorf("%s: %w", profiles.AgentConfigPath, err)
 	}
 	if err := same("mode of the agent", c.Mode, mode); err != nil {
 		return 0, nil, nil, err
@@ -328,8 +345,9 @@ func (v *verifier) agentConfig(image []byte, mode string) (n int, _ *profiles.Ag
 	if err := same("image of the agent", c.Image, v.m.Name+" "+v.m.Version); err != nil {
 		return 0, nil, nil, err
 	}
-	delete(kept, config)
-	return len(files), &c, kept, nil
+	auth = maps.Clone(in.kept)
+	delete(auth, profiles.AgentConfigPath)
+	return len(files), &c, auth, nil
 }
 
 // enrolment returns the Secure Boot keys that the image is verified for.

@@ -1,0 +1,239 @@
+package inspect
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/sealift/sealift/image/manifest"
+)
+
+func TestAGoodImagePassesEveryCheck(t *testing.T) {
+	f := small(t)
+	in := f.in
+	in.Disk = f.clean
+	var names []string
+	n, err := Verify(t.Context(), in, func(c Check) {
+		names = append(names, c.Name)
+		if !c.OK {
+			t.Errorf("%s: %s", c.Name, c.Detail)
+		}
+		if c.OK && c.Detail == "" {
+			t.Errorf("%s says nothing", c.Name)
+		}
+	})
+	if n != 0 || err != nil {
+		t.Errorf("%d failed, error %v", n, err)
+	}
+	if len(names) < 30 {
+		t.Errorf("only %d checks: %q", len(names), names)
+	}
+	seen := map[string]bool{}
+	for _, name := range names {
+		if seen[name] {
+			t.Errorf("%s is there twice", name)
+		}
+		seen[name] = true
+	}
+}
+
+// positions returns offsets in pages that hold anything and, for every tenth, in
+// one that does not.
+func (d *memory) positions(r *rand.Rand, n int) []int64 {
+	var used, free []int64
+	for i, u := range d.used {
+		if u {
+			used = append(used, int64(i)*page)
+		} else {
+			free = append(free, int64(i)*page)
+		}
+	}
+	var out []int64
+	for i := range n {
+		pages := used
+		if i%10 == 9 {
+			pages = free
+		}
+		out = append(out, pages[r.IntN(len(pages))]+r.Int64N(page))
+	}
+	return out
+}
+
+func TestAFlippedByteAnywhereIsFound(t *testing.T) {
+	t.Parallel()
+	f := small(t)
+	const positions = 500
+	r := rand.New(rand.NewPCG(3, 14))
+	d := newMemory(f.disk)
+	// With small chunks there is less to hash around each flip. All else is the
+	// whole verification.
+	in := f.signed(t, func(m *manifest.Manifest) {
+		m.Disk.ChunkSize = 64 << 10
+		m.Disk.Chunks = nil
+		for c := range slices.Chunk(f.disk, int(m.Disk.ChunkSize)) {
+			var digest manifest.SHA256
+			if !allZero(c) {
+				digest = sha256.Sum256(c)
+			}
+			m.Disk.Chunks = append(m.Disk.Chunks, digest)
+		}
+	})
+	in.Disk, in.DiskOnly = d, true
+	var byChunkOnly int
+	for _, at := range d.positions(r, positions) {
+		used := append([]bool(nil), d.used...)
+		old := d.data[at]
+		d.put(at, old^byte(1+r.IntN(255)))
+		failed := failures(t, in)
+		if len(failed) == 0 {
+			t.Errorf("a flipped byte at %d (%s) was not found", at, place(f, at))
+		}
+		if _, ok := failed["disk.chunks"]; !ok {
+			t.Errorf("a flipped byte at %d (%s): no chunk differs", at, place(f, at))
+		}
+		if len(failed) == 1 {
+			byChunkOnly++
+			t.Logf("at %d (%s) only the chunk's digest differs", at, place(f, at))
+		}
+		d.data[at] = old
+		d.used = used
+	}
+	if byChunkOnly > positions/100 {
+		t.Errorf("%d of %d flips are seen by nothing but a chunk's digest", byChunkOnly, positions)
+	}
+	if failed := failures(t, in); len(failed) != 0 {
+		t.Errorf("with all bytes restored: %v", failed)
+	}
+}
+
+// place says where a byte is, for people.
+func place(f *fixture, at int64) string {
+	for _, p := range f.m.Disk.Partitions {
+		from := int64(p.FirstLBA) * SectorSize
+		if at >= from && at < from+int64(p.Sectors)*SectorSize {
+			return fmt.Sprintf("byte %d of %s", at-from, p.Role)
+		}
+	}
+	return "outside of partitions"
+}
+
+func TestEveryFieldOfTheManifestIsChecked(t *testing.T) {
+	t.Parallel()
+	f := small(t)
+	leaves, err := flatten("", f.m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One leaf of each kind: digests of two events are the same to a check.
+	index := regexp.MustCompile(`\[\d+\]`)
+	kinds := map[string]string{}
+	for path := range leaves {
+		kind := index.ReplaceAllString(path, "[]")
+		if old, ok := kinds[kind]; !ok || path > old {
+			kinds[kind] = path
+		}
+	}
+	if len(kinds) < 50 {
+		t.Fatalf("only %d kinds of fields", len(kinds))
+	}
+	for _, path := range slices.Sorted(maps.Values(kinds)) {
+		if kinds := leaves[path]; kinds == "[]" || kinds == "{}" {
+			continue
+		}
+		m, err := alter(f.in.Manifest, path)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		in := f.signed(t, func(to *manifest.Manifest) { *to = *m })
+		in.Disk = f.clean
+		failed := failures(t, in)
+		if c, ok := failed["manifest.signature"]; ok {
+			t.Errorf("%s: the test's own signature: %s", path, c.Detail)
+		}
+		if len(failed) == 0 {
+			t.Errorf("%s was altered, and every check passed", path)
+		}
+	}
+}
+
+// alter changes one leaf of a manifest and nothing else.
+func alter(document []byte, path string) (*manifest.Manifest, error) {
+	var tree any
+	d := json.NewDecoder(bytes.NewReader(document))
+	d.UseNumber()
+	if err := d.Decode(&tree); err != nil {
+		return nil, err
+	}
+	steps := regexp.MustCompile(`[^.\[\]]+`).FindAllString(path, -1)
+	if err := replace(tree, steps); err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(tree)
+	if err != nil {
+		return nil, err
+	}
+	m := new(manifest.Manifest)
+	return m, json.Unmarshal(b, m)
+}
+
+// replace changes the leaf that the steps lead to.
+func replace(tree any, steps []string) error {
+	set := func(value any) {}
+	value := tree
+	for _, step := range steps {
+		switch v := value.(type) {
+		case map[string]any:
+			value = v[step]
+			set = func(value any) { v[step] = value }
+		case []any:
+			i, err := strconv.Atoi(step)
+			if err != nil || i >= len(v) {
+				return fmt.Errorf("no element %s", step)
+			}
+			value = v[i]
+			set = func(value any) { v[i] = value }
+		}
+	}
+	switch v := value.(type) {
+	case string:
+		set(another(v))
+	case bool:
+		set(!v)
+	case json.Number:
+		n, err := v.Int64()
+		if err != nil {
+			return err
+		}
+		set(n + 1)
+	default:
+		return fmt.Errorf("leaf is %v", value)
+	}
+	return nil
+}
+
+// another returns a text of the same form.
+func another(s string) string {
+	if s == "" {
+		return strings.Repeat("1", 64) // an unset digest
+	}
+	b := []byte(s)
+	switch last := &b[len(b)-1]; {
+	case *last == '0':
+		*last = '1'
+	case *last >= '1' && *last <= '9':
+		*last = '0'
+	case *last == 'a':
+		*last = 'b'
+	default:
+		*last = 'a'
+	}
+	return string(b)
+}
