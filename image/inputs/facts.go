@@ -58,7 +58,7 @@ func (f *Fetcher) Packages(ctx context.Context, in *Inputs) ([]sbom.Package, err
 		}
 		n := sbom.Package{
 			Name: p.Name, Version: p.Version, Arch: p.Arch, SHA256: sum,
-			Source: facts.Source, SourceVersion: facts.SourceVersion, Homepage: facts.Homepage,
+			Suite: in.Lock.Debian.Suite, Source: facts.Source, SourceVersion: facts.SourceVersion, Homepage: facts.Homepage,
 			Licenses: facts.Licenses, Files: facts.Files,
 		}
 		if len(p.URLs) > 0 {

@@ -548,3 +548,33 @@ func setBody(resp *http.Response, b []byte) {
 	resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(b)), int64(len(b))
 	resp.Header.Set("Content-Length", fmt.Sprint(len(b)))
 }
+
+// TestTheDemoSwitchesItsDistroByOneField takes the demo's own profile, with
+// nothing but the distro, its version and the mirror of the tests changed.
+func TestTheDemoSwitchesItsDistroByOneField(t *testing.T) {
+	needTool(t, "go")
+	text, err := os.ReadFile("../../profiles/demo.yaml")
+	must(t, err)
+	for _, v := range vendors(t)[:3] {
+		t.Run(v.distro, func(t *testing.T) {
+			m, n := newMirror(t, demoSuites()), newInternet(t)
+			v.publish(t, n)
+			changed := strings.NewReplacer("distro: kubernetes", "distro: "+v.distro, "version: v1.34.4", "version: "+v.version, "\ndisk:", "\ndebian:\n  mirror: "+m.URL+"\n\ndisk:").Replace(string(text))
+			p, err := profiles.Parse("demo.yaml", []byte(changed))
+			must(t, err)
+			r := m.resolver(t)
+			r.Client, r.Profile = n.client(), "../../profiles/demo.yaml"
+			lock, err := r.Resolve(t.Context(), p)
+			must(t, err, lock.CheckProfile(p))
+			if lock.Distro.Name != v.distro || len(lock.Images) != len(v.images) || len(lock.Sources) != 1 {
+				t.Errorf("lock has distro %+v, %d images, %d sources", lock.Distro, len(lock.Images), len(lock.Sources))
+			}
+			f := &Fetcher{Cache: r.Cache, Client: n.client(), Profile: r.Profile}
+			in, err := f.Fetch(t.Context(), p, lock)
+			must(t, err)
+			if in.Programs[v.program] == "" || len(in.Archives) != len(v.images) || len(in.Packages) < 5 {
+				t.Errorf("inputs are %d packages, programs %v, archives %v", len(in.Packages), in.Programs, in.Archives)
+			}
+		})
+	}
+}
