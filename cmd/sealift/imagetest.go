@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -137,9 +138,16 @@ func testImage(ctx context.Context, e *env, o testOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	if r.Console != "" {
+		for line := range strings.Lines(r.Console) {
+			if _, err := fmt.Fprintln(e.err, plain(strings.TrimSuffix(line, "\n"))); err != nil {
+				return err
+			}
+		}
+	}
 	if n := r.Failures(); n > 0 {
 		return withHint(refused{fmt.Errorf("image %s %s: %d of %d checks failed; statement: %s", m.Name, m.Version, n, len(r.Checks), statement)},
-			"a lone difference in PCR 4, 9 or 11 means that the image is not what its manifest says; look at the console with --scratch DIR")
+			"build the image anew; the machine's console is kept with --scratch DIR")
 	}
 	return e.print(struct {
 		Result    string `json:"result"`

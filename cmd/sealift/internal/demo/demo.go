@@ -356,9 +356,10 @@ func (d *Demo) networks(ctx context.Context) error {
 	if out, err := d.store.Command(ctx, "sysctl", "-qw", "net.ipv4.ip_forward=1").CombinedOutput(); err != nil {
 		return fmt.Errorf("store: turn on forwarding: %w: %s", err, out)
 	}
-	// The store's own router hands out addresses, as any store's does.
+	// The store's own router hands out addresses, as any store's does. It
+	// changes no group, which nobody may in a user namespace.
 	router := d.store.Command(context.WithoutCancel(ctx), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0",
-		"--user=root", "--group=root", "--interface=lan", "--bind-interfaces", "--leasefile-ro", "--no-ping",
+		"--user=root", "--group=", "--interface=lan", "--bind-interfaces", "--leasefile-ro", "--no-ping",
 		"--dhcp-range=10.77.3.50,10.77.3.99,255.255.255.0,1h", "--dhcp-option=3,"+storeIP, "--pid-file", "--log-facility=-")
 	router.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	log, err := os.Create(d.path("fleet", "store-router.log"))

@@ -363,6 +363,13 @@ func (t *Test) boot(ctx context.Context, r *Report, b *boot) (err error) {
 			fail(err) // else it is only that the box went away
 		}
 	}()
+	go func() {
+		select {
+		case <-lan.down:
+			fail(lan.fault())
+		case <-serving.Done():
+		}
+	}()
 	defer func() {
 		stop()
 		<-done
@@ -382,6 +389,7 @@ func (t *Test) boot(ctx context.Context, r *Report, b *boot) (err error) {
 	}
 	if seen == nil {
 		r.Checks = append(r.Checks, Check{Name: "boot", Detail: why})
+		r.Console = run.Tail(20)
 		return nil
 	}
 	r.EventLog = sha256.Sum256(seen.evidence.EventLog)
@@ -422,13 +430,13 @@ func (t *Test) await(ctx context.Context, run *vm.Run, w *witness) (*observed, s
 		return nil, "", context.Cause(ctx)
 	case e.err == nil:
 		return nil, "the firmware does not start the image: " + e.line, nil
-	}
-	if run.Off() {
+	case errors.Is(e.err, vm.ErrEnded):
 		if err := run.Wait(ctx); err != nil {
 			return nil, "", fmt.Errorf("run QEMU: %w", err)
 		}
+		return nil, "the machine went off before evidence came", nil
 	}
-	return nil, "no evidence came: " + e.err.Error(), nil
+	return nil, context.Cause(waiting).Error(), nil
 }
 
 // appraise compares the evidence of a boot with the reference.

@@ -1,6 +1,7 @@
 package imagetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -64,6 +65,8 @@ type network struct {
 	space  *lab.Namespace
 	router *exec.Cmd
 	ln     net.Listener
+	down   chan struct{} // closed when the router has ended
+	log    string        // file with the router's messages
 }
 
 // newNetwork makes the network and listens where the image will ask.
@@ -72,7 +75,7 @@ func newNetwork(ctx context.Context, dir string, e endpoint) (_ *network, err er
 	if err != nil {
 		return nil, err
 	}
-	n := &network{space: space}
+	n := &network{space: space, down: make(chan struct{}), log: filepath.Join(dir, "router.log")}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close())
@@ -87,13 +90,14 @@ func newNetwork(ctx context.Context, dir string, e endpoint) (_ *network, err er
 	if n.ln, err = space.Listen(ctx, e.addr); err != nil {
 		return nil, err
 	}
-	// Every name leads to the service: there is nothing else to be found.
+	// Every name leads to the service: there is nothing else to be found. The
+	// router changes no group, which nobody may in a user namespace.
 	n.router = space.Command(context.WithoutCancel(ctx), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null",
-		"--user=root", "--group=root", "--interface=lan", "--bind-interfaces", "--leasefile-ro", "--no-ping",
+		"--user=root", "--group=", "--interface=lan", "--bind-interfaces", "--leasefile-ro", "--no-ping",
 		"--no-resolv", "--no-hosts", "--address=/#/"+e.addr.Addr().String(),
 		"--dhcp-range="+lanFirst+","+lanLast+",255.255.255.0,1h", "--dhcp-option=3,"+lanIP, "--pid-file", "--log-facility=-")
 	n.router.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	log, err := os.Create(filepath.Join(dir, "router.log"))
+	log, err := os.Create(n.log)
 	if err != nil {
 		n.router = nil
 		return nil, err
@@ -104,7 +108,20 @@ func newNetwork(ctx context.Context, dir string, e endpoint) (_ *network, err er
 		n.router = nil
 		return nil, fmt.Errorf("start the test network's router: %w", err)
 	}
+	go func() {
+		defer close(n.down)
+		n.router.Wait() // why it ended is in its log
+	}()
 	return n, nil
+}
+
+// fault says why the router has ended.
+func (n *network) fault() error {
+	text, err := os.ReadFile(n.log)
+	if err != nil {
+		return fmt.Errorf("the test network's router has ended: %w", err)
+	}
+	return fmt.Errorf("the test network's router has ended: %s", bytes.TrimSpace(text))
 }
 
 // close takes the network down.
@@ -112,7 +129,7 @@ func (n *network) close() error {
 	var errs []error
 	if n.router != nil {
 		n.router.Process.Kill()
-		n.router.Wait()
+		<-n.down
 	}
 	if n.ln != nil {
 		if err := n.ln.Close(); !errors.Is(err, net.ErrClosed) {

@@ -50,6 +50,9 @@ type Report struct {
 	// EventLog is the digest of the log that the machine sent, if it did.
 	EventLog manifest.SHA256 `json:"eventLog,omitzero"`
 
+	// Console is the end of the machine's console if no evidence came.
+	Console string `json:"console,omitempty"`
+
 	manifest manifest.SHA256 // of the manifest's bytes
 	disk     Subject         // the file that was booted
 }
