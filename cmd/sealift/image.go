@@ -19,8 +19,8 @@ import (
 	"github.com/sealift/sealift/image/efivar"
 	"github.com/sealift/sealift/image/inputs"
 	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/provenance"
 	"github.com/sealift/sealift/image/rootfs"
-	"github.com/sealift/sealift/image/sign"
 	"github.com/sealift/sealift/image/tree"
 	"github.com/sealift/sealift/profiles"
 )
@@ -38,6 +38,8 @@ type buildOptions struct {
 	profile, arch, keys, out, cache, agent, pause string
 	outputs                                       []string
 	offline, reuse                                bool
+	key                                           keyOptions
+	builder                                       string // URI for the provenance
 }
 
 func newImageBuildCommand(e *env) *cobra.Command {
@@ -55,8 +57,14 @@ The same profile, lock, keys and programs give the same bytes. With --arch the
 profile is built for another architecture than its own, from the lock of that
 architecture: PROFILE.arm64.lock.yaml.
 
+Beside the manifest lie SBOMs (SPDX 2.3, CycloneDX 1.6) and SLSA provenance. All
+are signed with the image key, as bundles that cosign verifies offline.
+
 Example:
   sealift image build profiles/demo.yaml --keys keys --out build/image
+  sealift image build profiles/demo.yaml --key hashivault://fleet-image --out build/image
+  cosign verify-blob --key keys/image.pub --insecure-ignore-tlog=true \
+    --bundle build/image/manifest.json.sigstore.json build/image/manifest.json
   sealift image build profiles/demo.yaml --keys keys --out build/stick --output iso
   sealift image build profiles/demo.yaml --arch arm64 --keys keys --out build/arm64
 
@@ -75,6 +83,8 @@ EXIT STATUS
 	f := cmd.Flags()
 	addArchFlag(cmd, &o.arch)
 	f.StringVar(&o.keys, "keys", "keys", "key `directory` of 'sealift keys init'")
+	o.key.addFlags(f, "key", "image key, if not that of the key directory")
+	f.StringVar(&o.builder, "builder-id", provenance.DefaultBuilder, "`URI` of who builds, for the provenance")
 	f.StringVar(&o.out, "out", "", "`directory` for the image (required)")
 	addOutputFlag(f, &o.outputs)
 	f.StringVar(&o.cache, "cache", defaultCache(), "`directory` for downloads and built programs")
@@ -185,7 +195,7 @@ func faulty(err error) error {
 // lock, the programs and the public keys.
 func inputStamp(ctx context.Context, o buildOptions, arch string, ring *keyring.Keyring) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q\n", o.outputs)
+	fmt.Fprintf(h, "%q %q\n", o.outputs, o.builder)
 	fmt.Fprintln(h, arch)
 	for _, name := range []string{keyring.FilePK, keyring.FileKEK, keyring.FileDB, keyring.FileServiceCA} {
 		b, err := ring.CertificatePEM(name)
@@ -267,6 +277,12 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Outp
 			steps.fail(err)
 		}
 	}()
+	// Before the work, so that a key that cannot be had costs none.
+	signer, err := o.key.imageSigner(ctx, e, ring)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, signer.Close()) }()
 	fetcher := &inputs.Fetcher{
 		Cache: inputs.Cache{Dir: o.cache}, Client: e.client, Offline: o.offline, Profile: o.profile,
 		Progress: func(ev inputs.Event) { steps.update(ev.Item, ev.Done, ev.Total) },
@@ -321,11 +337,11 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Outp
 	if build.PCR, err = ring.PCR(); err != nil {
 		return nil, err
 	}
-	key, err := ring.Image()
-	if err != nil {
+	build.Signer = signer
+	if build.Packages, err = fetcher.Packages(ctx, in); err != nil {
 		return nil, err
 	}
-	if build.Signer, err = sign.FromKey(key); err != nil {
+	if build.Provenance, err = o.provenance(ctx, lock, ring); err != nil {
 		return nil, err
 	}
 	m, err := image.Build(ctx, build)

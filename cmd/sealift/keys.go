@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +29,8 @@ Certificates end by themselves; issue new ones in time.`, `
 }
 
 func newKeysInitCommand(e *env) *cobra.Command {
-	return &cobra.Command{
+	var o keyOptions
+	cmd := &cobra.Command{
 		Use:   "init DIR",
 		Short: "Make a new key directory",
 		Long: `Makes DIR with the keys of one fleet: the Secure Boot PK, KEK and db with their
@@ -35,14 +38,19 @@ signed enrolment payloads, the keys that sign images, PCR 11 policies and
 releases, the service's CA, and the key that wraps disk keys at rest. Private
 files have mode 0600. A directory that exists is never touched.
 
+With --image-key, DIR gets no image key of its own but the reference and the
+public half of one that is kept in a token or a key management service. It must
+be ECDSA P-256. 'sealift image build' then signs with it.
+
 Whoever holds DIR owns the fleet: keep it on the build machine, and give
 'sealift serve' only what it needs: service-ca, release, disk-kek and image.pub.
 
 Example:
-  sealift keys init keys` + exitStatus,
+  sealift keys init keys
+  sealift keys init keys --image-key hashivault://fleet-image` + exitStatus,
 		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			err := keyring.Init(args[0], e.now(), rand.Reader)
+		RunE: func(cmd *cobra.Command, args []string) error {
+			err := initKeys(cmd.Context(), e, args[0], o)
 			if errors.Is(err, os.ErrExist) {
 				return withHint(err, "choose another directory; keys are never overwritten")
 			}
@@ -54,6 +62,33 @@ Example:
 			}{args[0]}, "%s", args[0])
 		},
 	}
+	o.addFlags(cmd.Flags(), "image-key", "image key that is kept elsewhere")
+	return cmd
+}
+
+// initKeys makes the key directory, with a reference if the image key is kept
+// elsewhere.
+func initKeys(ctx context.Context, e *env, dir string, o keyOptions) (err error) {
+	if o.ref == "" {
+		return keyring.Init(dir, e.now(), rand.Reader)
+	}
+	s, err := o.load(ctx, e, o.ref)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	pub, err := s.PublicPEM()
+	if err != nil {
+		return err
+	}
+	ref := o.ref
+	if !strings.Contains(ref, ":") {
+		// A file is to be found from anywhere.
+		if ref, err = filepath.Abs(ref); err != nil {
+			return err
+		}
+	}
+	return keyring.InitExternal(dir, e.now(), rand.Reader, keyring.External{Ref: ref, Public: pub})
 }
 
 // Files of an operator's identity directory.

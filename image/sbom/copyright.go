@@ -182,11 +182,18 @@ func spdxLicense(name string) (string, bool) {
 // declared joins the licenses of a package: all of them hold, each for some of
 // its files.
 func declared(licenses []License) string {
-	parts := make([]string, len(licenses))
-	for i, l := range licenses {
-		parts[i] = l.Expression
-		if len(licenses) > 1 && strings.Contains(l.Expression, " OR ") {
-			parts[i] = "(" + l.Expression + ")"
+	var parts []string
+	for _, l := range licenses {
+		terms := []string{l.Expression}
+		if !strings.Contains(l.Expression, " OR ") {
+			terms = strings.Split(l.Expression, " AND ")
+		} else if len(licenses) > 1 {
+			terms[0] = "(" + l.Expression + ")"
+		}
+		for _, t := range terms {
+			if !slices.Contains(parts, t) {
+				parts = append(parts, t)
+			}
 		}
 	}
 	return strings.Join(parts, " AND ")

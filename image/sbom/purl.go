@@ -34,6 +34,11 @@ func escapePath(s string) string {
 // package for matching advisories, which Debian publishes by source.
 func debPURL(p *Package) string {
 	u := "pkg:deb/debian/" + escape(strings.ToLower(p.Name)) + "@" + escape(p.Version) + "?arch=" + escape(p.Arch)
+	if release, ok := debianReleases[p.Suite]; ok {
+		u += "&distro=" + release
+	} else if p.Suite != "" {
+		u += "&distro=" + escape(p.Suite)
+	}
 	if p.Source != "" && (p.Source != p.Name || p.SourceVersion != p.Version) {
 		up := p.Source
 		if p.SourceVersion != p.Version {
@@ -43,6 +48,10 @@ func debPURL(p *Package) string {
 	}
 	return u
 }
+
+// debianReleases are the numbers of Debian's releases. Scanners look advisories
+// up by number.
+var debianReleases = map[string]string{"bullseye": "debian-11", "bookworm": "debian-12", "trixie": "debian-13", "forky": "debian-14"}
 
 // goPURL is the package URL of a Go module, or of a package in it. The
 // specification wants the module's path in lower case.

@@ -61,6 +61,7 @@ type Blob struct {
 type Package struct {
 	Name, Version, Arch   string
 	Source, SourceVersion string // of the source package
+	Suite                 string // Debian suite, by its code name: bookworm. Optional.
 	Homepage              string // Optional.
 	SHA256                manifest.SHA256
 	URL                   string // of the .deb

@@ -367,6 +367,7 @@ func TestCopyrightFilesAreReadOnlyInTheMachineReadableFormat(t *testing.T) {
 		"two":               {head + "\nFiles: *\nLicense: GPL-2+\n\nFiles: a\nLicense: BSD-3-clause\n", "BSD-3-Clause AND GPL-2.0-or-later"},
 		"twice":             {head + "\nFiles: *\nLicense: MIT\n\nFiles: a\nLicense: Expat\n", "MIT"},
 		"or":                {head + "\nFiles: *\nLicense: GPL-2 or Apache-2.0\n\nFiles: a\nLicense: ISC\n", "(GPL-2.0-only OR Apache-2.0) AND ISC"},
+		"and, twice":        {head + "\nFiles: *\nLicense: ISC and MIT\n\nFiles: a\nLicense: MIT\n", "ISC AND MIT"},
 		"and, or":           {head + "\nFiles: *\nLicense: GPL-2 and ISC or MIT\n", "GPL-2.0-only AND ISC OR MIT"},
 		"unknown":           {head + "\nFiles: *\nLicense: public-domain\n", "LicenseRef-pkg-public-domain"},
 		"exception":         {head + "\nFiles: *\nLicense: GPL-2+ with OpenSSL exception\n", "LicenseRef-pkg-GPL-2--with-OpenSSL-exception-ef31d05d"},
@@ -389,6 +390,8 @@ func TestPackageURLs(t *testing.T) {
 	deb := func(p Package) string { return debPURL(&p) }
 	for got, want := range map[string]string{
 		deb(Package{Name: "libc6", Version: "1:2.36-9+deb12u1", Arch: "amd64", Source: "glibc", SourceVersion: "1:2.36-9+deb12u1"}): "pkg:deb/debian/libc6@1:2.36-9%2Bdeb12u1?arch=amd64&upstream=glibc",
+		deb(Package{Name: "a", Version: "1", Arch: "all", Suite: "bookworm"}):                                                       "pkg:deb/debian/a@1?arch=all&distro=debian-12",
+		deb(Package{Name: "a", Version: "1", Arch: "all", Suite: "duke+x"}):                                                         "pkg:deb/debian/a@1?arch=all&distro=duke%2Bx",
 		deb(Package{Name: "a", Version: "1~b", Arch: "all", Source: "a", SourceVersion: "1~b"}):                                     "pkg:deb/debian/a@1~b?arch=all",
 		deb(Package{Name: "a", Version: "1+b1", Arch: "all", Source: "a", SourceVersion: "1"}):                                      "pkg:deb/debian/a@1%2Bb1?arch=all&upstream=a%401",
 		goPURL("github.com/BurntSushi/toml", "v1.4.1", ""):                                                                          "pkg:golang/github.com/burntsushi/toml@v1.4.1",

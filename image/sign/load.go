@@ -17,6 +17,10 @@ import (
 	_ "github.com/sigstore/sigstore/pkg/signature/kms/hashivault"
 )
 
+// ErrNoPKCS11 says that this program was built without cgo, which loading a
+// token's library needs.
+var ErrNoPKCS11 = errors.New("this build of sealift cannot load PKCS #11 libraries: build it with CGO_ENABLED=1")
+
 // Load returns a Signer for a key reference in the syntax of cosign:
 //
 //	image.key                                a PEM file

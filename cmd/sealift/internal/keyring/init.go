@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/sealift/sealift/image/efivar"
@@ -35,7 +36,23 @@ const (
 // at all. now dates the certificates and the Secure Boot payloads; rand makes
 // serial numbers and the disk key, while crypto takes what it needs for key
 // pairs from the operating system.
-func Init(dir string, now time.Time, rand io.Reader) (err error) {
+func Init(dir string, now time.Time, rand io.Reader) error {
+	return initialise(dir, now, rand, nil)
+}
+
+// External is an image key that is kept elsewhere, in a token or a service.
+type External struct {
+	Ref    string // reference, as image/sign takes it
+	Public []byte // PEM
+}
+
+// InitExternal is Init without an image key of its own: the directory gets the
+// public key and the reference of one that is kept elsewhere.
+func InitExternal(dir string, now time.Time, rand io.Reader, image External) error {
+	return initialise(dir, now, rand, &image)
+}
+
+func initialise(dir string, now time.Time, rand io.Reader, image *External) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("make key directory %s: %w", dir, err)
@@ -54,7 +71,11 @@ func Init(dir string, now time.Time, rand io.Reader) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
 	w := &writer{dir: temp, now: now.UTC().Truncate(time.Second), rand: rand}
 	w.secureBoot()
-	w.keyPair(FileImage, newECDSA)
+	if image == nil {
+		w.keyPair(FileImage, newECDSA)
+	} else {
+		w.external(FileImage, image)
+	}
 	w.keyPair(FilePCR, newRSA)
 	w.keyPair(FileRelease, newECDSA)
 	w.serviceCA()
@@ -134,6 +155,19 @@ func (w *writer) keyPair(name string, generate func(io.Reader) (crypto.Signer, e
 		return
 	}
 	w.writePEM(name+".pub", "PUBLIC KEY", der, 0o644)
+}
+
+// external writes the public half of a key that is kept elsewhere, and where.
+func (w *writer) external(name string, key *External) {
+	if w.err != nil {
+		return
+	}
+	if key.Ref == "" || len(key.Ref) > maxRef || strings.ContainsAny(key.Ref, "\r\n\x00") {
+		w.err = fmt.Errorf("key %s: reference of %d bytes is empty, too long or not one line", name, len(key.Ref))
+		return
+	}
+	w.write(name+".pub", key.Public, 0o644)
+	w.write(name+".ref", []byte(key.Ref+"\n"), 0o600)
 }
 
 // selfSigned makes a key and a certificate that it signs itself.

@@ -19,6 +19,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/image/efivar"
@@ -30,7 +31,7 @@ const (
 	FilePK        = "PK"         // .key, .crt, .auth: platform key
 	FileKEK       = "KEK"        // .key, .crt, .auth: key exchange key
 	FileDB        = "db"         // .key, .crt, .auth: signs UKIs
-	FileImage     = "image"      // .key, .pub: signs manifests
+	FileImage     = "image"      // .key or .ref, .pub: signs manifests, SBOMs and provenance
 	FilePCR       = "pcr"        // .key, .pub: signs PCR 11 policies
 	FileRelease   = "release"    // .key, .pub: signs releases
 	FileServiceCA = "service-ca" // .key, .crt: issues certificates of the service and of operators
@@ -40,8 +41,11 @@ const (
 // diskKEKSize is the length of the key that wraps disk keys, in bytes.
 const diskKEKSize = 32
 
-// maxFile bounds a key or certificate file, in bytes.
-const maxFile = 64 << 10
+// Bounds of a key or certificate file and of a reference, in bytes.
+const (
+	maxFile = 64 << 10
+	maxRef  = 4 << 10
+)
 
 // Keyring is an opened key directory. Its methods read files when they are
 // called, so a process holds only the keys that it uses.
@@ -181,6 +185,26 @@ func (k *Keyring) Auth(v efivar.Variable) ([]byte, error) {
 // Image returns the key that signs manifests.
 func (k *Keyring) Image() (*ecdsa.PrivateKey, error) {
 	return privateKey[*ecdsa.PrivateKey](k, FileImage)
+}
+
+// ImageRef returns the reference of the image key: of one that is kept
+// elsewhere, else of the file image.key, which must have no permissions for
+// others.
+func (k *Keyring) ImageRef() (string, error) {
+	b, err := k.read(FileImage+".ref", true)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Reads it once for its checks.
+		_, err := k.Image()
+		return filepath.Join(k.dir, FileImage+".key"), err
+	}
+	if err != nil {
+		return "", err
+	}
+	ref := strings.TrimSuffix(string(b), "\n")
+	if ref == "" || len(ref) > maxRef || strings.ContainsAny(ref, "\r\n\x00") {
+		return "", fmt.Errorf("key file %s: it is not a reference in one line", filepath.Join(k.dir, FileImage+".ref"))
+	}
+	return ref, nil
 }
 
 // PCR returns the key that signs PCR 11 policies.
