@@ -75,15 +75,11 @@ func verifyRelease(b []byte, keys openpgp.EntityList, suite string, now time.Tim
 	if !bytes.HasPrefix(b, []byte("-----BEGIN PGP SIGNED MESSAGE-----")) {
 		return nil, errors.New("not a clear-signed message")
 	}
-	block, rest := clearsign.Decode(b)
-	if block == nil || len(bytes.TrimSpace(rest)) != 0 {
-		return nil, errors.New("not exactly one clear-signed message")
+	text, err := signedText(b, keys, now)
+	if err != nil {
+		return nil, err
 	}
-	cfg := &packet.Config{Time: func() time.Time { return now }}
-	if _, err := openpgp.CheckDetachedSignature(keys, bytes.NewReader(block.Bytes), block.ArmoredSignature.Body, cfg); err != nil {
-		return nil, fmt.Errorf("signature: %w", err)
-	}
-	r, err := parseRelease(block.Plaintext)
+	r, err := parseRelease(text)
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +93,25 @@ func verifyRelease(b []byte, keys openpgp.EntityList, suite string, now time.Tim
 		return nil, fmt.Errorf("index was valid until %s, now is %s", r.validUntil.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return &r.release, nil
+}
+
+// signedText returns what a key of the ring has signed. It turns a panic of the
+// OpenPGP library, which an empty message causes, into an error.
+func signedText(b []byte, keys openpgp.EntityList, now time.Time) (text []byte, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			text, err = nil, fmt.Errorf("not a clear-signed message: %v", r)
+		}
+	}()
+	block, rest := clearsign.Decode(b)
+	if block == nil || len(bytes.TrimSpace(rest)) != 0 {
+		return nil, errors.New("not exactly one clear-signed message")
+	}
+	cfg := &packet.Config{Time: func() time.Time { return now }}
+	if _, err := openpgp.CheckDetachedSignature(keys, bytes.NewReader(block.Bytes), block.ArmoredSignature.Body, cfg); err != nil {
+		return nil, fmt.Errorf("signature: %w", err)
+	}
+	return block.Plaintext, nil
 }
 
 type unverifiedRelease struct {
