@@ -84,8 +84,6 @@ type entry struct {
 	data []byte
 }
 
-// layer applies one layer: first its whiteouts, which are about lower layers
-// only, wherever in the archive they stand; then its entries.
 func (f *flattener) layer(l Layer) (err error) {
 	file, err := os.Open(l.File)
 	if err != nil {
@@ -97,6 +95,12 @@ func (f *flattener) layer(l Layer) (err error) {
 		return err
 	}
 	defer done()
+	return f.unpack(r)
+}
+
+// unpack applies one layer: first its whiteouts, which are about lower layers
+// only, wherever in the archive they stand; then its entries.
+func (f *flattener) unpack(r io.Reader) error {
 	entries, whiteouts, err := f.read(r)
 	if err != nil {
 		return err

@@ -320,24 +320,20 @@ func FuzzFlatten(f *testing.F) {
 	f.Add(layerBytes(f, dir("etc"), file("etc/a", "1"), file("etc/.wh.b", ""), link("bin", "usr/bin"), hard("etc/c", "etc/a")))
 	f.Add(layerBytes(f, file("../x", ""), link("a", "/..")))
 	f.Add([]byte("no tar"))
-	dirName := f.TempDir()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		name := filepath.Join(dirName, "layer")
-		must(t, os.WriteFile(name, b, 0o600))
-		l := Layer{File: name, MediaType: types.OCIUncompressedLayer}
-		tr, err := Flatten([]Layer{l, l}, 1<<16, nothing)
-		if err != nil {
-			return
+		fl := &flattener{tree: tree.New(), limit: 1 << 16, left: nothing}
+		for range 2 { // the second layer finds what the first left
+			if fl.unpack(bytes.NewReader(b)) != nil {
+				return
+			}
 		}
+		tr := fl.tree
 		must(t, tr.Walk(func(name string, n *tree.Node) error {
 			if path.IsAbs(name) || strings.HasPrefix(name, "..") || n.Mode()&(fs.ModeDevice|fs.ModeNamedPipe|fs.ModeSocket) != 0 {
 				t.Errorf("%q has mode %v", name, n.Mode())
 			}
 			return nil
 		}))
-		if n := tr.Stats().Bytes; n > 1<<16 {
-			t.Errorf("%d bytes", n)
-		}
 	})
 }
 
