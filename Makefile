@@ -18,7 +18,7 @@ BUILD   := build
 export CGO_ENABLED ?= 0
 GOBUILD := $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
 
-.PHONY: help build native demo test unit e2e lint fuzz bench vuln clean packages-demo packages-test packages-bench
+.PHONY: help build native demo test tools unit e2e lint fuzz bench vuln clean packages-demo packages-test packages-bench
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,18 @@ demo: packages-demo native ## one box, from nothing to a Kubernetes node
 test: packages-test ## lint, unit tests with -race, then the long VM run
 	@sh .ci/test
 
+# cosign holds our signatures against the outside. It takes minutes to build, so
+# it is kept until its pinned version changes.
+COSIGN := $(abspath $(BUILD))/tools/cosign
+COSIGN_MODULE := image/sign/testdata/cosign
+
+tools: $(COSIGN) ## build cosign, at the version that the tests pin
+
+$(COSIGN): $(COSIGN_MODULE)/go.mod $(COSIGN_MODULE)/go.sum
+	$(GO) build -C $(COSIGN_MODULE) -trimpath -ldflags '-s -w' -o $@ github.com/sigstore/cosign/v3/cmd/cosign
+	@touch $@
+
+unit: export PATH := $(dir $(COSIGN)):$(PATH)
 unit: ## unit tests with -race
 	CGO_ENABLED=1 $(GO) test -race ./...
 

@@ -202,3 +202,29 @@ func FuzzTokenURI(f *testing.F) {
 		}
 	})
 }
+
+func TestAKeyFileSignsTheSameTwice(t *testing.T) {
+	private, _, err := cryptoutils.GeneratePEMEncodedECDSAKeyPair(elliptic.P256(), cryptoutils.SkipPassword)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "image.key")
+	if err := os.WriteFile(path, private, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var bundles [2]string
+	for i := range bundles {
+		s, err := Load(t.Context(), path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := s.Sign(t.Context(), []byte("message"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		bundles[i] = string(b)
+	}
+	if bundles[0] != bundles[1] {
+		t.Errorf("got %s and %s", bundles[0], bundles[1])
+	}
+}

@@ -19,7 +19,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"os"
 
+	"github.com/sigstore/sigstore/pkg/cryptoutils"
 	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/sigstore/sigstore/pkg/signature/options"
 
@@ -66,19 +68,45 @@ func FromKey(key *ecdsa.PrivateKey) (*Signer, error) {
 	return New(repeatable{s, key})
 }
 
+// maxKeyFile bounds a key file, in bytes.
+const maxKeyFile = 64 << 10
+
 // FromFile returns a Signer for a private key in a PEM file. password is
-// called if the file is encrypted; it may be nil.
+// called if the file is encrypted; it may be nil. Its signatures are repeatable.
 func FromFile(path string, password func() ([]byte, error)) (*Signer, error) {
-	s, err := signature.LoadSignerFromPEMFile(path, crypto.SHA256, func(bool) ([]byte, error) {
+	s, err := fromFile(path, password)
+	if err != nil {
+		return nil, fmt.Errorf("image signer: load %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func fromFile(path string, password func() ([]byte, error)) (*Signer, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxKeyFile {
+		return nil, fmt.Errorf("it is not a regular file of at most %d bytes", maxKeyFile)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	private, err := cryptoutils.UnmarshalPEMToPrivateKey(b, func(bool) ([]byte, error) {
 		if password == nil {
 			return nil, errors.New("the key file is encrypted and there is no password")
 		}
 		return password()
 	})
 	if err != nil {
-		return nil, fmt.Errorf("image signer: load %s: %w", path, err)
+		return nil, err
 	}
-	return New(s)
+	key, ok := private.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("key is %T, want ECDSA P-256", private)
+	}
+	return FromKey(key)
 }
 
 // Public returns the key that verifies.
