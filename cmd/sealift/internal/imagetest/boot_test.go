@@ -54,7 +54,7 @@ type bootTest struct{ sealift, image, keys string }
 // status.
 func (b *bootTest) run(t *testing.T, dir string) (string, int) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), b.sealift, "image", "test", dir, "--keys", b.keys)
+	cmd := exec.CommandContext(t.Context(), b.sealift, "image", "test", dir, "--keys", b.keys, "--timeout", "12m")
 	var out, talk bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &talk
 	err := cmd.Run()
