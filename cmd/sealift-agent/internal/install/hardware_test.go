@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,7 +21,9 @@ type signed struct {
 	Source
 	t        *testing.T
 	manifest []byte
-	failed   string // the last progress
+
+	mu     sync.Mutex
+	failed string // guarded by mu; the last progress
 }
 
 func (s *signed) Manifest(context.Context) ([]byte, []byte, error) { return s.manifest, nil, nil }
@@ -29,6 +32,8 @@ func (s *signed) Disk(context.Context, int64) (io.ReadCloser, error) {
 	return nil, io.EOF
 }
 func (s *signed) Progress(_ context.Context, p api.Progress) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if p.Phase == PhaseFailed {
 		s.failed = p.Text
 	}
