@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,7 +38,7 @@ type mirror struct {
 	*httptest.Server
 	key   *openpgp.Entity
 	files map[string][]byte // by path of the address
-	asked []string
+	asked atomic.Int64      // requests
 }
 
 func newMirror(t testing.TB, suites map[string][]stanza) *mirror {
@@ -47,7 +48,7 @@ func newMirror(t testing.TB, suites map[string][]stanza) *mirror {
 	must(t, err)
 	m := &mirror{key: key, files: map[string][]byte{}}
 	m.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		m.asked = append(m.asked, r.URL.Path)
+		m.asked.Add(1)
 		b, ok := m.files[r.URL.Path]
 		if !ok {
 			http.NotFound(w, r)
@@ -295,10 +296,10 @@ func TestFetchUsesTheCacheAndStopsWhereItIsDamaged(t *testing.T) {
 	if done != p.Size {
 		t.Errorf("progress ended at %d of %d bytes", done, p.Size)
 	}
-	asked := len(m.asked)
+	asked := m.asked.Load()
 	f.Offline = true
-	if again, err := f.fetchPackage(t.Context(), p); err != nil || again != first || len(m.asked) != asked {
-		t.Errorf("second fetch: %s, %v, %d requests; want %s from the cache", again, err, len(m.asked)-asked, first)
+	if again, err := f.fetchPackage(t.Context(), p); err != nil || again != first || m.asked.Load() != asked {
+		t.Errorf("second fetch: %s, %v, %d requests; want %s from the cache", again, err, m.asked.Load()-asked, first)
 	}
 	f.Offline = false
 	want, err := parseSum(p.SHA256)
@@ -307,8 +308,8 @@ func TestFetchUsesTheCacheAndStopsWhereItIsDamaged(t *testing.T) {
 		must(t, os.WriteFile(damaged, []byte("rot"), 0o644))
 		_, err := f.fetchPackage(t.Context(), p)
 		var mismatch *MismatchError
-		if !errors.As(err, &mismatch) || mismatch.Source != damaged || mismatch.Got == mismatch.Want || !strings.Contains(err.Error(), "runc 1.1.5-1") || len(m.asked) != asked {
-			t.Errorf("damaged cache: %v, %d requests, want a MismatchError that names package and file, and none", err, len(m.asked)-asked)
+		if !errors.As(err, &mismatch) || mismatch.Source != damaged || mismatch.Got == mismatch.Want || !strings.Contains(err.Error(), "runc 1.1.5-1") || m.asked.Load() != asked {
+			t.Errorf("damaged cache: %v, %d requests, want a MismatchError that names package and file, and none", err, m.asked.Load()-asked)
 		}
 		if _, err := os.Stat(damaged); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the damaged file is still in the cache: %v", err)
@@ -316,7 +317,7 @@ func TestFetchUsesTheCacheAndStopsWhereItIsDamaged(t *testing.T) {
 		if _, err := f.fetchPackage(t.Context(), p); err != nil {
 			t.Errorf("fetch after the damage: %v", err)
 		}
-		asked = len(m.asked)
+		asked = m.asked.Load()
 	}
 	in := &Inputs{Packages: map[string]string{"runc": first}}
 	var names []string
