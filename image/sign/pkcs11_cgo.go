@@ -8,10 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/sigstore/sigstore/pkg/signature"
 )
+
+// maxPIN bounds the file of a PIN, in bytes.
+const maxPIN = 1 << 10
 
 // loadToken opens a token and finds its key.
 func loadToken(ref string, password func() ([]byte, error)) (_ *Signer, err error) {
@@ -74,4 +79,26 @@ func (s tokenSigner) SignMessage(message io.Reader, opts ...signature.SignOption
 		return nil, err
 	}
 	return s.key.Sign(rand.Reader, digest, crypto.SHA256)
+}
+
+// pin returns the PIN of the token.
+func (u *tokenURI) pin(password func() ([]byte, error)) ([]byte, error) {
+	if u.PINFile == "" {
+		if password == nil {
+			return nil, errors.New("the token wants a PIN: give pin-source=file:/path")
+		}
+		return password()
+	}
+	info, err := os.Stat(u.PINFile)
+	if err != nil {
+		return nil, fmt.Errorf("PIN: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxPIN || info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("PIN: file %s has mode %v and %d bytes, want a regular file of mode 0600 and at most %d", u.PINFile, info.Mode(), info.Size(), maxPIN)
+	}
+	b, err := os.ReadFile(u.PINFile)
+	if err != nil {
+		return nil, fmt.Errorf("PIN: %w", err)
+	}
+	return []byte(strings.TrimRight(string(b), "\r\n")), nil
 }

@@ -5,16 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 )
 
 const pkcs11Scheme = "pkcs11:"
-
-// maxPIN bounds the file of a PIN, in bytes.
-const maxPIN = 1 << 10
 
 // tokenURI is what of a PKCS #11 URI (RFC 7512) picks a key.
 type tokenURI struct {
@@ -127,26 +123,4 @@ func (u *tokenURI) String() string {
 	add("object", u.Object)
 	add("id", hex.EncodeToString(u.ID))
 	return strings.Join(parts, ", ")
-}
-
-// pin returns the PIN of the token.
-func (u *tokenURI) pin(password func() ([]byte, error)) ([]byte, error) {
-	if u.PINFile == "" {
-		if password == nil {
-			return nil, errors.New("the token wants a PIN: give pin-source=file:/path")
-		}
-		return password()
-	}
-	info, err := os.Stat(u.PINFile)
-	if err != nil {
-		return nil, fmt.Errorf("PIN: %w", err)
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxPIN || info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("PIN: file %s has mode %v and %d bytes, want a regular file of mode 0600 and at most %d", u.PINFile, info.Mode(), info.Size(), maxPIN)
-	}
-	b, err := os.ReadFile(u.PINFile)
-	if err != nil {
-		return nil, fmt.Errorf("PIN: %w", err)
-	}
-	return []byte(strings.TrimRight(string(b), "\r\n")), nil
 }
