@@ -76,6 +76,8 @@ type BuildInput struct {
 	// Packages are the Debian packages that files of the trees are from.
 	// Optional; what is not from one of them counts as made by the builder.
 	Packages []sbom.Package
+	// Base is what Root started from. Optional.
+	Base *sbom.Base
 	// Provenance is what the caller knows of the build. Optional.
 	Provenance provenance.Parameters
 

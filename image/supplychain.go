@@ -26,7 +26,7 @@ func (b *builder) inventory(ctx context.Context) error {
 	v, err := sbom.Scan(ctx, sbom.Input{
 		Name: b.Profile.Name, Version: b.Profile.Version, Arch: b.Profile.Arch,
 		Digest: b.diskDigest, Epoch: b.Epoch, Tool: b.Provenance.Version,
-		Packages:  b.Packages,
+		Packages: b.Packages, Base: b.Base,
 		Places:    []sbom.Place{{Name: PlaceRoot, Tree: b.Root}, {Name: PlaceInitramfs, Tree: b.Boot}, {Name: PlaceInstaller, Tree: b.Installer}},
 		Blobs:     []sbom.Blob{{Place: PlaceUKI, Name: "linux", Data: b.Kernel}, {Place: PlaceUKI, Name: "stub", Data: b.Stub}},
 		ImagesDir: profiles.ImagesDir, Workers: b.Workers,

@@ -341,6 +341,9 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Outp
 	if build.Packages, err = fetcher.Packages(ctx, in); err != nil {
 		return nil, err
 	}
+	if build.Base, err = baseImage(in, profile, lock); err != nil {
+		return nil, err
+	}
 	if build.Provenance, err = o.provenance(ctx, lock, ring); err != nil {
 		return nil, err
 	}

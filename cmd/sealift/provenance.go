@@ -5,12 +5,44 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/url"
+	"strings"
 
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
+	"github.com/sealift/sealift/image/inputs"
 	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/oci"
 	"github.com/sealift/sealift/image/provenance"
+	"github.com/sealift/sealift/image/sbom"
 	"github.com/sealift/sealift/profiles"
 )
+
+// maxDatabase is how much more than the slot a base image may have with its
+// package database, in bytes.
+const maxDatabase = 256 << 20
+
+// baseImage reads the image that base oci starts from, with the package
+// database that the root file system does not get. Nil for another base.
+func baseImage(in *inputs.Inputs, profile *profiles.Profile, lock *profiles.Lock) (*sbom.Base, error) {
+	if profile.Base != profiles.BaseOCI || lock.OCI == nil {
+		return nil, nil
+	}
+	t, err := oci.Flatten(in.Base, int64(profile.Disk.Slot)<<20+maxDatabase, func(name string) bool {
+		switch name {
+		case "boot", "dev", "proc", "run", "sys", "tmp":
+			return true
+		}
+		below := strings.HasPrefix(name, "var/") && !strings.HasPrefix(name, "var/lib/dpkg/")
+		return below && name != "var/lib" && name != "var/lib/dpkg"
+	})
+	if err != nil {
+		return nil, err
+	}
+	b := &sbom.Base{Name: lock.OCI.Source, Tree: t}
+	if err := b.Digest.UnmarshalText([]byte(strings.TrimPrefix(lock.OCI.Digest, "sha256:"))); err != nil {
+		return nil, fmt.Errorf("base image: %w", err)
+	}
+	return b, nil
+}
 
 // provenance is what the command knows of a build: the profile's file, the
 // lock, the programs, the public keys and who builds.

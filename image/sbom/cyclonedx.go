@@ -83,7 +83,7 @@ func cdxComponent(c *Component) cdx.Component {
 	}
 	switch c.Kind {
 	case KindDebian:
-		n.Supplier = &cdx.OrganizationalEntity{Name: "Debian", URL: &[]string{"https://www.debian.org/"}}
+		n.Supplier = &cdx.OrganizationalEntity{Name: supplier(c.Vendor)}
 		if strings.HasPrefix(c.Name, "linux-image-") {
 			n.Type = cdx.ComponentTypeOS
 		}

@@ -33,7 +33,7 @@ func escapePath(s string) string {
 // debPURL is the package URL of a Debian binary package, with its source
 // package for matching advisories, which Debian publishes by source.
 func debPURL(p *Package) string {
-	u := "pkg:deb/debian/" + escape(strings.ToLower(p.Name)) + "@" + escape(p.Version) + "?arch=" + escape(p.Arch)
+	u := "pkg:deb/" + escape(p.vendor()) + "/" + escape(strings.ToLower(p.Name)) + "@" + escape(p.Version) + "?arch=" + escape(p.Arch)
 	if release, ok := debianReleases[p.Suite]; ok {
 		u += "&distro=" + release
 	} else if p.Suite != "" {
@@ -47,6 +47,13 @@ func debPURL(p *Package) string {
 		u += "&upstream=" + escape(up)
 	}
 	return u
+}
+
+func (p *Package) vendor() string {
+	if p.Vendor == "" {
+		return "debian"
+	}
+	return strings.ToLower(p.Vendor)
 }
 
 // debianReleases are the numbers of Debian's releases. Scanners look advisories

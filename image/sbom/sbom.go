@@ -35,6 +35,7 @@ type Input struct {
 	Tool                string          // version of the program that builds. Optional.
 
 	Packages []Package // Debian packages. Optional.
+	Base     *Base     // that the root file system started from. Optional.
 	Places   []Place   // file trees
 	Blobs    []Blob    // parts that are in no tree: kernel, stub. Optional.
 
@@ -60,11 +61,12 @@ type Blob struct {
 // Package is what is known about a Debian binary package.
 type Package struct {
 	Name, Version, Arch   string
-	Source, SourceVersion string // of the source package
-	Suite                 string // Debian suite, by its code name: bookworm. Optional.
-	Homepage              string // Optional.
-	SHA256                manifest.SHA256
-	URL                   string // of the .deb
+	Source, SourceVersion string          // of the source package
+	Vendor                string          // distribution, as os-release's ID; debian if empty
+	Suite                 string          // code name of the suite, or ID and number: bookworm, ubuntu-24.04. Optional.
+	Homepage              string          // Optional.
+	SHA256                manifest.SHA256 // of the .deb; unset for those of a base image
+	URL                   string          // of the .deb
 	// Licenses are those that the package's copyright file lists in the
 	// machine-readable format. Empty if it is not in that format.
 	Licenses []License
@@ -74,10 +76,10 @@ type Package struct {
 
 // Kinds of a Component.
 const (
-	KindDebian  = "debian"  // Debian binary package
+	KindDebian  = "debian"  // binary package of Debian, or of a distribution that is made from it
 	KindProgram = "program" // Go program that is in no package
 	KindModule  = "module"  // Go module, or the Go standard library
-	KindImage   = "image"   // preloaded container image
+	KindImage   = "image"   // preloaded container image, or the base image
 )
 
 // Component is something with a name and a version that files come from.
@@ -86,6 +88,7 @@ type Component struct {
 	Kind    string
 	Name    string
 	Version string          // Optional.
+	Vendor  string          // of a Debian package: the distribution
 	PURL    string          // package URL
 	SHA256  manifest.SHA256 // of the package, program or image manifest; unset for modules
 	Sum     string          // of a Go module: h1: digest as in go.sum

@@ -280,8 +280,10 @@ func moduleDir(t *testing.T, module string) string {
 	return strings.TrimSpace(string(out))
 }
 
-func TestSPDXIsValid(t *testing.T) {
-	doc := must[[]byte](t)(scan(t, sample(t)).SPDX())
+func TestSPDXIsValid(t *testing.T) { validSPDX(t, must[[]byte](t)(scan(t, sample(t)).SPDX())) }
+
+func validSPDX(t *testing.T, doc []byte) {
+	t.Helper()
 	validate(t, doc, "testdata/spdx-2.3.schema.json")
 	// The library of the SPDX project reads it and finds every reference.
 	d, err := spdxjson.Read(bytes.NewReader(doc))
@@ -291,13 +293,17 @@ func TestSPDXIsValid(t *testing.T) {
 	if err := spdxlib.ValidateDocument(d); err != nil {
 		t.Error(err)
 	}
-	if len(d.Packages) < 5 || len(d.Files) != 10 {
+	if len(d.Packages) < 5 || len(d.Files) < 10 {
 		t.Errorf("got %d packages, %d files", len(d.Packages), len(d.Files))
 	}
 }
 
 func TestCycloneDXIsValid(t *testing.T) {
-	doc := must[[]byte](t)(scan(t, sample(t)).CycloneDX())
+	validCycloneDX(t, must[[]byte](t)(scan(t, sample(t)).CycloneDX()))
+}
+
+func validCycloneDX(t *testing.T, doc []byte) {
+	t.Helper()
 	dir := filepath.Join(moduleDir(t, "github.com/CycloneDX/cyclonedx-go"), "schema")
 	validate(t, doc, filepath.Join(dir, "bom-1.6.schema.json"), filepath.Join(dir, "spdx.schema.json"), filepath.Join(dir, "jsf-0.82.schemax.json"))
 	var bom cdx.BOM

@@ -54,7 +54,16 @@ func Scan(ctx context.Context, in Input) (*Inventory, error) {
 	}
 	v := &Inventory{Name: in.Name, Version: in.Version, Arch: in.Arch, Digest: in.Digest, Epoch: in.Epoch.UTC(), Tool: in.Tool}
 	c := collection{v: v, at: map[string]int{}, arch: in.Arch}
-	c.packages(in.Packages)
+	packages := in.Packages
+	if in.Base != nil {
+		base, err := in.Base.read()
+		if err != nil {
+			return nil, fmt.Errorf("inventory: base image %s: %w", in.Base.Name, err)
+		}
+		packages = append(slices.Clone(packages), base.packages...)
+		c.base(in.Base, base)
+	}
+	c.packages(packages)
 	for _, it := range items {
 		c.item(it)
 	}
@@ -130,7 +139,10 @@ type collection struct {
 	v     *Inventory
 	at    map[string]int // index in v.Components, by ID
 	owner map[manifest.SHA256][]owned
-	arch  string
+
+	baseID    string // of the base image, if there is one
+	baseFiles map[manifest.SHA256]bool
+	arch      string
 }
 
 // owned is a file of a package.
@@ -150,7 +162,7 @@ func (c *collection) packages(all []Package) {
 	for i := range all {
 		p := &all[i]
 		id := c.add(Component{
-			ID: "deb-" + identifier(p.Name+"_"+p.Version+"_"+p.Arch), Kind: KindDebian, Name: p.Name, Version: p.Version,
+			ID: "deb-" + identifier(p.Name+"_"+p.Version+"_"+p.Arch), Kind: KindDebian, Name: p.Name, Version: p.Version, Vendor: p.vendor(),
 			PURL: debPURL(p), SHA256: p.SHA256, URL: p.URL, Home: p.Homepage,
 			Source: p.Source, SourceVersion: p.SourceVersion, Licenses: p.Licenses,
 		})
@@ -186,7 +198,20 @@ func (c *collection) from(f *File) string {
 			best, found = score, o.id
 		}
 	}
+	if found == "" && c.baseFiles[f.SHA256] {
+		return c.baseID
+	}
 	return found
+}
+
+// base adds the base image.
+func (c *collection) base(b *Base, content *baseContent) {
+	repository, tag := splitReference(b.Name)
+	c.baseID = c.add(Component{
+		ID: "base-" + identifier(b.Name), Kind: KindImage, Name: repository, Version: tag, SHA256: b.Digest,
+		PURL: ociPURL(b.Name, "sha256:"+b.Digest.String(), c.arch),
+	})
+	c.baseFiles = content.files
 }
 
 func (c *collection) item(it *item) {

@@ -134,12 +134,20 @@ func spdxPackage(c *Component) *spdx.Package {
 	}
 	switch c.Kind {
 	case KindDebian:
-		p.PackageSupplier = &common.Supplier{SupplierType: "Organization", Supplier: "Debian"}
-		p.PackageSourceInfo = fmt.Sprintf("built from Debian source package %s %s", c.Source, c.SourceVersion)
+		p.PackageSupplier = &common.Supplier{SupplierType: "Organization", Supplier: supplier(c.Vendor)}
+		p.PackageSourceInfo = fmt.Sprintf("built from source package %s %s", c.Source, c.SourceVersion)
 	case KindProgram:
 		p.PackageSourceInfo = fmt.Sprintf("Go package %s, built with %s", c.Package, c.GoVersion)
 	}
 	return p
+}
+
+// supplier is the name of a distribution, for people.
+func supplier(vendor string) string {
+	if vendor == "debian" {
+		return "Debian"
+	}
+	return vendor
 }
 
 func spdxFile(f *File, id string) *spdx.File {
