@@ -153,7 +153,7 @@ func TestALargeSparseDiskTakesLittleMemory(t *testing.T) {
 	}
 	f := small(t)
 	// Good at its beginning, so that readers go on; 1 GiB in all.
-	_, err = file.Write(f.disk[:1<<20])
+	_, err = file.Write(f.clean.get(0, 1<<20))
 	for _, err := range []error{err, file.Truncate(1 << 30), file.Close()} {
 		if err != nil {
 			t.Fatal(err)
@@ -182,7 +182,7 @@ func TestALargeSparseDiskTakesLittleMemory(t *testing.T) {
 }
 
 func TestFirstNonZeroSkipsHoles(t *testing.T) {
-	d := newMemory(make([]byte, 1<<20))
+	d := zeroMemory(1 << 20)
 	for _, c := range []struct{ put, from, to, want int64 }{
 		{5000, 0, 1 << 20, 5000}, {5000, 5001, 1 << 20, -1}, {5000, 0, 5000, -1}, {5000, 5000, 5001, 5000},
 		{1<<20 - 1, 0, 1 << 20, 1<<20 - 1}, {0, 0, 1, 0}, {0, 1, 1, -1},

@@ -24,7 +24,7 @@ func gptEdit(d *memory, edit func(header, array []byte)) {
 	le := binary.LittleEndian
 	size := d.Size()
 	for _, c := range []struct{ header, array int64 }{{SectorSize, 2 * SectorSize}, {size - SectorSize, size - gptBackupTail*SectorSize}} {
-		h, a := d.data[c.header:][:SectorSize], d.data[c.array:][:gptArraySectors*SectorSize]
+		h, a := d.get(c.header, SectorSize), d.get(c.array, gptArraySectors*SectorSize)
 		edit(h, a)
 		le.PutUint32(h[88:], crc32.ChecksumIEEE(a))
 		le.PutUint32(h[16:], 0)
@@ -39,15 +39,17 @@ func onESP(t *testing.T, f *fixture, d *memory, change func(esp string)) {
 	t.Helper()
 	off, size := f.partition(t, manifest.RoleESP)
 	esp := filepath.Join(t.TempDir(), "esp")
-	if err := os.WriteFile(esp, d.data[off:off+size], 0o600); err != nil {
-		t.Fatal(err)
-	}
+	d.save(t, esp, off, size)
 	change(esp)
 	b, err := os.ReadFile(esp)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.put(off, b...)
+	for i := int64(0); i < size; i += page {
+		if p := b[i : i+page]; !bytes.Equal(p, d.get(off+i, page)) {
+			d.put(off+i, p...)
+		}
+	}
 }
 
 func mtools(t *testing.T, args ...string) {
@@ -65,9 +67,7 @@ func partitionFile(t *testing.T, f *fixture, d *memory, role string) string {
 	t.Helper()
 	off, size := f.partition(t, role)
 	name := filepath.Join(t.TempDir(), role)
-	if err := os.WriteFile(name, d.data[off:off+size], 0o600); err != nil {
-		t.Fatal(err)
-	}
+	d.save(t, name, off, size)
 	return name
 }
 
@@ -78,9 +78,7 @@ func tool(t *testing.T, args ...string) ([]byte, error) {
 
 func sgdisk(t *testing.T, _ *fixture, d *memory) error {
 	name := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(name, d.data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	d.save(t, name, 0, d.size)
 	out, err := tool(t, "sgdisk", "--verify", name)
 	// It mends one copy by the other in memory and then finds no problem.
 	if err == nil && (!bytes.Contains(out, []byte("No problems found")) || bytes.Contains(out, []byte("Caution")) || bytes.Contains(out, []byte("Warning"))) {
@@ -118,7 +116,7 @@ func sbverify(t *testing.T, f *fixture, d *memory) error {
 
 func TestToolsAgreeOnAGoodImage(t *testing.T) {
 	f := small(t)
-	d := newMemory(f.disk)
+	d := f.clean
 	for name, o := range map[string]oracle{"sgdisk": sgdisk, "fsck.vfat": fsckVFAT, "fsck.erofs": fsckEROFS, "veritysetup": veritysetup, "sbverify": sbverify} {
 		t.Run(name, func(t *testing.T) {
 			if err := o(t, f, d); err != nil {
@@ -157,7 +155,7 @@ func TestDamageIsNamed(t *testing.T) {
 			})
 		}, []string{"disk.gpt"}, sgdisk, false},
 		"copies that differ": {func(_ *testing.T, d *memory) {
-			before := bytes.Clone(d.data[:gptFirstUsable*SectorSize])
+			before := d.get(0, gptFirstUsable*SectorSize)
 			gptEdit(d, func(_, a []byte) { a[56] = 'E' })
 			d.put(0, before...)
 		}, []string{"disk.gpt"}, sgdisk, false},
@@ -240,24 +238,24 @@ func TestDamageIsNamed(t *testing.T) {
 		}, []string{"esp.fat"}, fsckVFAT, true},
 		"a time stamp": {func(t *testing.T, d *memory) {
 			onESP(t, f, d, func(esp string) { mtools(t, "mattrib", "-i", esp, "+a", "::/EFI/BOOT/BOOTX64.EFI") })
-			at := int64(bytes.Index(d.data[esp:], []byte("BOOTX64 EFI")))
+			at := int64(bytes.Index(d.get(esp, 16<<20), []byte("BOOTX64 EFI")))
 			d.put(esp+at+22, 0, 0)
 		}, []string{"esp.stamps"}, fsckVFAT, true},
 		"UKI": {func(_ *testing.T, d *memory) {
-			at := int64(bytes.Index(d.data[esp:], []byte("sealift.roothash=")))
-			d.put(esp+at+20, d.data[esp+at+20]^1)
+			at := int64(bytes.Index(d.get(esp, 16<<20), []byte("sealift.roothash=")))
+			d.flip(esp+at+20, 1)
 		}, []string{"uki.file", "uki.signature", "uki.reference", "uki.cmdline", "uki.policy", "boots.reference"}, sbverify, false},
 
 		"superblock of EROFS":    {func(_ *testing.T, d *memory) { d.put(root+1024, 0) }, []string{"root.erofs", "root.verity"}, fsckEROFS, false},
 		"a block of the root":    {func(_ *testing.T, d *memory) { d.put(root+40*page+5, 0xa5) }, []string{"root.verity"}, veritysetup, false},
-		"a block of the tree":    {func(_ *testing.T, d *memory) { d.put(tree+page+5, d.data[tree+page+5]^1) }, []string{"root.verity"}, veritysetup, false},
-		"superblock of the tree": {func(_ *testing.T, d *memory) { d.put(tree+100, d.data[tree+100]^1) }, []string{"root.superblock", "root.salt", "root.verity"}, veritysetup, false},
-		"UUID of the tree":       {func(_ *testing.T, d *memory) { d.put(tree+16, d.data[tree+16]^1) }, []string{"root.superblock", "root.verity"}, veritysetup, true},
+		"a block of the tree":    {func(_ *testing.T, d *memory) { d.flip(tree+page+5, 1) }, []string{"root.verity"}, veritysetup, false},
+		"superblock of the tree": {func(_ *testing.T, d *memory) { d.flip(tree+100, 1) }, []string{"root.superblock", "root.salt", "root.verity"}, veritysetup, false},
+		"UUID of the tree":       {func(_ *testing.T, d *memory) { d.flip(tree+16, 1) }, []string{"root.superblock", "root.verity"}, veritysetup, true},
 		"data behind the root":   {func(_ *testing.T, d *memory) { d.put(root+rootSize-1, 1) }, []string{"root.unused"}, veritysetup, true},
 		"data behind the tree":   {func(_ *testing.T, d *memory) { d.put(tree+1<<20-1, 1) }, []string{"root.unused"}, veritysetup, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := newMemory(f.disk)
+			d := f.fork()
 			c.damage(t, d)
 			in := f.in
 			in.Disk, in.DiskOnly = d, true
@@ -291,21 +289,19 @@ func names(failed map[string]Check) []string {
 
 // fatSize returns the length of one FAT, bytes.
 func fatSize(f *fixture, esp int64) int64 {
-	return int64(binary.LittleEndian.Uint32(f.disk[esp+36:])) * SectorSize
+	return int64(binary.LittleEndian.Uint32(f.clean.get(esp+36, 4))) * SectorSize
 }
 
 func TestAnotherSizeIsFound(t *testing.T) {
 	f := small(t)
-	size := int64(len(f.disk))
+	size := f.clean.size
 	for name, n := range map[string]int64{
 		"one byte less": size - 1, "one sector less": size - SectorSize, "half": size / 2, "one chunk": 4 << 20,
 		"one sector": SectorSize, "nothing": 0, "one byte more": size + 1, "one sector more": size + SectorSize, "twice": 2 * size,
 	} {
 		t.Run(name, func(t *testing.T) {
-			data := make([]byte, n)
-			copy(data, f.disk)
 			in := f.in
-			in.Disk, in.DiskOnly = newMemory(data), true
+			in.Disk, in.DiskOnly = f.clean.fork(n), true
 			failed := failures(t, in)
 			for _, want := range []string{"disk.size", "disk.gpt", "disk.chunks"} {
 				if _, ok := failed[want]; !ok {
@@ -455,23 +451,21 @@ func read(t testing.TB, dir, name string) []byte {
 // own, the backup table at its end, and a state partition if one is wanted.
 func installed(f *fixture, state bool) *memory {
 	const more = 64 << 20
-	d := newMemory(append(bytes.Clone(f.disk), make([]byte, more)...))
-	old, le := int64(len(f.disk)), binary.LittleEndian
-	sectors := uint64(d.Size() / SectorSize)
+	old, le := f.clean.size, binary.LittleEndian
+	d := f.clean.fork(old + more)
+	sectors := uint64(d.size / SectorSize)
 	d.put(old-gptBackupTail*SectorSize, make([]byte, gptBackupTail*SectorSize)...)
-	backup := d.Size() - gptBackupTail*SectorSize
-	d.put(backup, d.data[2*SectorSize:gptFirstUsable*SectorSize]...)
-	d.put(d.Size()-SectorSize, d.data[SectorSize:2*SectorSize]...)
-	le.PutUint32(d.data[446+12:], uint32(sectors-1))
-	for _, h := range [][]byte{d.data[SectorSize : 2*SectorSize], d.data[d.Size()-SectorSize:]} {
-		le.PutUint64(h[48:], sectors-gptBackupTail-1)
-		h[56]++
-	}
-	le.PutUint64(d.data[SectorSize+32:], sectors-1)
-	last := d.data[d.Size()-SectorSize:]
-	le.PutUint64(last[24:], sectors-1)
-	le.PutUint64(last[32:], 1)
-	le.PutUint64(last[72:], sectors-gptBackupTail)
+	d.put(d.size-gptBackupTail*SectorSize, d.get(2*SectorSize, gptArraySectors*SectorSize)...)
+	h := d.get(SectorSize, SectorSize)
+	le.PutUint64(h[48:], sectors-gptBackupTail-1)
+	h[56]++
+	le.PutUint64(h[32:], sectors-1)
+	d.put(SectorSize, h...)
+	le.PutUint64(h[24:], sectors-1)
+	le.PutUint64(h[32:], 1)
+	le.PutUint64(h[72:], sectors-gptBackupTail)
+	d.put(d.size-SectorSize, h...)
+	d.put(446+12, le.AppendUint32(nil, uint32(sectors-1))...)
 	gptEdit(d, func(_, a []byte) {
 		if !state {
 			return
@@ -519,7 +513,7 @@ func TestAnInstalledDiskIsTheImagePlusItsOwn(t *testing.T) {
 		"ESP": {off + 3<<20, "disk.chunks"}, "gap": {100 * SectorSize, "disk.gaps"}, "table": {2*SectorSize + 40, "disk.gpt"},
 	} {
 		d := installed(f, true)
-		d.put(c.at, d.data[c.at]^1)
+		d.flip(c.at, 1)
 		in := f.in
 		in.Disk, in.Installed = d, true
 		if _, ok := failures(t, in)[c.want]; !ok {

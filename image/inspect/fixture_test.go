@@ -1,15 +1,17 @@
 package inspect
 
 import (
-	"bytes"
 	"context"
 	"crypto/rsa"
 	"errors"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sealift/sealift/image"
@@ -39,10 +41,12 @@ type fixture struct {
 	m    *manifest.Manifest
 	dir  string
 	in   Input // with everything but the disk
-	disk []byte
-	// clean is the disk, for tests that change nothing of it.
+	// clean is the disk, of which tests change only forks.
 	clean *memory
 }
+
+// fixtureDir is what TestMain removes, if a test has made it.
+var fixtureDir atomic.Pointer[string]
 
 var built = sync.OnceValues(func() (*fixture, error) {
 	keys, err := inspecttest.NewKeys()
@@ -53,6 +57,7 @@ var built = sync.OnceValues(func() (*fixture, error) {
 	if err != nil {
 		return nil, err
 	}
+	fixtureDir.Store(&dir)
 	f := &fixture{keys: keys, dir: filepath.Join(dir, "image")}
 	if f.m, err = keys.New(context.Background(), f.dir, image.OutputRawZstd, image.OutputNetboot); err != nil {
 		return nil, err
@@ -74,15 +79,14 @@ var built = sync.OnceValues(func() (*fixture, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.disk, err = readAll(d, 0, int(d.Size()))
-	f.clean = newMemory(f.disk)
+	f.clean, err = copyMemory(d)
 	return f, errors.Join(err, d.Close())
 })
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if f, err := built(); err == nil {
-		if err := os.RemoveAll(filepath.Dir(f.dir)); err != nil {
+	if dir := fixtureDir.Load(); dir != nil {
+		if err := os.RemoveAll(*dir); err != nil {
 			code = 1
 		}
 	}
@@ -101,26 +105,72 @@ func small(t testing.TB) *fixture {
 	return f
 }
 
-// memory is a disk in memory that knows its holes by pages, as a file does.
+// memory is a disk in memory of which only pages with data are kept, so that it
+// knows its holes as a file does. Pages are never changed in place: forks share
+// them.
 type memory struct {
-	data []byte
-	used []bool // by page
+	size  int64
+	pages map[int64][]byte // by number
+	used  []bool           // by page
 }
 
 const page = 4096
 
 func newMemory(data []byte) *memory {
-	d := &memory{data: append([]byte(nil), data...), used: make([]bool, (len(data)+page-1)/page)}
-	for i := range d.used {
-		d.used[i] = !allZero(d.data[i*page : min((i+1)*page, len(d.data))])
+	d := zeroMemory(int64(len(data)))
+	for i := int64(0); i < d.size; i += page {
+		if p := data[i:min(i+page, d.size)]; !allZero(p) {
+			d.put(i, p...)
+		}
 	}
 	return d
 }
 
-func (d *memory) Size() int64 { return int64(len(d.data)) }
+func zeroMemory(size int64) *memory {
+	return &memory{size: size, pages: map[int64][]byte{}, used: make([]bool, (size+page-1)/page)}
+}
+
+// copyMemory reads a disk.
+func copyMemory(from Disk) (*memory, error) {
+	d := zeroMemory(from.Size())
+	for off := int64(0); off < d.size; off += 1 << 20 {
+		b, err := readAll(from, off, int(min(1<<20, d.size-off)))
+		if err != nil {
+			return nil, err
+		}
+		for i := 0; i < len(b); i += page {
+			if p := b[i:min(i+page, len(b))]; !allZero(p) {
+				d.put(off+int64(i), p...)
+			}
+		}
+	}
+	return d, nil
+}
+
+// fork returns a disk with the same content, of another size if one is given.
+func (d *memory) fork(size int64) *memory {
+	n := &memory{size: size, pages: maps.Clone(d.pages), used: make([]bool, (size+page-1)/page)}
+	copy(n.used, d.used)
+	return n
+}
+
+func (d *memory) Size() int64 { return d.size }
 
 func (d *memory) ReadAt(p []byte, off int64) (int, error) {
-	return bytes.NewReader(d.data).ReadAt(p, off)
+	n := int64(0)
+	for n < int64(len(p)) {
+		at := off + n
+		if at >= d.size {
+			return int(n), io.EOF
+		}
+		part := p[n:min(int64(len(p)), n+page-at%page, n+d.size-at)]
+		clear(part)
+		if from := d.pages[at/page]; from != nil {
+			copy(part, from[at%page:])
+		}
+		n += int64(len(part))
+	}
+	return int(n), nil
 }
 
 func (d *memory) NextData(off int64) (from, to int64, err error) {
@@ -132,14 +182,48 @@ func (d *memory) NextData(off int64) (from, to int64, err error) {
 	for j < int64(len(d.used)) && d.used[j] {
 		j++
 	}
-	return min(max(off, i*page), d.Size()), min(j*page, d.Size()), nil
+	return min(max(off, i*page), d.size), min(j*page, d.size), nil
+}
+
+// get returns a copy of n bytes.
+func (d *memory) get(off, n int64) []byte {
+	b := make([]byte, n)
+	if _, err := d.ReadAt(b, off); err != nil {
+		panic(err)
+	}
+	return b
 }
 
 // put writes bytes.
 func (d *memory) put(off int64, b ...byte) {
-	copy(d.data[off:], b)
-	for i := off / page; i*page < off+int64(len(b)); i++ {
-		d.used[i] = true
+	for len(b) > 0 {
+		p := make([]byte, page)
+		copy(p, d.pages[off/page])
+		n := copy(p[off%page:], b)
+		d.pages[off/page], d.used[off/page] = p, true
+		off, b = off+int64(n), b[n:]
+	}
+}
+
+// flip changes one byte.
+func (d *memory) flip(off int64, by byte) { d.put(off, d.get(off, 1)[0]^by) }
+
+// WriteAt makes a memory what package disk writes to.
+func (d *memory) WriteAt(p []byte, off int64) (int, error) {
+	d.put(off, p...)
+	return len(p), nil
+}
+
+// save writes a part of the disk to a file.
+func (d *memory) save(t testing.TB, name string, off, size int64) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(f, io.NewSectionReader(d, off, size))
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -199,6 +283,9 @@ func (f *fixture) partition(t testing.TB, role string) (off, size int64) {
 	t.Fatalf("no partition %s", role)
 	return 0, 0
 }
+
+// fork returns the disk for a test to change.
+func (f *fixture) fork() *memory { return f.clean.fork(f.clean.size) }
 
 // failures verifies and returns the checks that failed, by name.
 func failures(t testing.TB, in Input) map[string]Check {

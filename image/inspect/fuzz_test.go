@@ -3,15 +3,18 @@ package inspect
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/sealift/sealift/image"
-	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/disk"
+	"github.com/sealift/sealift/image/guid"
 	"github.com/sealift/sealift/image/tree"
+	"github.com/sealift/sealift/image/verity"
 )
 
 // patched is a disk of which the fuzzer writes a part. The rest is that of a
@@ -26,29 +29,42 @@ type patched struct {
 func (p *patched) Size() int64 { return p.size }
 
 func (p *patched) ReadAt(b []byte, off int64) (int, error) {
-	for i := range b {
-		at := off + int64(i)
-		if at >= p.size {
-			return i, io.EOF
-		}
-		b[i] = 0
-		switch {
-		case at >= p.at && at < p.at+int64(len(p.patch)):
-			b[i] = p.patch[at-p.at]
-		case at < int64(len(p.base)):
-			b[i] = p.base[at]
-		}
+	n := int(min(int64(len(b)), max(0, p.size-off)))
+	clear(b[:n])
+	if off < int64(len(p.base)) {
+		copy(b[:n], p.base[off:])
 	}
-	return len(b), nil
+	if end := p.at + int64(len(p.patch)); off < end && off+int64(n) > p.at {
+		copy(b[max(0, p.at-off):n], p.patch[max(0, off-p.at):])
+	}
+	if n < len(b) {
+		return n, io.EOF
+	}
+	return n, nil
 }
 
+// FuzzReadTable, like the others, starts from a small table made on the spot:
+// every worker makes it.
 func FuzzReadTable(f *testing.F) {
-	x := small(f)
-	size := int64(len(x.disk))
-	f.Add(bytes.Clone(x.disk[:gptFirstUsable*SectorSize]), bytes.Clone(x.disk[size-gptBackupTail*SectorSize:]), uint16(200))
+	l, err := disk.Plan(guid.Derive("disk", nil), []disk.Partition{
+		{Role: "a", Type: guid.Derive("type", nil), GUID: guid.Derive("a", nil), Size: 1 << 20},
+		{Role: "b", Type: guid.Derive("type", nil), GUID: guid.Derive("b", nil), Size: 1 << 20},
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	d := zeroMemory(l.Size)
+	if err := l.WriteTable(d); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := ReadTable(d); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(d.get(0, gptFirstUsable*SectorSize), d.get(l.Size-gptBackupTail*SectorSize, gptBackupTail*SectorSize), uint16(l.Size/SectorSize))
 	f.Add([]byte{}, []byte{}, uint16(0))
 	f.Add(make([]byte, 34*512), make([]byte, 33*512), uint16(100))
 	f.Fuzz(func(t *testing.T, head, tail []byte, sectors uint16) {
+		sectors %= 1 << 14
 		data := make([]byte, int(sectors)*SectorSize)
 		copy(data, head)
 		if len(tail) <= len(data) {
@@ -72,10 +88,17 @@ func FuzzReadTable(f *testing.F) {
 }
 
 func FuzzReadFAT(f *testing.F) {
-	x := small(f)
-	off, size := x.partition(f, manifest.RoleESP)
-	esp := x.disk[off : off+size]
-	data := 32*SectorSize + 2*fatSize(x, off)
+	const size = disk.MinESP
+	made := zeroMemory(size)
+	files := []disk.ESPFile{{Path: "/EFI/BOOT/BOOTX64.EFI", Data: bytes.Repeat([]byte("uki"), 1000)}}
+	if err := disk.WriteESP(disk.NewWindow(made, "ESP", 0, size), files, [4]byte{1}, time.Unix(1e9, 0)); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := ReadFAT(made); err != nil {
+		f.Fatal(err)
+	}
+	esp := made.get(0, 4<<20)
+	data := int(32*SectorSize + 2*SectorSize*binary.LittleEndian.Uint32(esp[36:]))
 	f.Add(bytes.Clone(esp[:512]), []byte{}, uint32(0))
 	f.Add([]byte{}, bytes.Clone(esp[data:data+2048]), uint32(data))
 	f.Add([]byte{}, bytes.Clone(esp[32*SectorSize:32*SectorSize+64]), uint32(32*SectorSize))
@@ -99,9 +122,11 @@ func FuzzReadFAT(f *testing.F) {
 }
 
 func FuzzReadSuperblock(f *testing.F) {
-	x := small(f)
-	off, _ := x.partition(f, manifest.RoleRootVerityA)
-	f.Add(bytes.Clone(x.disk[off : off+512]))
+	var b bytes.Buffer
+	if _, err := verity.Write(f.Context(), &b, bytes.NewReader(make([]byte, 2*verity.BlockSize)), 2*verity.BlockSize, [32]byte{1}, 1, nil); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(bytes.Clone(b.Bytes()[:512]))
 	f.Add([]byte("verity\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		data := make([]byte, 4096)
@@ -113,11 +138,21 @@ func FuzzReadSuperblock(f *testing.F) {
 }
 
 func FuzzReadRoot(f *testing.F) {
-	x := small(f)
-	off, size := x.partition(f, manifest.RoleRootA)
-	root := x.disk[off : off+size]
-	blocks := int64(binary.LittleEndian.Uint32(root[1024+36:]))
-	root = root[:blocks*4096]
+	tr := tree.New()
+	for i := range 50 {
+		if err := tr.WriteFile(fmt.Sprintf("usr/%d/file", i), bytes.Repeat([]byte{1}, 100*i), 0o755); err != nil {
+			f.Fatal(err)
+		}
+	}
+	if err := tr.Symlink("1/file", "usr/link"); err != nil {
+		f.Fatal(err)
+	}
+	made := zeroMemory(1 << 20)
+	w := disk.NewWindow(made, "root", 0, made.Size())
+	if err := tr.WriteEROFS(w, tree.EROFSOptions{Epoch: 1, TempDir: f.TempDir()}); err != nil {
+		f.Fatal(err)
+	}
+	root := made.get(0, w.Written())
 	f.Add(uint32(1024), bytes.Clone(root[1024:1152]))
 	f.Add(uint32(4096), bytes.Clone(root[4096:4096+256]))
 	f.Add(uint32(len(root)-4096), bytes.Clone(root[len(root)-4096:]))
@@ -126,7 +161,7 @@ func FuzzReadRoot(f *testing.F) {
 		if int64(at) > data.Size() {
 			return
 		}
-		copy(data.data[at:], patch)
+		data.put(int64(at), patch[:min(int64(len(patch)), data.size-int64(at))]...)
 		r, err := ReadRoot(t.Context(), data, RootOptions{Hash: true, Keep: func(path string) bool { return len(path) < 12 }})
 		if err != nil {
 			return
@@ -187,7 +222,7 @@ func FuzzOpenZstd(f *testing.F) {
 	one := e.EncodeAll(bytes.Repeat([]byte("disk"), 1000), nil)
 	f.Add(one)
 	f.Add(append(bytes.Clone(one), one...))
-	f.Add(read(f, small(f).dir, image.FileDiskZstd)[:4096])
+	f.Add(e.EncodeAll(make([]byte, 100), nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d, err := openZstd(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
