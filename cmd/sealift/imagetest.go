@@ -19,12 +19,13 @@ import (
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 	"github.com/sealift/sealift/cmd/sealift/internal/lab"
 	"github.com/sealift/sealift/image"
-	"github.com/sealift/sealift/image/sign"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 type testOptions struct {
 	dir, keys, accel, firmware, vars, scratch string
 	timeout                                   time.Duration
+	key                                       keyOptions
 }
 
 func newImageTestCommand(e *env) *cobra.Command {
@@ -61,6 +62,7 @@ EXIT STATUS
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.keys, "keys", "keys", "key `directory` that the image was built with")
+	o.key.addFlags(f, "key", "image key, if not that of the key directory")
 	f.StringVar(&o.accel, "accel", "", "how QEMU runs the image, `kvm or tcg` (default: kvm where it works)")
 	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "`time` that the boot may take")
 	f.StringVar(&o.firmware, "firmware", imagetest.FirmwareCode, "UEFI firmware `file` with Secure Boot")
@@ -91,18 +93,78 @@ func testImage(ctx context.Context, e *env, o testOptions) (err error) {
 	if len(m.Boots) == 0 {
 		return withHint(fmt.Errorf("image %s: its manifest predicts no boots", o.dir), "build it with this version: sealift image build PROFILE --out %s", o.dir)
 	}
-	if done, err := enterLab(ctx); done || err != nil {
+	if lab.Inside() {
+		return bootImage(ctx, e, o, ring, m, sha256.Sum256(b))
+	}
+	// Keys may be behind the network, which a lab does not have: so the
+	// signature is made out here, and a key that cannot be had costs no boot.
+	signer, err := o.key.imageSigner(ctx, e, ring)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, signer.Close()) }()
+	statement, signed := filepath.Join(o.dir, image.FileTest), filepath.Join(o.dir, image.FileTestBundle)
+	for _, old := range []string{signed, statement} {
+		if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the statement of an earlier test: %w", err)
+		}
+	}
+	done, code, failed := lab.Enter(ctx)
+	switch {
+	case failed == nil && !done:
+		failed = bootImage(ctx, e, o, ring, m, sha256.Sum256(b))
+	case failed == nil:
+		failed = endedThere(code)
+	}
+	if failed != nil && !errors.As(failed, new(refused)) {
+		return failed
+	}
+	text, err := readFile(statement, manifest.MaxSize)
+	if err != nil {
+		return errors.Join(failed, err)
+	}
+	envelope, err := signer.SignStatement(ctx, text)
+	if err == nil {
+		err = replaceFile(signed, envelope, 0o644)
+	}
+	return errors.Join(failed, err)
+}
 
+// endedThere returns the error of a command that was run again inside a lab,
+// and has told there what went wrong.
+func endedThere(code int) error {
+	err := errors.New("the test ended there, see above")
+	switch code {
+	case exitOK:
+		return nil
+	case exitRefused:
+		return refused{err}
+	case exitUsage:
+		return usage{err}
+	}
+	return err
+}
+
+// bootImage tests the image of a verified manifest, prints every check, and
+// writes the statement beside the manifest.
+func bootImage(ctx context.Context, e *env, o testOptions, ring *keyring.Keyring, m *manifest.Manifest, digest manifest.SHA256) (err error) {
 	t := &imagetest.Test{
-		Dir: o.dir, Manifest: m, ManifestDigest: sha256.Sum256(b),
+		Dir: o.dir, Manifest: m, ManifestDigest: digest,
 		Accel: o.accel, Timeout: o.timeout, Code: o.firmware, Vars: o.vars, Scratch: o.scratch,
 		Version: version(), Log: slog.New(slog.DiscardHandler), Clock: e.now,
 	}
-	signer, err := fillTest(t, ring)
-	if err != nil {
+	if t.Enrolment, err = ring.Enrolment(); err != nil {
 		return err
+	}
+	if t.ServiceCA, err = ring.CertificatePEM(keyring.FileServiceCA); err != nil {
+		return err
+	}
+	t.Certificate = func(hosts []string) (tls.Certificate, error) {
+		issuer, err := ring.Issuer(t.Clock(), rand.Reader)
+		if err != nil {
+			return tls.Certificate{}, err
+		}
+		return issuer.IssueServer(hosts)
 	}
 	if t.Scratch == "" {
 		if t.Scratch, err = os.MkdirTemp("", "sealift-image-test-"); err != nil {
@@ -125,6 +187,11 @@ func testImage(ctx context.Context, e *env, o testOptions) (err error) {
 		return err
 	}
 	steps.done()
+	return e.reportTest(o.dir, r)
+}
+
+// reportTest prints a test's checks and writes its statement.
+func (e *env) reportTest(dir string, r *imagetest.Report) error {
 	for _, c := range r.Checks {
 		mark := "ok     "
 		if !c.OK {
@@ -134,19 +201,21 @@ func testImage(ctx context.Context, e *env, o testOptions) (err error) {
 			return err
 		}
 	}
-	statement, err := writeTest(ctx, o.dir, r, signer)
+	for line := range strings.Lines(r.Console) {
+		if _, err := fmt.Fprintln(e.err, plain(strings.TrimSuffix(line, "\n"))); err != nil {
+			return err
+		}
+	}
+	text, err := r.Statement()
 	if err != nil {
 		return err
 	}
-	if r.Console != "" {
-		for line := range strings.Lines(r.Console) {
-			if _, err := fmt.Fprintln(e.err, plain(strings.TrimSuffix(line, "\n"))); err != nil {
-				return err
-			}
-		}
+	statement := filepath.Join(dir, image.FileTest)
+	if err := replaceFile(statement, text, 0o644); err != nil {
+		return err
 	}
 	if n := r.Failures(); n > 0 {
-		return withHint(refused{fmt.Errorf("image %s %s: %d of %d checks failed; statement: %s", m.Name, m.Version, n, len(r.Checks), statement)},
+		return withHint(refused{fmt.Errorf("image %s: %d of %d checks failed; statement: %s", r.Image, n, len(r.Checks), statement)},
 			"build the image anew; the machine's console is kept with --scratch DIR")
 	}
 	return e.print(struct {
@@ -154,68 +223,4 @@ func testImage(ctx context.Context, e *env, o testOptions) (err error) {
 		Checks    int    `json:"checks"`
 		Statement string `json:"statement"`
 	}{r.Result, len(r.Checks), statement}, "passed: %d checks, statement: %s", len(r.Checks), statement)
-}
-
-// enterLab goes on where network namespaces can be made. If that is another
-// process, done is true once it has ended.
-func enterLab(ctx context.Context) (done bool, err error) {
-	done, code, err := lab.Enter(ctx)
-	if !done || err != nil {
-		return done, err
-	}
-	err = errors.New("the test ended there, see above")
-	switch code {
-	case exitOK:
-		return true, nil
-	case exitRefused:
-		return true, refused{err}
-	case exitUsage:
-		return true, usage{err}
-	}
-	return true, err
-}
-
-// fillTest takes from the key directory what a test needs, and returns the
-// signer of its statement.
-func fillTest(t *imagetest.Test, ring *keyring.Keyring) (*sign.Signer, error) {
-	var err error
-	if t.Enrolment, err = ring.Enrolment(); err != nil {
-		return nil, err
-	}
-	if t.ServiceCA, err = ring.CertificatePEM(keyring.FileServiceCA); err != nil {
-		return nil, err
-	}
-	t.Certificate = func(hosts []string) (tls.Certificate, error) {
-		issuer, err := ring.Issuer(t.Clock(), rand.Reader)
-		if err != nil {
-			return tls.Certificate{}, err
-		}
-		return issuer.IssueServer(hosts)
-	}
-	key, err := ring.Image()
-	if err != nil {
-		return nil, err
-	}
-	return sign.FromKey(key)
-}
-
-// writeTest writes the signed statement beside the manifest: the bundle last,
-// so that a statement without one is an interrupted write.
-func writeTest(ctx context.Context, dir string, r *imagetest.Report, signer *sign.Signer) (string, error) {
-	statement, err := r.Statement()
-	if err != nil {
-		return "", err
-	}
-	signed, err := signer.SignStatement(ctx, statement)
-	if err != nil {
-		return "", err
-	}
-	name := filepath.Join(dir, image.FileTest)
-	if err := os.Remove(filepath.Join(dir, image.FileTestBundle)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	if err := replaceFile(name, statement, 0o644); err != nil {
-		return "", err
-	}
-	return name, replaceFile(filepath.Join(dir, image.FileTestBundle), signed, 0o644)
 }

@@ -25,7 +25,7 @@ func Enter(ctx context.Context) (done bool, code int, err error) {
 	if os.Geteuid() == 0 {
 		return false, 0, nil
 	}
-	if os.Getenv(insideEnv) != "" {
+	if Inside() {
 		return false, 0, errors.New("enter a user namespace: still not root inside it")
 	}
 	self, err := os.Executable()
@@ -51,6 +51,10 @@ func Enter(ctx context.Context) (done bool, code int, err error) {
 	}
 	return true, 0, err
 }
+
+// Inside reports whether this process is one that Enter has started: it reaches
+// no network but those that it makes.
+func Inside() bool { return os.Getenv(insideEnv) != "" }
 
 // Namespace is a network namespace, held open by an idle process. Close frees it.
 type Namespace struct {
