@@ -301,3 +301,41 @@ func TestArchivesAppearWhereADistroLooks(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+func TestTheConfigurationOfEachDistroIsAccepted(t *testing.T) {
+	for _, name := range profiles.Distros() {
+		d, err := profiles.LoadDistro(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := d.Node
+		raw, err := json.Marshal(profiles.NodeConfig{
+			Distro: name, Sysctls: n.Sysctls, Dirs: n.Dirs, Volatile: n.Volatile, Prefetch: n.Prefetch,
+			Services: n.Services, Import: n.Import, ImagesDir: n.ImagesDir, Join: n.Join,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := ParseConfig(raw)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		// Whatever variables its services have, a node knows all of them.
+		p := testPaths(t)
+		p.Server = filepath.Join(filepath.Dir(p.CA), "server")
+		write(t, p.Server, "https://10.77.0.1:6443\n")
+		u, err := joinServer(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		node := &Node{Handover: &Handover{NodeName: "store-1"}, nodeIP: "10.77.0.7", joinServer: u}
+		for _, s := range c.Services {
+			for _, a := range s.Args {
+				if got := node.expand(a); strings.Contains(got, "${") {
+					t.Errorf("%s: service %s: %s is left", name, s.Name, got)
+				}
+			}
+		}
+	}
+}
