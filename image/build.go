@@ -247,7 +247,11 @@ func (b *builder) disk(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	boot := disk.ESPFile{Path: bootPath(b.Profile.Arch), Data: image}
+	path, err := disk.BootPath(b.Profile.Arch)
+	if err != nil {
+		return err
+	}
+	boot := disk.ESPFile{Path: path, Data: image}
 	digest := sha256.Sum256(image)
 	if err := disk.WriteESP(esp, []disk.ESPFile{boot}, [4]byte(digest[:4]), b.Epoch); err != nil {
 		return err
@@ -345,15 +349,6 @@ func (b *builder) cmdline(rootHash [32]byte) string {
 		parts = append(parts, fmt.Sprintf("%s=%x", profiles.ParamRootHash, rootHash))
 	}
 	return strings.Join(parts, " ")
-}
-
-// bootPath is the file that firmware starts from a disk without a boot entry
-// (UEFI 2.10, 3.5.1.1).
-func bootPath(arch string) string {
-	if arch == "arm64" {
-		return "/EFI/BOOT/BOOTAA64.EFI"
-	}
-	return "/EFI/BOOT/BOOTX64.EFI"
 }
 
 // addUKI writes a UKI to the output and returns its reference values, which

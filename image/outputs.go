@@ -161,9 +161,13 @@ func (b *builder) iso(ctx context.Context) (err error) {
 		done += int64(n)
 		b.progress(StepISO, done, b.compressed.Size)
 	}}
+	path, err := disk.BootPath(b.Profile.Arch)
+	if err != nil {
+		return err
+	}
 	size, err := iso.Write(f, iso.Medium{
 		Label: profiles.MediumLabel,
-		Boot:  disk.ESPFile{Path: bootPath(b.Profile.Arch), Data: b.installerUKI},
+		Boot:  disk.ESPFile{Path: path, Data: b.installerUKI},
 		Files: []iso.File{
 			file(profiles.MediumManifest, text),
 			file(profiles.MediumBundle, bundle),

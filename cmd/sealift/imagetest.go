@@ -34,7 +34,7 @@ func newImageTestCommand(e *env) *cobra.Command {
 		Use:   "test DIR",
 		Short: "Boot an image and compare what it measures with what its manifest predicts",
 		Long: `Boots the image, as an installer would have left it, in QEMU with UEFI firmware
-(OVMF), Secure Boot with the keys of --keys, and a software TPM with SHA-256 and
+(OVMF or AAVMF), Secure Boot with the keys of --keys, and a software TPM with SHA-256 and
 SHA-384 banks. The image's agent attests to a real attestation service that runs
 in this process, in a network that holds nothing else. Every event and value of
 PCR 4, 5, 7, 9, 11, 12 and 13 is compared with the manifest, a line for each.
@@ -65,8 +65,8 @@ EXIT STATUS
 	o.key.addFlags(f, "key", "image key, if not that of the key directory")
 	f.StringVar(&o.accel, "accel", "", "how QEMU runs the image, `kvm or tcg` (default: kvm where it works)")
 	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "`time` that the boot may take")
-	f.StringVar(&o.firmware, "firmware", imagetest.FirmwareCode, "UEFI firmware `file` with Secure Boot")
-	f.StringVar(&o.vars, "firmware-vars", imagetest.FirmwareVars, "blank NVRAM `file` of that firmware")
+	f.StringVar(&o.firmware, "firmware", "", "UEFI firmware `file` with Secure Boot (default: Debian's for the image's architecture)")
+	f.StringVar(&o.vars, "firmware-vars", "", "blank NVRAM `file` of that firmware")
 	f.StringVar(&o.scratch, "scratch", "", "`directory` to leave the machine's disk and logs in (default: a temporary one)")
 	return cmd
 }

@@ -236,3 +236,15 @@ func (s *storage) Writable() (backend.WritableFile, error) { return s, nil }
 func (s *storage) Path() string                            { return "" }
 
 var _ io.WriteSeeker = (*Window)(nil)
+
+// BootPath is the file on an ESP that firmware of an architecture, in GOARCH's
+// spelling, starts from a disk without a boot entry (UEFI 2.10, 3.5.1.1).
+func BootPath(arch string) (string, error) {
+	switch arch {
+	case "amd64":
+		return "/EFI/BOOT/BOOTX64.EFI", nil
+	case "arm64":
+		return "/EFI/BOOT/BOOTAA64.EFI", nil
+	}
+	return "", fmt.Errorf("architecture is %.40q, want amd64 or arm64", arch)
+}

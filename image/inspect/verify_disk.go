@@ -471,18 +471,6 @@ func (v *verifier) checkFAT(context.Context) (string, error) {
 	return fmt.Sprintf("FAT32, %d clusters of %d bytes, both FATs and boot sectors", len(f.used), f.cluster), same("label", f.Label, "SEALIFT ESP")
 }
 
-// bootPath is the file that firmware starts from a disk without a boot entry
-// (UEFI 2.10, 3.5.1.1).
-func bootPath(arch string) (string, error) {
-	switch arch {
-	case "amd64":
-		return "/EFI/BOOT/BOOTX64.EFI", nil
-	case "arm64":
-		return "/EFI/BOOT/BOOTAA64.EFI", nil
-	}
-	return "", fmt.Errorf("architecture is %.40q, want amd64 or arm64", arch)
-}
-
 // checkESPFiles wants the boot file and its directories, and nothing else:
 // firmware starts other names, too, and none of them is in the manifest.
 func (v *verifier) checkESPFiles(context.Context) (string, error) {
@@ -490,7 +478,7 @@ func (v *verifier) checkESPFiles(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	boot, err := bootPath(v.m.Arch)
+	boot, err := disk.BootPath(v.m.Arch)
 	if err != nil {
 		return "", err
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sealift/sealift/image/disk"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/image/sign/bundle"
 	"github.com/sealift/sealift/profiles"
@@ -229,7 +230,7 @@ func (v *verifier) isoInstaller(a manifest.Artifact) (_ []byte, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("partition table: %w", err)
 	}
-	boot, err := bootPath(v.m.Arch)
+	boot, err := disk.BootPath(v.m.Arch)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"github.com/sealift/sealift/attest/tpm/pcrsig"
+	"github.com/sealift/sealift/image/disk"
 	"github.com/sealift/sealift/image/efivar"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/image/pe"
@@ -60,7 +61,7 @@ func (v *verifier) readUKI() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read it from the ESP: %w", err)
 	}
-	boot, err := bootPath(v.m.Arch)
+	boot, err := disk.BootPath(v.m.Arch)
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,38 @@ func TestBootsAsPredicted(t *testing.T) {
 	if os.Getenv("SEALIFT_VM") == "" {
 		t.Skip("boots virtual machines: make e2e")
 	}
+	b := newBootTest(t)
+	if _, err := os.Stat(filepath.Join(b.image, "manifest.json")); err != nil {
+		t.Fatalf("%v: the demo's test builds the image: make e2e", err)
+	}
+	// Firmware and kernel use one CPU each, so both boots together take little
+	// longer than one.
+	t.Run("the image as it is", func(t *testing.T) { t.Parallel(); b.good(t) })
+	t.Run("a changed command line, signed again with the db key", func(t *testing.T) { t.Parallel(); b.tampered(t) })
+}
+
+// TestBootsForAnotherArchitecture builds the demo's image for arm64, wherever
+// this runs, and boots it with firmware of arm64. It runs only where SEALIFT_VM
+// is set; the variables are those of TestBootsAsPredicted, but for the image.
+func TestBootsForAnotherArchitecture(t *testing.T) {
+	if os.Getenv("SEALIFT_VM") == "" {
+		t.Skip("boots virtual machines: make e2e")
+	}
+	b := newBootTest(t)
+	b.image = filepath.Join(b.root, "build", "test", "image-arm64")
+	if _, err := os.Stat(b.keys); err != nil {
+		b.sealift(t, "keys", "init", b.keys)
+	}
+	b.sealift(t, "image", "build", filepath.Join(b.root, "profiles", "demo.yaml"), "--arch", "arm64", "--keys", b.keys,
+		"--cache", filepath.Join(b.root, "build", "cache"), "--out", b.image, "--output", "raw", "--reuse")
+	b.sealift(t, "image", "verify", b.image, "--keys", b.keys)
+	b.good(t)
+}
+
+type bootTest struct{ root, program, image, keys string }
+
+func newBootTest(t *testing.T) *bootTest {
+	t.Helper()
 	root, err := filepath.Abs("../../../..")
 	if err != nil {
 		t.Fatal(err)
@@ -34,27 +66,27 @@ func TestBootsAsPredicted(t *testing.T) {
 		}
 		return filepath.Join(append([]string{root}, parts...)...)
 	}
-	b := &bootTest{
-		sealift: filepath.Join(or("SEALIFT_BIN", "bin"), "sealift"),
+	return &bootTest{
+		root:    root,
+		program: filepath.Join(or("SEALIFT_BIN", "bin"), "sealift"),
 		image:   or("SEALIFT_IMAGE", "build", "test", "image"),
 		keys:    or("SEALIFT_KEYS", "build", "test", "keys"),
 	}
-	if _, err := os.Stat(filepath.Join(b.image, "manifest.json")); err != nil {
-		t.Fatalf("%v: the demo's test builds the image: make e2e", err)
-	}
-	// Firmware and kernel use one CPU each, so both boots together take little
-	// longer than one.
-	t.Run("the image as it is", func(t *testing.T) { t.Parallel(); b.good(t) })
-	t.Run("a changed command line, signed again with the db key", func(t *testing.T) { t.Parallel(); b.tampered(t) })
 }
 
-type bootTest struct{ sealift, image, keys string }
+// sealift runs a command that has to succeed.
+func (b *bootTest) sealift(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), b.program, args...).CombinedOutput(); err != nil {
+		t.Fatalf("sealift %q: %v\n%s", args, err, out)
+	}
+}
 
 // run tests the image in dir, and returns the lines of the result and the exit
 // status.
 func (b *bootTest) run(t *testing.T, dir string) (string, int) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), b.sealift, "image", "test", dir, "--keys", b.keys, "--timeout", "12m")
+	cmd := exec.CommandContext(t.Context(), b.program, "image", "test", dir, "--keys", b.keys, "--timeout", "12m")
 	var out, talk bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &talk
 	err := cmd.Run()

@@ -11,6 +11,7 @@ package imagetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -24,6 +25,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +33,7 @@ import (
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/cmd/sealift/internal/vm"
 	"github.com/sealift/sealift/image"
+	"github.com/sealift/sealift/image/disk"
 	"github.com/sealift/sealift/image/efivar"
 	"github.com/sealift/sealift/image/guid"
 	"github.com/sealift/sealift/image/inspect"
@@ -40,11 +43,14 @@ import (
 	"github.com/sealift/sealift/profiles"
 )
 
-// Firmware files as Debian's ovmf package installs them.
-const (
-	FirmwareCode = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
-	FirmwareVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-)
+// Firmware returns the firmware with Secure Boot for an architecture and its
+// blank NVRAM, as Debian's packages ovmf and qemu-efi-aarch64 install them.
+func Firmware(arch string) (code, vars string) {
+	if arch == profiles.ARM64 {
+		return "/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"
+	}
+	return "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
+}
 
 // Sizes of the emulated machine.
 const (
@@ -68,8 +74,8 @@ type Test struct {
 
 	Accel   string        // kvm or tcg. Optional; what works.
 	Timeout time.Duration // for the boot, until the evidence is there
-	Code    string        // firmware image. Optional; FirmwareCode.
-	Vars    string        // blank NVRAM of the firmware. Optional; FirmwareVars.
+	Code    string        // firmware image. Optional; that of Firmware.
+	Vars    string        // blank NVRAM of the firmware. Optional; that of Firmware.
 	Scratch string        // directory for the machine's disk and logs; it is left as it is in the end
 	Version string        // of this program. Optional.
 	Log     *slog.Logger  // of the attestation service
@@ -82,9 +88,11 @@ type Test struct {
 var ErrTool = errors.New("not installed")
 
 // tools are the programs that a test runs.
-func tools() []string {
-	return []string{"qemu-system-x86_64", "swtpm", "swtpm_setup", "dnsmasq", "ip", "nsenter"}
+func (t *Test) tools() []string {
+	return []string{t.emulator(), "swtpm", "swtpm_setup", "dnsmasq", "ip", "nsenter"}
 }
+
+func (t *Test) emulator() string { return (&vm.Box{Arch: t.Manifest.Arch}).Emulator() }
 
 // Run boots the image. A report with failed checks is no error: an error means
 // that there is nothing to report. It must be called where network namespaces
@@ -108,22 +116,21 @@ type boot struct {
 }
 
 func (t *Test) run(ctx context.Context) (*Report, error) {
-	if t.Manifest.Arch != "amd64" {
-		return nil, fmt.Errorf("it is for %s: only amd64 images can be tested", t.Manifest.Arch)
+	if !slices.Contains(profiles.Arches(), t.Manifest.Arch) {
+		return nil, fmt.Errorf("it is for architecture %.40q, want one of %v", t.Manifest.Arch, profiles.Arches())
 	}
-	for _, name := range tools() {
+	for _, name := range t.tools() {
 		if _, err := exec.LookPath(name); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, ErrTool)
 		}
 	}
-	if t.Code == "" {
-		t.Code = FirmwareCode
-	}
-	if t.Vars == "" {
-		t.Vars = FirmwareVars
-	}
+	code, vars := Firmware(t.Manifest.Arch)
+	t.Code, t.Vars = cmp.Or(t.Code, code), cmp.Or(t.Vars, vars)
 	if t.Accel == "" {
-		t.Accel = vm.Accelerator(ctx)
+		t.Accel = "tcg"
+		if t.Manifest.Arch == runtime.GOARCH {
+			t.Accel = vm.Accelerator(ctx)
+		}
 	}
 	r := &Report{
 		Image: t.Manifest.Name + " " + t.Manifest.Version, Way: manifest.BootDisk, manifest: t.ManifestDigest, Started: t.Clock().UTC(),
@@ -293,7 +300,7 @@ func (t *Test) describe(ctx context.Context, r *Report, b *boot) error {
 	r.Machine = Machine{
 		Accel: t.Accel, Firmware: sha256.Sum256(code), Banks: predict.Banks(), DiskGUID: b.id.String(), DiskSize: b.size,
 	}
-	for to, name := range map[*string]string{&r.Machine.Emulator: "qemu-system-x86_64", &r.Machine.TPM: "swtpm"} {
+	for to, name := range map[*string]string{&r.Machine.Emulator: t.emulator(), &r.Machine.TPM: "swtpm"} {
 		out, err := exec.CommandContext(ctx, name, "--version").Output()
 		if err != nil {
 			return fmt.Errorf("%s --version: %w", name, err)
@@ -307,14 +314,18 @@ func (t *Test) describe(ctx context.Context, r *Report, b *boot) error {
 // newBox makes the machine as an installer would have left it.
 func (t *Test) newBox(ctx context.Context, b *boot, ca vm.TPMCA) (*vm.Box, error) {
 	box := &vm.Box{
-		Name: "image-test", Dir: filepath.Join(t.Scratch, "box"), Code: t.Code, Memory: memory, CPUs: 2,
+		Arch: t.Manifest.Arch, Name: "image-test", Dir: filepath.Join(t.Scratch, "box"), Code: t.Code, Memory: memory, CPUs: 2,
 		MAC: "52:54:00:77:7e:57", UUID: "5ea11f70-0000-4000-8000-000000007e57", Serial: "image-test", Banks: predict.Banks(),
 	}
 	blank, err := readLimited(t.Vars, maxStore)
 	if err != nil {
 		return nil, fmt.Errorf("firmware's NVRAM: %w", err)
 	}
-	variables, err := enrolled(t.Enrolment, b.esp, `\EFI\BOOT\BOOTX64.EFI`)
+	file, err := disk.BootPath(t.Manifest.Arch)
+	if err != nil {
+		return nil, err
+	}
+	variables, err := enrolled(t.Enrolment, b.esp, strings.ReplaceAll(file, "/", `\`))
 	if err != nil {
 		return nil, err
 	}

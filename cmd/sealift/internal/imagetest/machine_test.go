@@ -17,6 +17,8 @@ import (
 	"github.com/sealift/sealift/image/predict"
 )
 
+var _, blankVars = Firmware("amd64")
+
 func needFile(t testing.TB, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -45,7 +47,7 @@ func needTool(t testing.TB, name string) string {
 }
 
 func TestVariablesAreAddedBehindThoseThatAreThere(t *testing.T) {
-	blank := needFile(t, FirmwareVars)
+	blank := needFile(t, blankVars)
 	first := variable{guid.GUID{1}, "First", 7, []byte("odd")}
 	second := variable{guid.GUID{2}, "Second", 7, bytes.Repeat([]byte("x"), 1000)}
 	one, err := addVariables(blank, []variable{first})
@@ -75,7 +77,7 @@ func TestVariablesAreAddedBehindThoseThatAreThere(t *testing.T) {
 }
 
 func FuzzAddVariables(f *testing.F) {
-	blank := needFile(f, FirmwareVars)
+	blank := needFile(f, blankVars)
 	start, end, err := variableStore(blank)
 	if err != nil {
 		f.Fatal(err)

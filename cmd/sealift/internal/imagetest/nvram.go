@@ -20,9 +20,9 @@ const (
 	volumeHeader  = 56                                     // up to the block map
 	storeHeader   = 28
 	variableStart = 0x55aa
-	variableAdded = 0x3f // State of a valid variable
-	variableFixed = 60   // header of an authenticated variable
-	maxStore      = 16 << 20
+	variableAdded = 0x3f     // State of a valid variable
+	variableFixed = 60       // header of an authenticated variable
+	maxStore      = 64 << 20 // that of QEMU's arm64 board
 )
 
 // Attributes of variables that are not authenticated (UEFI 2.10, 8.2).

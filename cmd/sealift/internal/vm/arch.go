@@ -10,6 +10,9 @@ type hardware struct {
 	tpm     string   // device that is a TPM with the TIS interface
 }
 
+// Emulator is the program that runs the box.
+func (b *Box) Emulator() string { return b.hardware("tcg").qemu }
+
 // hardware returns that of the box's architecture.
 //
 // On amd64 System Management Mode keeps the NVRAM from the operating system.
