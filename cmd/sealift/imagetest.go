@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"github.com/sealift/sealift/cmd/sealift/internal/lab"
 	"github.com/sealift/sealift/image"
 	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/profiles"
 )
 
 type testOptions struct {
@@ -93,8 +95,14 @@ func testImage(ctx context.Context, e *env, o testOptions) (err error) {
 	if len(m.Boots) == 0 {
 		return withHint(fmt.Errorf("image %s: its manifest predicts no boots", o.dir), "build it with this version: sealift image build PROFILE --out %s", o.dir)
 	}
+	digest := manifest.SHA256(sha256.Sum256(b))
 	if lab.Inside() {
-		return bootImage(ctx, e, o, ring, m, sha256.Sum256(b))
+		text, err := bootImage(ctx, e, o, ring, m, digest)
+		if text != nil {
+			_, failed := os.NewFile(3, "statement").Write(text)
+			err = errors.Join(err, failed)
+		}
+		return err
 	}
 	// Keys may be behind the network, which a lab does not have: so the
 	// signature is made out here, and a key that cannot be had costs no boot.
@@ -109,25 +117,41 @@ func testImage(ctx context.Context, e *env, o testOptions) (err error) {
 			return fmt.Errorf("remove the statement of an earlier test: %w", err)
 		}
 	}
-	done, code, failed := lab.Enter(ctx)
-	switch {
-	case failed == nil && !done:
-		failed = bootImage(ctx, e, o, ring, m, sha256.Sum256(b))
-	case failed == nil:
-		failed = endedThere(code)
-	}
+	text, failed := bootInLab(ctx, e, o, ring, m, digest)
 	if failed != nil && !errors.As(failed, new(refused)) {
 		return failed
 	}
-	text, err := readFile(statement, manifest.MaxSize)
-	if err != nil {
+	if err := imagetest.CheckStatement(text, digest, failed == nil); err != nil {
 		return errors.Join(failed, err)
 	}
 	envelope, err := signer.SignStatement(ctx, text)
-	if err == nil {
-		err = replaceFile(signed, envelope, 0o644)
+	if err != nil {
+		return errors.Join(failed, err)
 	}
-	return errors.Join(failed, err)
+	return errors.Join(failed, replaceFile(statement, text, 0o644), replaceFile(signed, envelope, 0o644))
+}
+
+// bootInLab tests an image where network namespaces can be made, and returns
+// the statement: by way of a file that nobody else can open, as a key is to
+// sign it.
+func bootInLab(ctx context.Context, e *env, o testOptions, ring *keyring.Keyring, m *manifest.Manifest, digest manifest.SHA256) (_ []byte, err error) {
+	f, err := os.CreateTemp("", "sealift-statement-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, err
+	}
+	done, code, err := lab.Enter(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	if !done {
+		return bootImage(ctx, e, o, ring, m, digest)
+	}
+	text, err := io.ReadAll(io.NewSectionReader(f, 0, manifest.MaxSize))
+	return text, errors.Join(endedThere(code), err)
 }
 
 // endedThere returns the error of a command that was run again inside a lab,
@@ -146,18 +170,18 @@ func endedThere(code int) error {
 }
 
 // bootImage tests the image of a verified manifest, prints every check, and
-// writes the statement beside the manifest.
-func bootImage(ctx context.Context, e *env, o testOptions, ring *keyring.Keyring, m *manifest.Manifest, digest manifest.SHA256) (err error) {
+// returns the statement.
+func bootImage(ctx context.Context, e *env, o testOptions, ring *keyring.Keyring, m *manifest.Manifest, digest manifest.SHA256) (_ []byte, err error) {
 	t := &imagetest.Test{
 		Dir: o.dir, Manifest: m, ManifestDigest: digest,
 		Accel: o.accel, Timeout: o.timeout, Code: o.firmware, Vars: o.vars, Scratch: o.scratch,
 		Version: version(), Log: slog.New(slog.DiscardHandler), Clock: e.now,
 	}
 	if t.Enrolment, err = ring.Enrolment(); err != nil {
-		return err
+		return nil, err
 	}
 	if t.ServiceCA, err = ring.CertificatePEM(keyring.FileServiceCA); err != nil {
-		return err
+		return nil, err
 	}
 	t.Certificate = func(hosts []string) (tls.Certificate, error) {
 		issuer, err := ring.Issuer(t.Clock(), rand.Reader)
@@ -168,13 +192,13 @@ func bootImage(ctx context.Context, e *env, o testOptions, ring *keyring.Keyring
 	}
 	if t.Scratch == "" {
 		if t.Scratch, err = os.MkdirTemp("", "sealift-image-test-"); err != nil {
-			return err
+			return nil, err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(t.Scratch)) }()
 	} else if t.Scratch, err = filepath.Abs(t.Scratch); err != nil {
-		return err
+		return nil, err
 	} else if err = os.MkdirAll(t.Scratch, 0o700); err != nil {
-		return err
+		return nil, err
 	}
 	steps := newSteps(e.progress())
 	t.Step = func(what string) { steps.update(what, 0, 0) }
@@ -182,15 +206,23 @@ func bootImage(ctx context.Context, e *env, o testOptions, ring *keyring.Keyring
 	if err != nil {
 		steps.fail(err)
 		if errors.Is(err, imagetest.ErrTool) {
-			err = withHint(err, "as root: apt-get install qemu-system-x86 ovmf swtpm swtpm-tools dnsmasq-base iproute2 util-linux")
+			emulator := "qemu-system-x86 ovmf"
+			if m.Arch == profiles.ARM64 {
+				emulator = "qemu-system-arm qemu-efi-aarch64"
+			}
+			err = withHint(err, "as root: apt-get install %s swtpm swtpm-tools dnsmasq-base iproute2 util-linux", emulator)
 		}
-		return err
+		return nil, err
 	}
 	steps.done()
-	return e.reportTest(o.dir, r)
+	text, err := r.Statement()
+	if err != nil {
+		return nil, err
+	}
+	return text, e.reportTest(o.dir, r)
 }
 
-// reportTest prints a test's checks and writes its statement.
+// reportTest prints what a test has found.
 func (e *env) reportTest(dir string, r *imagetest.Report) error {
 	for _, c := range r.Checks {
 		mark := "ok     "
@@ -206,14 +238,7 @@ func (e *env) reportTest(dir string, r *imagetest.Report) error {
 			return err
 		}
 	}
-	text, err := r.Statement()
-	if err != nil {
-		return err
-	}
 	statement := filepath.Join(dir, image.FileTest)
-	if err := replaceFile(statement, text, 0o644); err != nil {
-		return err
-	}
 	if n := r.Failures(); n > 0 {
 		return withHint(refused{fmt.Errorf("image %s: %d of %d checks failed; statement: %s", r.Image, n, len(r.Checks), statement)},
 			"build the image anew; the machine's console is kept with --scratch DIR")

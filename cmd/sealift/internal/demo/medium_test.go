@@ -144,6 +144,9 @@ func mediumImage(t *testing.T) string {
 		}
 	}
 	if _, err := os.Stat(keys); err != nil {
+		if err := os.MkdirAll(work, 0o755); err != nil {
+			t.Fatal(err)
+		}
 		sealift("keys", "init", keys)
 	}
 	sealift("image", "build", filepath.Join(root, "profiles", "demo.yaml"), "--keys", keys,

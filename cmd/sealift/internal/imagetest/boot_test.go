@@ -47,7 +47,7 @@ func TestBootsForAnotherArchitecture(t *testing.T) {
 		b.sealift(t, "keys", "init", b.keys)
 	}
 	b.sealift(t, "image", "build", filepath.Join(b.root, "profiles", "demo.yaml"), "--arch", "arm64", "--keys", b.keys,
-		"--cache", filepath.Join(b.root, "build", "cache"), "--out", b.image, "--output", "raw", "--reuse")
+		"--cache", filepath.Join(b.root, "build", "cache"), "--out", b.image, "--output", "raw,netboot", "--reuse")
 	b.sealift(t, "image", "verify", b.image, "--keys", b.keys)
 	b.good(t)
 }

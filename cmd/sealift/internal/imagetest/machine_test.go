@@ -199,4 +199,19 @@ func TestTheStatementNamesWhatWasBooted(t *testing.T) {
 	if n := r.Failures(); n != 1 {
 		t.Errorf("%d failures, want 1", n)
 	}
+	if err := CheckStatement(b, manifest.SHA256{1}, false); err != nil {
+		t.Error(err)
+	}
+	for name, err := range map[string]error{
+		"of another image":        CheckStatement(b, manifest.SHA256{3}, false),
+		"with another result":     CheckStatement(b, manifest.SHA256{1}, true),
+		"with a result made up":   CheckStatement(bytes.Replace(b, []byte(`"failed"`), []byte(`"passed"`), 1), manifest.SHA256{1}, true),
+		"of another type":         CheckStatement(bytes.Replace(b, []byte("image-test/v1"), []byte("image-test/v2"), 1), manifest.SHA256{1}, false),
+		"that is not a statement": CheckStatement([]byte("{"), manifest.SHA256{1}, false),
+		"that is empty":           CheckStatement(nil, manifest.SHA256{1}, false),
+	} {
+		if err == nil {
+			t.Errorf("a statement %s would be signed", name)
+		}
+	}
 }

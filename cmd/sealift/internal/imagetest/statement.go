@@ -3,6 +3,7 @@ package imagetest
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sealift/sealift/image"
@@ -97,4 +98,22 @@ func (r *Report) Statement() ([]byte, error) {
 		return nil, fmt.Errorf("encode the statement: %w", err)
 	}
 	return append(b, '\n'), nil
+}
+
+// CheckStatement returns an error if text is not the statement of a test of the
+// image with that manifest and that result. A key signs only what passes.
+func CheckStatement(text []byte, digest manifest.SHA256, passed bool) error {
+	var s Statement
+	if err := json.Unmarshal(text, &s); err != nil {
+		return fmt.Errorf("read the statement of the test: %w", err)
+	}
+	about := slices.ContainsFunc(s.Subject, func(x Subject) bool {
+		return x.Name == image.FileManifest && x.Digest["sha256"] == digest
+	})
+	r := &s.Predicate
+	if s.Type != statementType || s.PredicateType != PredicateType || !about || (r.Result == Passed) != passed || (r.Failures() == 0) != passed {
+		return fmt.Errorf("the statement of the test is of type %.100q, result %.20q with %d failures, about manifest %s: %t; it is not signed",
+			s.PredicateType, r.Result, r.Failures(), digest, about)
+	}
+	return nil
 }

@@ -20,8 +20,9 @@ const insideEnv = "SEALIFT_LAB_INSIDE"
 // Enter makes sure that this process may create namespaces. Root may: Enter
 // returns false and nil, and the caller goes on. Any other user gets a user
 // namespace in which it is root: Enter runs the program again inside it, waits
-// for it, and returns true with its exit code.
-func Enter(ctx context.Context) (done bool, code int, err error) {
+// for it, and returns true with its exit code. It passes files on, from
+// descriptor 3.
+func Enter(ctx context.Context, files ...*os.File) (done bool, code int, err error) {
 	if os.Geteuid() == 0 {
 		return false, 0, nil
 	}
@@ -35,6 +36,7 @@ func Enter(ctx context.Context) (done bool, code int, err error) {
 	cmd := exec.CommandContext(ctx, self, os.Args[1:]...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.ExtraFiles = files
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
