@@ -76,6 +76,28 @@ func TestVariablesAreAddedBehindThoseThatAreThere(t *testing.T) {
 	}
 }
 
+// Blank NVRAM of arm64 is formatted as Debian's with keys in it is.
+func TestNVRAMOfZerosIsFormatted(t *testing.T) {
+	_, vars := Firmware("arm64")
+	blank := needFile(t, vars)
+	want := needFile(t, "/usr/share/AAVMF/AAVMF_VARS.ms.fd")
+	got, err := formatted(blank)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const headers = volumeHeader + 16 + storeHeader
+	if !bytes.Equal(got[:headers], want[:headers]) {
+		t.Errorf("headers are\n%x, want\n%x", got[:headers], want[:headers])
+	}
+	if len(got) != len(blank) || !allErased(got[headers:armVolume]) {
+		t.Error("the store is not erased, or has another size")
+	}
+	again, err := formatted(got)
+	if err != nil || !bytes.Equal(again, got) {
+		t.Errorf("formatted again, it changes (%v)", err)
+	}
+}
+
 func FuzzAddVariables(f *testing.F) {
 	blank := needFile(f, blankVars)
 	start, end, err := variableStore(blank)

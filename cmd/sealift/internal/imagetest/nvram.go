@@ -47,6 +47,10 @@ func addVariables(nvram []byte, add []variable) ([]byte, error) {
 }
 
 func writeVariables(nvram []byte, add []variable) ([]byte, error) {
+	nvram, err := formatted(nvram)
+	if err != nil {
+		return nil, err
+	}
 	start, end, err := variableStore(nvram)
 	if err != nil {
 		return nil, err
@@ -81,6 +85,55 @@ func writeVariables(nvram []byte, add []variable) ([]byte, error) {
 		copy(h[variableFixed:], name)
 		copy(h[variableFixed+len(name):], v.data)
 		at += (size + 3) &^ 3
+	}
+	return out, nil
+}
+
+// Layout of the NVRAM of QEMU's arm64 board: as many bytes each for variables,
+// for the journal of writes and for its spare.
+const (
+	armBlock  = 256 << 10
+	armBlocks = 256
+	armVolume = 3 * armBlock
+)
+
+// formatted returns NVRAM with an empty store. AAVMF comes with NVRAM of zeros,
+// which firmware formats at its first boot: as that does it, but for the
+// journal.
+func formatted(nvram []byte) ([]byte, error) {
+	if len(nvram) != armBlock*armBlocks || len(bytes.TrimLeft(nvram, "\x00")) > 0 {
+		return nvram, nil
+	}
+	volume, err := guid.Parse(volumeGUID)
+	if err != nil {
+		return nil, err
+	}
+	store, err := guid.Parse(storeGUID)
+	if err != nil {
+		return nil, err
+	}
+	le := binary.LittleEndian
+	h := make([]byte, 16, volumeHeader+16)
+	h = append(h, volume[:]...)
+	h = le.AppendUint64(h, armVolume)
+	h = append(h, "_FVH"...)
+	h = le.AppendUint32(h, 0x0e36) // readable, writable, sticky, memory mapped, erased to ones
+	h = append(h, volumeHeader+16, 0, 0, 0, 0, 0, 0, 2)
+	h = le.AppendUint32(h, armBlocks)
+	h = le.AppendUint32(h, armBlock)
+	h = append(h, make([]byte, 8)...) // the block map's end
+	var sum uint16
+	for i := 0; i < len(h); i += 2 {
+		sum += le.Uint16(h[i:])
+	}
+	le.PutUint16(h[50:], -sum)
+	out := bytes.Clone(nvram)
+	at := copy(out, h)
+	at += copy(out[at:], store[:])
+	le.PutUint32(out[at:], uint32(armBlock-len(h)))
+	out[at+4], out[at+5] = 0x5a, 0xfe // formatted, healthy
+	for i := len(h) + storeHeader; i < armVolume; i++ {
+		out[i] = 0xff
 	}
 	return out, nil
 }
