@@ -125,6 +125,7 @@ func (d *Demo) Steps() []Step {
 		steps = append(steps, Step{"refused: " + r.name, func(ctx context.Context) (string, error) { return d.refuse(ctx, r) }})
 	}
 	return append(steps,
+		Step{"root file system: a changed byte ends the boot", d.damage},
 		Step{"campaign: open, v1 still boots", d.campaignOpen},
 		Step{"campaign: v2 proves it", d.campaignProve},
 		Step{"campaign: v1 is refused", d.campaignClosed},

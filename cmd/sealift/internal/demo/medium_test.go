@@ -121,6 +121,9 @@ func TestInstallFromAMedium(t *testing.T) {
 	}
 }
 
+// mediumOutputs are all forms of an image.
+const mediumOutputs = "raw,raw.zst,netboot,qcow2,iso"
+
 // mediumImage returns the directory of an image with its raw disk and medium.
 func mediumImage(t *testing.T) string {
 	t.Helper()
@@ -150,7 +153,7 @@ func mediumImage(t *testing.T) string {
 		sealift("keys", "init", keys)
 	}
 	sealift("image", "build", filepath.Join(root, "profiles", "demo.yaml"), "--keys", keys,
-		"--cache", filepath.Join(root, "build", "cache"), "--out", dir, "--output", "raw,iso", "--reuse")
+		"--cache", filepath.Join(root, "build", "cache"), "--out", dir, "--output", mediumOutputs, "--reuse")
 	return dir
 }
 

@@ -185,13 +185,18 @@ func (d *Demo) secondBox(ctx context.Context) (vm.Power, *vm.Box, error) {
 // ukiPath is where firmware finds the UKI on the ESP, as mtools writes it.
 const ukiPath = "::/EFI/BOOT/BOOTX64.EFI"
 
-// esp returns how mtools names the ESP on the box's disk.
-func (d *Demo) esp() (string, error) {
+// manifest returns that of the image.
+func (d *Demo) manifest() (*manifest.Manifest, error) {
 	b, err := os.ReadFile(d.path("image", "manifest.json"))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	m, err := manifest.Decode(b)
+	return manifest.Decode(b)
+}
+
+// esp returns how mtools names the ESP on the box's disk.
+func (d *Demo) esp() (string, error) {
+	m, err := d.manifest()
 	if err != nil {
 		return "", err
 	}
