@@ -64,7 +64,7 @@ type BuildInput struct {
 	Installer *tree.Tree // initramfs of the installer
 
 	Kernel        []byte // with an EFI stub
-	KernelRelease string // uname -r
+	KernelRelease string // that the modules in the trees are for. Optional: must be the kernel's own
 	Stub          []byte // systemd-stub
 	OSRelease     []byte // os-release(5), measured with both UKIs
 
@@ -124,6 +124,15 @@ func (in *BuildInput) check() error {
 		return errors.New("the db key is not that of the enrolment")
 	case in.Output == "":
 		return errors.New("no output directory")
+	}
+	if in.KernelRelease != "" {
+		release, err := uki.KernelRelease(in.Kernel)
+		if err != nil {
+			return err
+		}
+		if release != in.KernelRelease {
+			return fmt.Errorf("the kernel is %s, its modules are for %s", release, in.KernelRelease)
+		}
 	}
 	if y := in.Epoch.UTC().Year(); y < 1980 || y > 2037 {
 		return fmt.Errorf("epoch %s is outside of the years 1980 to 2037 that all formats in an image can hold", in.Epoch.UTC().Format(time.RFC3339))
@@ -314,7 +323,7 @@ func (b *builder) uki(initramfs *tree.Tree, cmdline string, pcr *rsa.PrivateKey)
 		return nil, err
 	}
 	unsigned, err := uki.Assemble(uki.Input{
-		Stub: b.Stub, Kernel: b.Kernel, Uname: b.KernelRelease, Initrd: initrd.Bytes(),
+		Stub: b.Stub, Kernel: b.Kernel, Initrd: initrd.Bytes(),
 		Cmdline: cmdline, OSRelease: b.OSRelease, PCRKey: pcr, Epoch: b.Epoch,
 	})
 	if err != nil {

@@ -114,11 +114,10 @@ func certificate(t *testing.T, name string) *pkcs7.Signer {
 	return &pkcs7.Signer{Key: key, Certificate: cert}
 }
 
-// input is an image of small trees. In place of a kernel it has another EFI
-// program: to the builder one PE image is like another.
+// input is an image of small trees. In place of a kernel it has an EFI program
+// that says what a kernel says.
 func input(t *testing.T) BuildInput {
 	t.Helper()
-	needFile(t, testKernel)
 	needFile(t, testStub)
 	in, err := makeFixture(t).input(false)
 	if err != nil {
@@ -199,6 +198,15 @@ func TestToolsAcceptTheBuild(t *testing.T) {
 	if want := "sealift.roothash=" + m.Root.RootHash.String(); !strings.HasSuffix(m.UKI.Cmdline, want) || !strings.Contains(m.UKI.Cmdline, "net.ifnames=0") {
 		t.Errorf("command line is %q", m.UKI.Cmdline)
 	}
+	for _, name := range []string{FileUKI, FileInstaller} {
+		for sec, want := range map[string]string{
+			".uname": testRelease, ".osrel": string(in.OSRelease), ".sbat": section(t, testStub, ".sbat"),
+		} {
+			if got := section(t, path(name), sec); got != want {
+				t.Errorf("section %s of %s is %q, want %q", sec, name, got, want)
+			}
+		}
+	}
 	if strings.Contains(m.Installer.Cmdline, "roothash") {
 		t.Errorf("installer's command line is %q", m.Installer.Cmdline)
 	}
@@ -217,6 +225,19 @@ func TestToolsAcceptTheBuild(t *testing.T) {
 	if stat, ok := must(os.Stat(path(FileDisk))).Sys().(*syscall.Stat_t); ok && stat.Blocks*512 > 12<<20 {
 		t.Errorf("disk image takes %d bytes of %d, so it is not sparse", stat.Blocks*512, len(raw))
 	}
+}
+
+// section returns a section of a PE file as objcopy has it, without the NULs
+// that it is padded with.
+func section(t *testing.T, file, name string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "section")
+	run(t, "objcopy", "-O", "binary", "--only-section="+name, file, to)
+	b, err := os.ReadFile(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimRight(string(b), "\x00")
 }
 
 func must(info fs.FileInfo, err error) fs.FileInfo {
@@ -284,6 +305,8 @@ func TestAFailedBuildLeavesNothing(t *testing.T) {
 		"ESP too small":             {func(_ *testing.T, in *BuildInput) { in.Profile.Disk.ESP = 32 }, "esp 32"},
 		"db key of another":         {func(t *testing.T, in *BuildInput) { in.DB = certificate(t, "other") }, "not that of the enrolment"},
 		"root hash in profile":      {func(_ *testing.T, in *BuildInput) { in.Profile.Kernel.Cmdline = []string{"sealift.roothash=00"} }, "only the builder sets"},
+		"kernel that is none":       {func(_ *testing.T, in *BuildInput) { in.Kernel = in.Stub }, "it is not a bzImage"},
+		"modules of another kernel": {func(_ *testing.T, in *BuildInput) { in.KernelRelease = "6.1.0-1" }, "the kernel is " + testRelease + ", its modules are for 6.1.0-1"},
 		"stub that is none":         {func(_ *testing.T, in *BuildInput) { in.Stub = in.Kernel }, "stub"},
 		"no lock":                   {func(_ *testing.T, in *BuildInput) { in.LockDigest = manifest.SHA256{} }, "no lock digest"},
 		"epoch before all formats'": {func(_ *testing.T, in *BuildInput) { in.Epoch = time.Unix(0, 0) }, "epoch 1970"},

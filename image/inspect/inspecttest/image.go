@@ -1,5 +1,5 @@
 // Package inspecttest builds small images for tests: complete in every part that
-// package inspect looks at, but with another EFI program in place of a kernel
+// package inspect looks at, but with an EFI program in place of a kernel
 // and a few files in place of a system. New is the way in.
 package inspecttest
 
@@ -23,17 +23,19 @@ import (
 	"github.com/sealift/sealift/image"
 	"github.com/sealift/sealift/image/efivar"
 	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/pe"
 	"github.com/sealift/sealift/image/pkcs7"
 	"github.com/sealift/sealift/image/sign"
 	"github.com/sealift/sealift/image/tree"
+	"github.com/sealift/sealift/image/uki/ukitest"
 	"github.com/sealift/sealift/profiles"
 )
 
-// Files of the systemd-boot-efi package that images are made of.
-const (
-	Stub   = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
-	Kernel = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
-)
+// Stub is the file of the systemd-boot-efi package that images are made of.
+const Stub = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+
+// KernelRelease is the release of the images' kernel.
+const KernelRelease = "6.1.0"
 
 // Keys are those of a fleet, as far as an image needs them.
 type Keys struct {
@@ -115,6 +117,7 @@ func (k *Keys) Input(out string) (*image.BuildInput, error) {
 		},
 		LockDigest: sha256.Sum256([]byte("lock")),
 		Epoch:      time.Unix(1750000000, 0),
+		Kernel:     ukitest.Kernel(pe.MachineAMD64, KernelRelease),
 		OSRelease:  []byte("ID=sealift\n"),
 		DB:         k.DB,
 		Enrolment:  k.Enrolment,
@@ -122,9 +125,6 @@ func (k *Keys) Input(out string) (*image.BuildInput, error) {
 		Output:     out,
 	}
 	var err error
-	if in.Kernel, err = os.ReadFile(Kernel); err != nil {
-		return nil, err
-	}
 	if in.Stub, err = os.ReadFile(Stub); err != nil {
 		return nil, err
 	}
@@ -179,7 +179,7 @@ func (k *Keys) trees(p *profiles.Profile) (root, boot, installer *tree.Tree, err
 	put(root, "etc/os-release", []byte("ID=sealift\n"), 0o644)
 	put(root, "empty", nil, 0o600)
 	put(root, "usr/bin/sudo", []byte("setuid"), 0o755|os.ModeSetuid)
-	put(root, "usr/lib/modules/6.1.0/kernel/fs/erofs/erofs.ko", bytes.Repeat([]byte("module"), 1000), 0o644)
+	put(root, "usr/lib/modules/"+KernelRelease+"/kernel/fs/erofs/erofs.ko", bytes.Repeat([]byte("module"), 1000), 0o644)
 	for i := range 300 { // a directory of several blocks
 		put(root, fmt.Sprintf("usr/share/many/file-with-a-long-name-%03d", i), []byte{byte(i)}, 0o644)
 	}
