@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -247,6 +248,36 @@ func must(info fs.FileInfo, err error) fs.FileInfo {
 	return info
 }
 
+func TestDebugMarksTheImage(t *testing.T) {
+	for _, debug := range []bool{false, true} {
+		in := input(t)
+		in.Outputs = []Output{OutputNetboot}
+		if in.Profile.Debug = debug; debug {
+			in.OSRelease = append(in.OSRelease, "VARIANT_ID=debug\n"...)
+		}
+		m, err := Build(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(filepath.Join(in.Output, FileManifest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A manifest without the mark is what it was before there was one.
+		if m.Debug != debug || bytes.Contains(text, []byte(`"debug"`)) != debug || debug && !bytes.Contains(text, []byte("\n  \"debug\": true,\n")) {
+			t.Errorf("debug %t: the manifest says %t", debug, m.Debug)
+		}
+		for name, cmdline := range map[string]string{FileUKI: m.UKI.Cmdline, FileInstaller: m.Installer.Cmdline} {
+			if quiet := slices.Contains(strings.Fields(cmdline), "loglevel=4"); quiet == debug {
+				t.Errorf("debug %t: the command line of %s is %q", debug, name, cmdline)
+			}
+			if got := section(t, filepath.Join(in.Output, name), ".osrel"); strings.Contains(got, "VARIANT_ID=debug\n") != debug {
+				t.Errorf("debug %t: .osrel of %s is %q", debug, name, got)
+			}
+		}
+	}
+}
+
 func TestABuildReplacesAnImageAndNothingElse(t *testing.T) {
 	in := input(t)
 	if _, err := Build(t.Context(), in); err != nil {
@@ -307,6 +338,8 @@ func TestAFailedBuildLeavesNothing(t *testing.T) {
 		"root hash in profile":      {func(_ *testing.T, in *BuildInput) { in.Profile.Kernel.Cmdline = []string{"sealift.roothash=00"} }, "only the builder sets"},
 		"kernel that is none":       {func(_ *testing.T, in *BuildInput) { in.Kernel = in.Stub }, "it is not a bzImage"},
 		"modules of another kernel": {func(_ *testing.T, in *BuildInput) { in.KernelRelease = "6.1.0-1" }, "the kernel is " + testRelease + ", its modules are for 6.1.0-1"},
+		"os-release without debug":  {func(_ *testing.T, in *BuildInput) { in.Profile.Debug = true }, "debug of profile demo is true, but VARIANT_ID in os-release says false"},
+		"os-release with debug":     {func(_ *testing.T, in *BuildInput) { in.OSRelease = []byte("VARIANT_ID=debug\n") }, "debug of profile demo is false"},
 		"stub that is none":         {func(_ *testing.T, in *BuildInput) { in.Stub = in.Kernel }, "stub"},
 		"no lock":                   {func(_ *testing.T, in *BuildInput) { in.LockDigest = manifest.SHA256{} }, "no lock digest"},
 		"epoch before all formats'": {func(_ *testing.T, in *BuildInput) { in.Epoch = time.Unix(0, 0) }, "epoch 1970"},
