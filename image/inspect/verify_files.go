@@ -49,6 +49,7 @@ func (v *verifier) fileJobs() []job {
 			return checkReference("installer", image, &v.m.Installer)
 		})),
 		result("installer.uname", v.checkUname(v.installer, profiles.ModeInstall)),
+		result("installer.debug", v.checkDebug(v.installer, profiles.ModeInstall)),
 		result("installer.initrd", v.checkInstaller),
 	)
 }

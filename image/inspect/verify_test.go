@@ -97,6 +97,62 @@ func TestKernelAndModulesAreOfOneRelease(t *testing.T) {
 	}
 }
 
+func TestTheDebugMarkIsTheSameEverywhere(t *testing.T) {
+	f := small(t)
+	// A debug image is a good image, and says what it is.
+	debug := func(in *image.BuildInput) error {
+		b, err := f.keys.DebugInput(in.Output)
+		if err == nil {
+			b.Outputs = in.Outputs
+			*in = *b
+		}
+		return err
+	}
+	if failed := altered(t, debug); len(failed) != 0 {
+		t.Errorf("a debug image: %q", names(failed))
+	}
+	in := f.signed(t, func(m *manifest.Manifest) { m.Debug = true })
+	in.Disk = f.clean
+	failed := failures(t, in)
+	for _, name := range []string{"uki.debug", "installer.debug"} {
+		if c := failed[name]; c.Got != `"not marked debug"` || c.Want != `"marked debug"` {
+			t.Errorf("%s of an image whose manifest alone is marked: %+v", name, c)
+		}
+	}
+	for name, c := range map[string]struct {
+		edit func(in *image.BuildInput) error
+		want []string
+	}{
+		"agents": {func(in *image.BuildInput) error {
+			other, err := f.keys.DebugInput(in.Output)
+			if err == nil {
+				in.Boot, in.Installer = other.Boot, other.Installer
+			}
+			return err
+		}, []string{"installer.debug", "uki.debug"}},
+		"root": {func(in *image.BuildInput) error {
+			other, err := f.keys.DebugInput(in.Output)
+			if err == nil {
+				in.Root = other.Root
+			}
+			return err
+		}, []string{"uki.debug"}},
+		"agents of a debug image": {func(in *image.BuildInput) error {
+			boot, installer := in.Boot, in.Installer
+			err := debug(in)
+			in.Boot, in.Installer = boot, installer
+			return err
+		}, []string{"installer.debug", "uki.debug"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			failed := altered(t, c.edit)
+			if got := slices.Sorted(maps.Keys(failed)); !slices.Equal(got, c.want) {
+				t.Errorf("failed: %q, want %q", names(failed), c.want)
+			}
+		})
+	}
+}
+
 // positions returns offsets in pages that hold anything and, for every tenth, in
 // one that does not.
 func (d *memory) positions(r *rand.Rand, n int) []int64 {

@@ -38,6 +38,7 @@ func (v *verifier) ukiJobs() []job {
 		result("uki.reference", on(v.uki, func(image []byte) (string, error) { return checkReference("uki", image, &v.m.UKI) })),
 		result("uki.cmdline", on(v.uki, v.checkCmdline)),
 		result("uki.uname", v.checkUname(v.uki, profiles.ModeBoot)),
+		result("uki.debug", v.checkDebug(v.uki, profiles.ModeBoot)),
 		result("uki.policy", on(v.uki, v.checkPolicy)),
 		result("uki.initrd", on(v.uki, v.checkInitrd)),
 		result("secureboot.reference", v.checkSecureBoot),
@@ -255,6 +256,48 @@ func (v *verifier) checkUname(get func() ([]byte, error), mode string) func(cont
 
 // modulesDir has a directory for each kernel release.
 const modulesDir = "/usr/lib/modules/"
+
+// debugMark is how a mark is told.
+func debugMark(debug bool) string {
+	if debug {
+		return "marked debug"
+	}
+	return "not marked debug"
+}
+
+// osReleasePath is where the root file system has what is in section .osrel.
+const osReleasePath = "/etc/os-release"
+
+// checkDebug makes a check that a UKI and the agent in it are marked debug if
+// the manifest is, and only then.
+func (v *verifier) checkDebug(get func() ([]byte, error), mode string) func(context.Context) (string, error) {
+	return on(get, func(image []byte) (string, error) {
+		release, err := peSection(image, ".osrel")
+		if err != nil {
+			return "", err
+		}
+		_, c, _, err := v.agentConfig(mode)
+		if err != nil {
+			return "", err
+		}
+		want := debugMark(v.m.Debug)
+		differ := present(
+			same("section .osrel", debugMark(profiles.MarkedDebug(release)), want),
+			same("the agent", debugMark(c.Debug), want),
+		)
+		if mode == profiles.ModeBoot {
+			root, err := v.root()
+			if err != nil {
+				return "", err
+			}
+			differ = append(differ, present(same(osReleasePath, string(root.Kept[osReleasePath]), string(release)))...)
+		}
+		if v.m.Debug {
+			want += ", not for production"
+		}
+		return want, several(differ)
+	})
+}
 
 // checkPolicy checks that .pcrsig allows PCR 11 as this UKI leaves it and
 // nothing else, by the key in .pcrpkey.
