@@ -429,6 +429,8 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			}, want: []Code{CodeEventUnknown, CodeSection}, says: "section .initrd differs"},
 		"a section that the image does not have": {
 			before: func(s *scene) { s.insertAfter(of("contents of .initrd"), section(".dtb", "evil")...) }, want: []Code{CodeSection}, says: ".dtb"},
+		".uname, of which a stub 252 knows nothing": {
+			before: func(s *scene) { s.insertAfter(of("contents of .cmdline"), section(".uname", "6.1.0")...) }, want: []Code{CodeSection}, says: ".uname"},
 		"a section that is missing": {
 			before: func(s *scene) {
 				s.measured = slices.DeleteFunc(s.measured, func(m measurement) bool {

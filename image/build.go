@@ -64,9 +64,9 @@ type BuildInput struct {
 	Installer *tree.Tree // initramfs of the installer
 
 	Kernel        []byte // with an EFI stub
-	KernelRelease string // uname -r
+	KernelRelease string // that the modules in the trees are for. Optional: must be the kernel's own
 	Stub          []byte // systemd-stub
-	OSRelease     []byte // os-release(5), measured with both UKIs
+	OSRelease     []byte // os-release(5), measured with both UKIs; VARIANT_ID is debug if the profile is
 
 	DB        *pkcs7.Signer    // signs UKIs; its certificate is the Enrolment's DB
 	Enrolment efivar.Enrolment // what the installer enrols
@@ -125,6 +125,18 @@ func (in *BuildInput) check() error {
 	case in.Output == "":
 		return errors.New("no output directory")
 	}
+	if in.KernelRelease != "" {
+		release, err := uki.KernelRelease(in.Kernel)
+		if err != nil {
+			return err
+		}
+		if release != in.KernelRelease {
+			return fmt.Errorf("the kernel is %s, its modules are for %s", release, in.KernelRelease)
+		}
+	}
+	if marked := profiles.MarkedDebug(in.OSRelease); marked != in.Profile.Debug {
+		return fmt.Errorf("debug of profile %s is %t, but VARIANT_ID in os-release says %t", in.Profile.Name, in.Profile.Debug, marked)
+	}
 	if y := in.Epoch.UTC().Year(); y < 1980 || y > 2037 {
 		return fmt.Errorf("epoch %s is outside of the years 1980 to 2037 that all formats in an image can hold", in.Epoch.UTC().Format(time.RFC3339))
 	}
@@ -174,7 +186,7 @@ func build(ctx context.Context, in *BuildInput) (_ *manifest.Manifest, err error
 	}
 	b.m = &manifest.Manifest{
 		Schema: manifest.Schema, Name: in.Profile.Name, Version: in.Profile.Version, Arch: in.Profile.Arch,
-		Epoch: in.Epoch.Unix(), LockDigest: in.LockDigest,
+		Epoch: in.Epoch.Unix(), Debug: in.Profile.Debug, LockDigest: in.LockDigest,
 		Kubernetes: manifest.Kubernetes{Distro: in.Profile.Kubernetes.Distro, Version: in.Profile.Kubernetes.Version},
 		SecureBoot: secureBoot,
 	}
@@ -314,7 +326,7 @@ func (b *builder) uki(initramfs *tree.Tree, cmdline string, pcr *rsa.PrivateKey)
 		return nil, err
 	}
 	unsigned, err := uki.Assemble(uki.Input{
-		Stub: b.Stub, Kernel: b.Kernel, Uname: b.KernelRelease, Initrd: initrd.Bytes(),
+		Stub: b.Stub, Kernel: b.Kernel, Initrd: initrd.Bytes(),
 		Cmdline: cmdline, OSRelease: b.OSRelease, PCRKey: pcr, Epoch: b.Epoch,
 	})
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -114,11 +115,10 @@ func certificate(t *testing.T, name string) *pkcs7.Signer {
 	return &pkcs7.Signer{Key: key, Certificate: cert}
 }
 
-// input is an image of small trees. In place of a kernel it has another EFI
-// program: to the builder one PE image is like another.
+// input is an image of small trees. In place of a kernel it has an EFI program
+// that says what a kernel says.
 func input(t *testing.T) BuildInput {
 	t.Helper()
-	needFile(t, testKernel)
 	needFile(t, testStub)
 	in, err := makeFixture(t).input(false)
 	if err != nil {
@@ -199,6 +199,15 @@ func TestToolsAcceptTheBuild(t *testing.T) {
 	if want := "sealift.roothash=" + m.Root.RootHash.String(); !strings.HasSuffix(m.UKI.Cmdline, want) || !strings.Contains(m.UKI.Cmdline, "net.ifnames=0") {
 		t.Errorf("command line is %q", m.UKI.Cmdline)
 	}
+	for _, name := range []string{FileUKI, FileInstaller} {
+		for sec, want := range map[string]string{
+			".uname": testRelease, ".osrel": string(in.OSRelease), ".sbat": section(t, testStub, ".sbat"),
+		} {
+			if got := section(t, path(name), sec); got != want {
+				t.Errorf("section %s of %s is %q, want %q", sec, name, got, want)
+			}
+		}
+	}
 	if strings.Contains(m.Installer.Cmdline, "roothash") {
 		t.Errorf("installer's command line is %q", m.Installer.Cmdline)
 	}
@@ -219,11 +228,54 @@ func TestToolsAcceptTheBuild(t *testing.T) {
 	}
 }
 
+// section returns a section of a PE file as objcopy has it, without the NULs
+// that it is padded with.
+func section(t *testing.T, file, name string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "section")
+	run(t, "objcopy", "-O", "binary", "--only-section="+name, file, to)
+	b, err := os.ReadFile(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimRight(string(b), "\x00")
+}
+
 func must(info fs.FileInfo, err error) fs.FileInfo {
 	if err != nil {
 		panic(err)
 	}
 	return info
+}
+
+func TestDebugMarksTheImage(t *testing.T) {
+	for _, debug := range []bool{false, true} {
+		in := input(t)
+		in.Outputs = []Output{OutputNetboot}
+		if in.Profile.Debug = debug; debug {
+			in.OSRelease = append(in.OSRelease, "VARIANT_ID=debug\n"...)
+		}
+		m, err := Build(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(filepath.Join(in.Output, FileManifest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A manifest without the mark is what it was before there was one.
+		if m.Debug != debug || bytes.Contains(text, []byte(`"debug"`)) != debug || debug && !bytes.Contains(text, []byte("\n  \"debug\": true,\n")) {
+			t.Errorf("debug %t: the manifest says %t", debug, m.Debug)
+		}
+		for name, cmdline := range map[string]string{FileUKI: m.UKI.Cmdline, FileInstaller: m.Installer.Cmdline} {
+			if quiet := slices.Contains(strings.Fields(cmdline), "loglevel=4"); quiet == debug {
+				t.Errorf("debug %t: the command line of %s is %q", debug, name, cmdline)
+			}
+			if got := section(t, filepath.Join(in.Output, name), ".osrel"); strings.Contains(got, "VARIANT_ID=debug\n") != debug {
+				t.Errorf("debug %t: .osrel of %s is %q", debug, name, got)
+			}
+		}
+	}
 }
 
 func TestABuildReplacesAnImageAndNothingElse(t *testing.T) {
@@ -284,6 +336,10 @@ func TestAFailedBuildLeavesNothing(t *testing.T) {
 		"ESP too small":             {func(_ *testing.T, in *BuildInput) { in.Profile.Disk.ESP = 32 }, "esp 32"},
 		"db key of another":         {func(t *testing.T, in *BuildInput) { in.DB = certificate(t, "other") }, "not that of the enrolment"},
 		"root hash in profile":      {func(_ *testing.T, in *BuildInput) { in.Profile.Kernel.Cmdline = []string{"sealift.roothash=00"} }, "only the builder sets"},
+		"kernel that is none":       {func(_ *testing.T, in *BuildInput) { in.Kernel = in.Stub }, "it is not a bzImage"},
+		"modules of another kernel": {func(_ *testing.T, in *BuildInput) { in.KernelRelease = "6.1.0-1" }, "the kernel is " + testRelease + ", its modules are for 6.1.0-1"},
+		"os-release without debug":  {func(_ *testing.T, in *BuildInput) { in.Profile.Debug = true }, "debug of profile demo is true, but VARIANT_ID in os-release says false"},
+		"os-release with debug":     {func(_ *testing.T, in *BuildInput) { in.OSRelease = []byte("VARIANT_ID=debug\n") }, "debug of profile demo is false"},
 		"stub that is none":         {func(_ *testing.T, in *BuildInput) { in.Stub = in.Kernel }, "stub"},
 		"no lock":                   {func(_ *testing.T, in *BuildInput) { in.LockDigest = manifest.SHA256{} }, "no lock digest"},
 		"epoch before all formats'": {func(_ *testing.T, in *BuildInput) { in.Epoch = time.Unix(0, 0) }, "epoch 1970"},

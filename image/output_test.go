@@ -63,7 +63,7 @@ func complete(t *testing.T, output string) string {
 }
 
 func TestAKilledBuildLeavesTheOldImageOrNone(t *testing.T) {
-	needFile(t, testKernel)
+	needFile(t, testStub)
 	fx := makeFixture(t)
 	for _, point := range []order{
 		{KillAt: StepRoot}, {KillAt: StepVerity, Done: 1}, {KillAt: StepUKI}, {KillAt: StepDisk},
@@ -113,7 +113,7 @@ func TestAKilledBuildLeavesTheOldImageOrNone(t *testing.T) {
 }
 
 func TestABuildKilledAtAnyTimeLeavesWholeImages(t *testing.T) {
-	needFile(t, testKernel)
+	needFile(t, testStub)
 	o := order{Fixture: makeFixture(t), Outputs: everyOutput(), Output: filepath.Join(t.TempDir(), "image")}
 	for i := range 12 {
 		cmd := o.process(t)
@@ -191,7 +191,7 @@ func TestASecondBuildIntoTheSameDirectoryIsRefused(t *testing.T) {
 }
 
 func TestOfManyBuildsAtOnceSomeWinAndNoneBreaks(t *testing.T) {
-	needFile(t, testKernel)
+	needFile(t, testStub)
 	fx := makeFixture(t)
 	output := filepath.Join(t.TempDir(), "image")
 	var wg sync.WaitGroup
@@ -217,7 +217,7 @@ func TestOfManyBuildsAtOnceSomeWinAndNoneBreaks(t *testing.T) {
 }
 
 func TestAFullDiskIsSaidPlainlyAndLeavesNothing(t *testing.T) {
-	needFile(t, testKernel)
+	needFile(t, testStub)
 	fx := makeFixture(t)
 	failed := map[string]bool{}
 	for size := int64(256 << 10); ; size += size/4 + 4096 {
@@ -252,7 +252,7 @@ func TestAFullDiskIsSaidPlainlyAndLeavesNothing(t *testing.T) {
 }
 
 func TestAFullDiskLeavesTheOldImage(t *testing.T) {
-	needFile(t, testKernel)
+	needFile(t, testStub)
 	dir := t.TempDir()
 	o := order{Fixture: makeFixture(t), Outputs: []Output{OutputRaw}, Mount: dir, MountSize: 12 << 20, Output: filepath.Join(dir, "image"), Twice: true}
 	cmd := o.process(t)

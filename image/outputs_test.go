@@ -190,7 +190,7 @@ func must2[T any](v T, err error) T {
 }
 
 func TestEveryOutputHasTheSameBytesElsewhere(t *testing.T) {
-	needFile(t, testKernel)
+	needFile(t, testStub)
 	fx := makeFixture(t)
 	here := order{Fixture: fx, Output: filepath.Join(t.TempDir(), "out"), Outputs: everyOutput()}
 	if a := here.run(t, here.process(t, "GOMAXPROCS=1", "TZ=UTC", "LC_ALL=C")); a.Err != "" {

@@ -22,15 +22,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sealift/sealift/image/efivar"
+	"github.com/sealift/sealift/image/pe"
 	"github.com/sealift/sealift/image/pkcs7"
 	"github.com/sealift/sealift/image/sign"
 	"github.com/sealift/sealift/image/tree"
+	"github.com/sealift/sealift/image/uki/ukitest"
 	"github.com/sealift/sealift/profiles"
 )
 
 const (
-	testKernel = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
-	testStub   = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+	testStub    = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+	testRelease = "6.1.0-56-cloud-amd64"
 )
 
 // fixture is what builds are made of that have to be equal, in a form that
@@ -91,7 +93,7 @@ func (f fixture) input(reverse bool) (in BuildInput, err error) {
 		},
 		LockDigest: sha256.Sum256([]byte("lock")),
 		Epoch:      time.Unix(1750000000, 0),
-		Kernel:     read(testKernel),
+		Kernel:     ukitest.Kernel(pe.MachineAMD64, testRelease),
 		Stub:       read(testStub),
 		OSRelease:  []byte("ID=sealift\n"),
 		DB:         &pkcs7.Signer{Key: db, Certificate: certificate(f.DB)},

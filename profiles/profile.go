@@ -34,7 +34,7 @@ type Profile struct {
 	// one entry. Empty: any machine. It keeps an image from the wrong box by
 	// mistake; what a machine says of itself is a claim, not proof.
 	Hardware []Hardware `yaml:"hardware"`
-	Debug    bool       `yaml:"debug"` // verbose console; marks the image as not for production
+	Debug    bool       `yaml:"debug"` // verbose console; marks the image, its manifest and its os-release as not for production
 }
 
 // OCI is a container image whose tree becomes the base of the root file

@@ -422,5 +422,9 @@ func printImage(e *env, dir string, m *manifest.Manifest) error {
 	for _, a := range m.Artifacts {
 		fmt.Fprintf(&files, "%s %s, ", a.Name, progress.Bytes(a.Size))
 	}
-	return e.print(m, "%sroot %s in %s", files.String(), m.Root.RootHash.String()[:16], dir)
+	mark := ""
+	if m.Debug {
+		mark = "; marked debug, not for production"
+	}
+	return e.print(m, "%sroot %s in %s%s", files.String(), m.Root.RootHash.String()[:16], dir, mark)
 }

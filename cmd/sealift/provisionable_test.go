@@ -12,6 +12,17 @@ import (
 	"github.com/sealift/sealift/image/manifest"
 )
 
+func TestDebugImagesAreWarnedOf(t *testing.T) {
+	var out strings.Builder
+	warnOfDebug([]loadedImage{
+		{dir: "a", manifest: &manifest.Manifest{Name: "shop", Version: "1"}},
+		{dir: "b", manifest: &manifest.Manifest{Name: "lab", Version: "2", Debug: true}},
+	}, slog.New(slog.NewTextHandler(&out, nil)))
+	if s := out.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, `level=WARN msg="image is marked debug, not for production" image="lab 2" directory=b`) {
+		t.Errorf("log:\n%s", s)
+	}
+}
+
 func TestOnlyImagesThatCanBeInstalledAreOffered(t *testing.T) {
 	root := t.TempDir()
 	built := func(name string, outputs ...string) loadedImage {

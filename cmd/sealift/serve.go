@@ -88,6 +88,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return err
 	}
+	warnOfDebug(images, log)
 	catalogue, err := readCatalogue(c.Firmware.Catalogue)
 	if err != nil {
 		return err
@@ -196,6 +197,16 @@ func loadImages(dirs []string, ring *keyring.Keyring) ([]loadedImage, error) {
 		all = append(all, loadedImage{dir, m, sha256.Sum256(b)})
 	}
 	return all, nil
+}
+
+// warnOfDebug says which images are marked as not for production. Their
+// machines are given their secrets like any other.
+func warnOfDebug(images []loadedImage, log *slog.Logger) {
+	for _, i := range images {
+		if i.manifest.Debug {
+			log.Warn("image is marked debug, not for production", "image", i.manifest.Name+" "+i.manifest.Version, "directory", i.dir)
+		}
+	}
 }
 
 // policySource makes the policy for each machine.

@@ -12,11 +12,15 @@ import (
 )
 
 // scriptDisk builds a small but complete image, signed with a key directory:
-// "mkdisk KEYS DIR [PARAMETER...]". With kernel parameters, it also
+// "mkdisk [-debug] KEYS DIR [PARAMETER...]". With kernel parameters, it also
 // has another file.
 func scriptDisk(ts *testscript.TestScript, neg bool, args []string) {
+	debug := len(args) > 0 && args[0] == "-debug"
+	if debug {
+		args = args[1:]
+	}
 	if neg || len(args) < 2 {
-		ts.Fatalf("usage: mkdisk KEYS DIR [PARAMETER...]")
+		ts.Fatalf("usage: mkdisk [-debug] KEYS DIR [PARAMETER...]")
 	}
 	ring, err := keyring.Open(ts.MkAbs(args[0]))
 	ts.Check(err)
@@ -33,7 +37,11 @@ func scriptDisk(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	keys.Image, err = ring.Image()
 	ts.Check(err)
-	in, err := keys.Input(ts.MkAbs(args[1]))
+	input := keys.Input
+	if debug {
+		input = keys.DebugInput
+	}
+	in, err := input(ts.MkAbs(args[1]))
 	ts.Check(err)
 	if len(args) > 2 {
 		in.Profile.Kernel.Cmdline = args[2:]

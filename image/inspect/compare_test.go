@@ -10,6 +10,8 @@ import (
 
 	"github.com/sealift/sealift/image"
 	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/pe"
+	"github.com/sealift/sealift/image/uki/ukitest"
 )
 
 func load(t *testing.T, d Disk) *Image {
@@ -130,6 +132,44 @@ func TestWhatDiffersIsTold(t *testing.T) {
 	}
 	if !slices.ContainsFunc(fields, func(d Difference) bool { return d.Name == "version" && d.Fields[0].A == "1" && d.Fields[0].B == "2" }) {
 		t.Errorf("the manifests' versions are not told: %v", fields)
+	}
+}
+
+func TestKernelReleaseAndDebugMarkAreTold(t *testing.T) {
+	f := small(t)
+	in, err := f.keys.DebugInput(filepath.Join(t.TempDir(), "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Outputs = []image.Output{image.OutputRaw}
+	in.Kernel = ukitest.Kernel(pe.MachineAMD64, "6.1.1")
+	m, err := image.Build(t.Context(), *in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := OpenDisk(filepath.Join(in.Output, image.FileDisk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	all := Compare(load(t, f.clean), load(t, d))
+	fields, err := CompareManifests(f.m, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines strings.Builder
+	for _, d := range append(all, fields...) {
+		lines.WriteString(d.String() + "\n")
+	}
+	for _, want := range []string{
+		"text 6.1.0 -> 6.1.1\n",
+		"text ID=sealift -> ID=sealift VARIANT_ID=debug\n",
+		"- cmdline loglevel: value 4\n",
+		"+ manifest debug: value true\n",
+	} {
+		if !strings.Contains(lines.String(), want) {
+			t.Errorf("no %q in\n%s", want, lines.String())
+		}
 	}
 }
 

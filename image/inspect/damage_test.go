@@ -16,6 +16,7 @@ import (
 
 	"github.com/sealift/sealift/image"
 	"github.com/sealift/sealift/image/guid"
+	"github.com/sealift/sealift/image/inspect/inspecttest"
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -245,6 +246,10 @@ func TestDamageIsNamed(t *testing.T) {
 			at := int64(bytes.Index(d.get(esp, 16<<20), []byte("sealift.roothash=")))
 			d.flip(esp+at+20, 1)
 		}, []string{"uki.file", "uki.signature", "uki.reference", "uki.cmdline", "uki.policy", "boots.reference"}, sbverify, false},
+		"kernel release": {func(_ *testing.T, d *memory) {
+			at := int64(bytes.Index(d.get(esp, 16<<20), []byte("\x00"+inspecttest.KernelRelease+"\x00")))
+			d.put(esp+at+1, '7')
+		}, []string{"uki.file", "uki.signature", "uki.reference", "uki.uname", "boots.reference"}, sbverify, false},
 
 		"superblock of EROFS":    {func(_ *testing.T, d *memory) { d.put(root+1024, 0) }, []string{"root.erofs", "root.verity"}, fsckEROFS, false},
 		"a block of the root":    {func(_ *testing.T, d *memory) { d.put(root+40*page+5, 0xa5) }, []string{"root.verity"}, veritysetup, false},

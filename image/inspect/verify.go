@@ -162,7 +162,7 @@ func (v *verifier) readManifest(ctx context.Context) (string, error) {
 		profiles.ModeBoot:    sync.OnceValues(func() (*initramfs, error) { return readInitramfs(v.uki) }),
 		profiles.ModeInstall: sync.OnceValues(func() (*initramfs, error) { return readInitramfs(v.installer) }),
 	}
-	return fmt.Sprintf("%s %s for %s, %d artifacts, %d chunks", m.Name, m.Version, m.Arch, len(m.Artifacts), len(m.Disk.Chunks)), nil
+	return fmt.Sprintf("%s %s for %s, %s, %d artifacts, %d chunks", m.Name, m.Version, m.Arch, debugMark(m.Debug), len(m.Artifacts), len(m.Disk.Chunks)), nil
 }
 
 // partition returns the place that the manifest gives a role. Whether the

@@ -48,6 +48,8 @@ func (v *verifier) fileJobs() []job {
 		result("installer.reference", on(v.installer, func(image []byte) (string, error) {
 			return checkReference("installer", image, &v.m.Installer)
 		})),
+		result("installer.uname", v.checkUname(v.installer, profiles.ModeInstall)),
+		result("installer.debug", v.checkDebug(v.installer, profiles.ModeInstall)),
 		result("installer.initrd", v.checkInstaller),
 	)
 }

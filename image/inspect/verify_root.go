@@ -147,7 +147,7 @@ func (v *verifier) readRoot(ctx context.Context) (*Root, error) {
 	_, cyclonedx := v.m.Artifact(manifest.KindCycloneDX)
 	return ReadRoot(ctx, p, RootOptions{
 		Hash: !v.DiskOnly && (spdx || cyclonedx),
-		Keep: func(path string) bool { return path == profiles.NodeConfigPath },
+		Keep: func(path string) bool { return path == profiles.NodeConfigPath || path == osReleasePath },
 	})
 }
 

@@ -7,13 +7,17 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/sealift/sealift/image"
 	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/pe"
+	"github.com/sealift/sealift/image/uki/ukitest"
 )
 
 func TestAGoodImagePassesEveryCheck(t *testing.T) {
@@ -42,6 +46,110 @@ func TestAGoodImagePassesEveryCheck(t *testing.T) {
 			t.Errorf("%s is there twice", name)
 		}
 		seen[name] = true
+	}
+}
+
+// altered builds an image like the fixture's but for an edit, and returns the
+// checks that fail.
+func altered(t *testing.T, edit func(in *image.BuildInput) error) map[string]Check {
+	t.Helper()
+	f := small(t)
+	b, err := f.keys.Input(filepath.Join(t.TempDir(), "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Outputs = []image.Output{image.OutputRaw, image.OutputNetboot}
+	if err := edit(b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := image.Build(t.Context(), *b); err != nil {
+		t.Fatal(err)
+	}
+	d, err := OpenDisk(filepath.Join(b.Output, image.FileDisk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	in := f.in
+	in.Dir, in.Disk, in.DiskName = b.Output, d, image.FileDisk
+	in.Manifest, in.Bundle = read(t, b.Output, FileManifest), read(t, b.Output, FileBundle)
+	return failures(t, in)
+}
+
+func TestKernelAndModulesAreOfOneRelease(t *testing.T) {
+	const module = "usr/lib/modules/6.1.1/kernel/fs/ext4/ext4.ko"
+	for name, c := range map[string]struct {
+		edit func(in *image.BuildInput) error
+		want []string
+	}{
+		"as they should be":           {func(*image.BuildInput) error { return nil }, nil},
+		"another kernel":              {func(in *image.BuildInput) error { in.Kernel = ukitest.Kernel(pe.MachineAMD64, "6.1.1"); return nil }, []string{"uki.uname"}},
+		"a module in the root":        {func(in *image.BuildInput) error { return in.Root.WriteFile(module, nil, 0o644) }, []string{"uki.uname"}},
+		"a module in the initramfs":   {func(in *image.BuildInput) error { return in.Boot.WriteFile(module, nil, 0o644) }, []string{"uki.uname"}},
+		"a module of the installer's": {func(in *image.BuildInput) error { return in.Installer.WriteFile(module, nil, 0o644) }, []string{"installer.uname"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			failed := altered(t, c.edit)
+			if got := slices.Sorted(maps.Keys(failed)); !slices.Equal(got, c.want) {
+				t.Errorf("failed: %q, want %q", names(failed), c.want)
+			}
+		})
+	}
+}
+
+func TestTheDebugMarkIsTheSameEverywhere(t *testing.T) {
+	f := small(t)
+	// A debug image is a good image, and says what it is.
+	debug := func(in *image.BuildInput) error {
+		b, err := f.keys.DebugInput(in.Output)
+		if err == nil {
+			b.Outputs = in.Outputs
+			*in = *b
+		}
+		return err
+	}
+	if failed := altered(t, debug); len(failed) != 0 {
+		t.Errorf("a debug image: %q", names(failed))
+	}
+	in := f.signed(t, func(m *manifest.Manifest) { m.Debug = true })
+	in.Disk = f.clean
+	failed := failures(t, in)
+	for _, name := range []string{"uki.debug", "installer.debug"} {
+		if c := failed[name]; c.Got != `"not marked debug"` || c.Want != `"marked debug"` {
+			t.Errorf("%s of an image whose manifest alone is marked: %+v", name, c)
+		}
+	}
+	for name, c := range map[string]struct {
+		edit func(in *image.BuildInput) error
+		want []string
+	}{
+		"agents": {func(in *image.BuildInput) error {
+			other, err := f.keys.DebugInput(in.Output)
+			if err == nil {
+				in.Boot, in.Installer = other.Boot, other.Installer
+			}
+			return err
+		}, []string{"installer.debug", "uki.debug"}},
+		"root": {func(in *image.BuildInput) error {
+			other, err := f.keys.DebugInput(in.Output)
+			if err == nil {
+				in.Root = other.Root
+			}
+			return err
+		}, []string{"uki.debug"}},
+		"agents of a debug image": {func(in *image.BuildInput) error {
+			boot, installer := in.Boot, in.Installer
+			err := debug(in)
+			in.Boot, in.Installer = boot, installer
+			return err
+		}, []string{"installer.debug", "uki.debug"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			failed := altered(t, c.edit)
+			if got := slices.Sorted(maps.Keys(failed)); !slices.Equal(got, c.want) {
+				t.Errorf("failed: %q, want %q", names(failed), c.want)
+			}
+		})
 	}
 }
 

@@ -37,6 +37,8 @@ func (v *verifier) ukiJobs() []job {
 		result("uki.signature", on(v.uki, v.checkSignature)),
 		result("uki.reference", on(v.uki, func(image []byte) (string, error) { return checkReference("uki", image, &v.m.UKI) })),
 		result("uki.cmdline", on(v.uki, v.checkCmdline)),
+		result("uki.uname", v.checkUname(v.uki, profiles.ModeBoot)),
+		result("uki.debug", v.checkDebug(v.uki, profiles.ModeBoot)),
 		result("uki.policy", on(v.uki, v.checkPolicy)),
 		result("uki.initrd", on(v.uki, v.checkInitrd)),
 		result("secureboot.reference", v.checkSecureBoot),
@@ -209,6 +211,92 @@ func (v *verifier) checkCmdline(image []byte) (string, error) {
 		return "", err
 	}
 	return "names the root hash, once", same("root hash in the command line", got, v.m.Root.RootHash)
+}
+
+// checkUname makes a check that a UKI and the modules for it are of the kernel
+// that is in it, by the kernel's own word.
+func (v *verifier) checkUname(get func() ([]byte, error), mode string) func(context.Context) (string, error) {
+	return on(get, func(image []byte) (string, error) {
+		release, err := uki.CheckUname(image)
+		var other *uki.UnameError
+		if errors.As(err, &other) {
+			return "", same("section .uname, against the kernel,", other.Uname, other.Kernel)
+		}
+		if err != nil {
+			return "", err
+		}
+		in, err := v.initrds[mode]()
+		if err != nil {
+			return "", err
+		}
+		files := in.files
+		if mode == profiles.ModeBoot {
+			root, err := v.root()
+			if err != nil {
+				return "", err
+			}
+			files = slices.Concat(files, root.Files)
+		}
+		modules := 0
+		for _, f := range files {
+			rest, ok := strings.CutPrefix(f.Path, modulesDir)
+			if !ok {
+				continue
+			}
+			if dir, _, _ := strings.Cut(rest, "/"); dir != release {
+				return "", fmt.Errorf("%s is not for kernel %s", f.Path, release)
+			}
+			if moduleName(f.Path) != "" {
+				modules++
+			}
+		}
+		return fmt.Sprintf("%s, as the kernel says, with %d modules for it", release, modules), nil
+	})
+}
+
+// modulesDir has a directory for each kernel release.
+const modulesDir = "/usr/lib/modules/"
+
+// debugMark is how a mark is told.
+func debugMark(debug bool) string {
+	if debug {
+		return "marked debug"
+	}
+	return "not marked debug"
+}
+
+// osReleasePath is where the root file system has what is in section .osrel.
+const osReleasePath = "/etc/os-release"
+
+// checkDebug makes a check that a UKI and the agent in it are marked debug if
+// the manifest is, and only then.
+func (v *verifier) checkDebug(get func() ([]byte, error), mode string) func(context.Context) (string, error) {
+	return on(get, func(image []byte) (string, error) {
+		release, err := peSection(image, ".osrel")
+		if err != nil {
+			return "", err
+		}
+		_, c, _, err := v.agentConfig(mode)
+		if err != nil {
+			return "", err
+		}
+		want := debugMark(v.m.Debug)
+		differ := present(
+			same("section .osrel", debugMark(profiles.MarkedDebug(release)), want),
+			same("the agent", debugMark(c.Debug), want),
+		)
+		if mode == profiles.ModeBoot {
+			root, err := v.root()
+			if err != nil {
+				return "", err
+			}
+			differ = append(differ, present(same(osReleasePath, string(root.Kept[osReleasePath]), string(release)))...)
+		}
+		if v.m.Debug {
+			want += ", not for production"
+		}
+		return want, several(differ)
+	})
 }
 
 // checkPolicy checks that .pcrsig allows PCR 11 as this UKI leaves it and

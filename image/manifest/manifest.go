@@ -55,6 +55,9 @@ type Manifest struct {
 	Version string `json:"version"`
 	Arch    string `json:"arch"`  // GOARCH spelling: amd64, arm64
 	Epoch   int64  `json:"epoch"` // SOURCE_DATE_EPOCH of the build, Unix seconds
+	// Debug marks an image as not for production: it says more, and may have
+	// what a fleet's must not, such as a shell.
+	Debug bool `json:"debug,omitempty"`
 
 	LockDigest SHA256     `json:"lockDigest"` // of the lock file's bytes
 	Kubernetes Kubernetes `json:"kubernetes"`

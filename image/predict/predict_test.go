@@ -18,7 +18,9 @@ import (
 
 	"github.com/sealift/sealift/image/efivar"
 	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/pe"
 	"github.com/sealift/sealift/image/uki"
+	"github.com/sealift/sealift/image/uki/ukitest"
 )
 
 func needFile(t testing.TB, path string) []byte {
@@ -56,7 +58,7 @@ func input(t testing.TB) Input {
 	}
 	in := uki.Input{
 		Stub:   needFile(t, "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"),
-		Kernel: needFile(t, "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"),
+		Kernel: ukitest.Kernel(pe.MachineAMD64, "6.1.0"),
 		Initrd: []byte("initrd"), Cmdline: "quiet", OSRelease: []byte("ID=sealift\n"), PCRKey: key, Epoch: time.Unix(1700000000, 0),
 	}
 	var all Input

@@ -208,6 +208,19 @@ func TestRootConfigurationIsFilledIn(t *testing.T) {
 			t.Errorf("%s: %v: no %q in\n%s", name, err, want, b)
 		}
 	}
+	for debug, want := range map[bool]string{
+		false: "VERSION_ID=1\n",
+		true:  "VERSION_ID=1\nVARIANT=\"Debug\"\nVARIANT_ID=debug\n",
+	} {
+		c := config(t, packages(t))
+		c.Profile.Debug = debug
+		_, root := build(t, c)
+		b, err := root.ReadFile("/etc/os-release", 1<<20)
+		must(t, err)
+		if text := string(b); !strings.HasSuffix(text, "IMAGE_VERSION=1\n"+want) || profiles.MarkedDebug(b) != debug {
+			t.Errorf("os-release with debug %t is %q", debug, text)
+		}
+	}
 	raw, err := root.ReadFile(profiles.NodeConfigPath, 1<<20)
 	must(t, err)
 	var n profiles.NodeConfig

@@ -32,11 +32,10 @@ const memoryPage = 4096
 // Input is what a UKI is made of. Stub, Kernel, Initrd and Cmdline are required.
 type Input struct {
 	Stub      []byte // systemd-stub as Debian ships it
-	Kernel    []byte // bzImage or Image with an EFI stub; may be signed
+	Kernel    []byte // bzImage or Image with an EFI stub; may be signed. Its release becomes .uname
 	Initrd    []byte
 	Cmdline   string // printable ASCII, at most MaxCmdline bytes
 	OSRelease []byte // os-release(5)
-	Uname     string // kernel release; used only with a stub that measures it
 	// PCRKey signs the PCR 11 policy (RSA-2048). Optional: without it the
 	// image has neither .pcrpkey nor .pcrsig.
 	PCRKey *rsa.PrivateKey
@@ -82,6 +81,10 @@ func assemble(in Input) ([]byte, error) {
 	if kernel.Machine != stub.Machine {
 		return nil, fmt.Errorf("kernel is for machine %#x, stub for %#x", kernel.Machine, stub.Machine)
 	}
+	release, err := KernelRelease(in.Kernel)
+	if err != nil {
+		return nil, err
+	}
 	if err := checkCmdline(in.Cmdline); err != nil {
 		return nil, err
 	}
@@ -91,11 +94,10 @@ func assemble(in Input) ([]byte, error) {
 	sections := append(stray,
 		named{sectionOSRel, in.OSRelease},
 		named{sectionCmdline, []byte(in.Cmdline)},
+		named{sectionUname, []byte(release)},
+		named{sectionLinux, in.Kernel},
+		named{sectionInitrd, in.Initrd},
 	)
-	if slices.Contains(does.measured, sectionUname) {
-		sections = append(sections, named{sectionUname, []byte(in.Uname)})
-	}
-	sections = append(sections, named{sectionLinux, in.Kernel}, named{sectionInitrd, in.Initrd})
 	if in.PCRKey != nil {
 		if sections, err = addPolicy(sections, does, in.PCRKey); err != nil {
 			return nil, err

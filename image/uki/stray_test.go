@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/sealift/sealift/image/pe"
+	"github.com/sealift/sealift/image/uki/ukitest"
 )
 
 const (
@@ -52,7 +53,7 @@ func flatStub(tail string) []byte {
 func flatInput(t testing.TB, tail string) Input {
 	in := input(t)
 	in.Stub = flatStub(tail)
-	in.Kernel = flatStub("")
+	in.Kernel = ukitest.Kernel(pe.MachineARM64, "6.1.0-56-cloud-arm64")
 	return in
 }
 
@@ -65,7 +66,7 @@ func TestTextsBehindAFlatStubBecomeSections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{".sbat": flatSBAT + "\x00", ".sdmagic": flatMagic + "\x00"} {
+	for name, want := range map[string]string{".sbat": flatSBAT + "\x00", ".sdmagic": flatMagic + "\x00", ".uname": "6.1.0-56-cloud-arm64"} {
 		s, ok, err := f.Section(name)
 		if err != nil || !ok || string(s.Data()) != want {
 			t.Errorf("section %s is %q (%v, %v), want %q", name, s.Data(), ok, err, want)

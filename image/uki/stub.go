@@ -52,7 +52,8 @@ type extra struct {
 
 // behaviours is the table of known stubs. Version 252 has the kernel loaded by
 // firmware (LoadImage) but vouches for it itself, so firmware measures the
-// kernel into PCR 4 only when Secure Boot is off.
+// kernel into PCR 4 only when Secure Boot is off. It does not know .uname, nor
+// does it measure its own .sbat.
 func behaviours() []behaviour {
 	return []behaviour{{
 		major:    252,
@@ -67,7 +68,8 @@ func behaviours() []behaviour {
 // knownSections are all section names that some version of systemd-stub looks
 // at. One that the stub at hand does not measure must not be in an image: it
 // would be there to be misread by a later tool, and bound to nothing but the
-// Authenticode digest.
+// Authenticode digest. Only .uname may: tools want it (UAPI.5), nothing that
+// boots acts on it, and it can be held against the kernel (CheckUname).
 func knownSections() []string {
 	return []string{
 		sectionLinux, sectionOSRel, sectionCmdline, sectionInitrd, ".ucode", ".splash", ".dtb", sectionUname,

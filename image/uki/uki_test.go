@@ -21,9 +21,15 @@ import (
 
 	"github.com/sealift/sealift/attest/tpm/pcrsig"
 	"github.com/sealift/sealift/image/pe"
+	"github.com/sealift/sealift/image/uki/ukitest"
 )
 
-const stubPath = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+const (
+	stubPath = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+	bootPath = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+
+	testRelease = "6.1.0-56-cloud-amd64"
+)
 
 func needFile(t testing.TB, path string) []byte {
 	t.Helper()
@@ -49,8 +55,9 @@ func needTool(t testing.TB, name string) string {
 	return path
 }
 
-// input is a UKI of the real stub. The kernel is another EFI program, because
-// a kernel is not always there and one PE image measures like any other.
+// input is a UKI of the real stub. The kernel is another EFI program that says
+// what a kernel says, because a kernel is not always there and one PE image
+// measures like any other.
 func input(t testing.TB) Input {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -58,11 +65,10 @@ func input(t testing.TB) Input {
 	}
 	return Input{
 		Stub:      needFile(t, stubPath),
-		Kernel:    needFile(t, "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"),
+		Kernel:    ukitest.Kernel(pe.MachineAMD64, testRelease),
 		Initrd:    []byte("not quite an initrd, and of odd length"),
 		Cmdline:   "console=ttyS0 sealift.roothash=0123",
 		OSRelease: []byte("ID=sealift\n"),
-		Uname:     "6.1.0-56-cloud-amd64",
 		PCRKey:    key,
 		Epoch:     time.Unix(1700000000, 0),
 	}
@@ -205,13 +211,146 @@ func TestSectionsAreLaidOutAsFirmwareLoadsThem(t *testing.T) {
 	if err != nil {
 		t.Fatalf("objdump: %v\n%s", err, out)
 	}
-	for _, name := range []string{".osrel", ".cmdline", ".linux", ".initrd", ".pcrpkey", ".pcrsig"} {
+	for _, name := range []string{".osrel", ".cmdline", ".uname", ".linux", ".initrd", ".pcrpkey", ".pcrsig"} {
 		if !strings.Contains(string(out), name) {
 			t.Errorf("objdump does not see %s:\n%s", name, out)
 		}
 	}
-	if strings.Contains(string(out), ".uname") {
-		t.Error(".uname is in the image, but this stub does not measure it")
+}
+
+func TestObjcopyReadsWhatTheSectionsSay(t *testing.T) {
+	objcopy := needTool(t, "objcopy")
+	in := input(t)
+	image, err := Assemble(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "uki.efi")
+	if err := os.WriteFile(path, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dump := func(path, name string) []byte {
+		t.Helper()
+		to := filepath.Join(dir, "section")
+		if out, err := exec.Command(objcopy, "-O", "binary", "--only-section="+name, path, to).CombinedOutput(); err != nil {
+			t.Fatalf("objcopy %s: %v\n%s", name, err, out)
+		}
+		b, err := os.ReadFile(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for name, want := range map[string][]byte{
+		".osrel": in.OSRelease, ".cmdline": []byte(in.Cmdline), ".uname": []byte(testRelease), ".linux": in.Kernel, ".initrd": in.Initrd,
+		".sbat": dump(stubPath, ".sbat"),
+	} {
+		// objcopy pads to the file alignment.
+		if got := dump(path, name); !bytes.HasPrefix(got, want) || len(bytes.Trim(got[len(want):], "\x00")) != 0 {
+			t.Errorf("objcopy reads %.200q from %s, want %.200q", got, name, want)
+		}
+	}
+	// Firmware with shim's rules for revocation looks for these lines.
+	if sbat := string(dump(path, ".sbat")); !strings.HasPrefix(sbat, "sbat,1,") || !strings.Contains(sbat, "\nsystemd,1,") {
+		t.Errorf(".sbat is %q", sbat)
+	}
+}
+
+func TestUnameIsSignedAndNotMeasured(t *testing.T) {
+	in := input(t)
+	// A stub that knows a section has its name in it.
+	if bytes.Contains(in.Stub, []byte(".uname")) || !bytes.Contains(in.Stub, []byte(".osrel")) {
+		t.Error("this stub knows .uname: what it does with it has to be looked at")
+	}
+	image, err := Assemble(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := pe.Parse(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, ok, err := f.Section(".uname")
+	if err != nil || !ok || string(s.Data()) != testRelease {
+		t.Fatalf(".uname is %q, %v, %v; want %s", s.Data(), ok, err, testRelease)
+	}
+	if got, err := CheckUname(image); err != nil || got != testRelease {
+		t.Errorf("got %q, %v", got, err)
+	}
+	before, err := Predict(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range before.Sections {
+		if s.Name == ".uname" {
+			t.Error(".uname is among the sections that are measured")
+		}
+	}
+	image[s.RawOffset]++
+	after, err := Predict(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.Authenticode == after.Authenticode {
+		t.Error("another .uname has the same Authenticode digest")
+	}
+	for bank := range banks() {
+		for _, index := range []int{9, 11, 12, 13} {
+			if before.PCRs[bank][index] != after.PCRs[bank][index] {
+				t.Errorf("%s PCR %d depends on .uname", bank, index)
+			}
+		}
+	}
+	var wrong *UnameError
+	if _, err := CheckUname(image); !errors.As(err, &wrong) || wrong.Kernel != testRelease || wrong.Uname != "7"+testRelease[1:] {
+		t.Errorf("another .uname than the kernel's: error is %v", err)
+	}
+}
+
+func TestTheKernelItselfSaysItsRelease(t *testing.T) {
+	amd64 := ukitest.Kernel(pe.MachineAMD64, testRelease)
+	arm64 := ukitest.Kernel(pe.MachineARM64, testRelease)
+	edit := func(b []byte, at int, to ...byte) []byte {
+		b = bytes.Clone(b)
+		copy(b[at:], to)
+		return b
+	}
+	long := strings.Repeat("6", 65)
+	for name, c := range map[string]struct {
+		kernel []byte
+		want   string // the release, or what the error says
+		bad    bool
+	}{
+		"bzImage":                          {kernel: amd64, want: testRelease},
+		"Image":                            {kernel: arm64, want: testRelease},
+		"Image that says it twice":         {kernel: append(bytes.Clone(arm64), "Linux version "+testRelease+" (another) #2"...), want: testRelease},
+		"Image with a format, too":         {kernel: append(bytes.Clone(arm64), "Linux version %s (%s)"...), want: testRelease},
+		"longest release":                  {kernel: ukitest.Kernel(pe.MachineARM64, long[1:]), want: long[1:]},
+		"another EFI program":              {kernel: needFile(t, bootPath), want: "no setup header", bad: true},
+		"no PE image":                      {kernel: []byte("MZ"), want: "parse PE image", bad: true},
+		"no magic":                         {kernel: edit(amd64, 0x202, 'h'), want: "no setup header", bad: true},
+		"protocol before 2.00":             {kernel: edit(amd64, 0x206, 0xff, 1), want: "no setup header", bad: true},
+		"no text":                          {kernel: edit(amd64, 0x20e, 0, 0), want: "text at 0x0", bad: true},
+		"text outside of the setup":        {kernel: edit(amd64, 0x20e, 0, 2), want: "outside of the setup's 0x200 bytes", bad: true},
+		"setup of 255 sectors in a stump":  {kernel: edit(amd64, 0x1f1, 255), want: "outside of the setup's", bad: true},
+		"text without an end":              {kernel: edit(amd64, 0x300, bytes.Repeat([]byte("6"), 0x100)...), want: "no end", bad: true},
+		"text that is no release":          {kernel: edit(amd64, 0x300, []byte("vmlinuz")...), want: "no release", bad: true},
+		"release with a control character": {kernel: edit(amd64, 0x301, '\n'), want: "no release", bad: true},
+		"release that is too long":         {kernel: edit(amd64, 0x300, []byte(long)...), want: "no release", bad: true},
+		"compressed Image":                 {kernel: edit(arm64, 0x38, 0), want: "not an uncompressed arm64 Image", bad: true},
+		"Image without a banner":           {kernel: bytes.Replace(arm64, []byte("Linux version"), []byte("Minix version"), 1), want: "no banner", bad: true},
+		"Image with two banners":           {kernel: append(bytes.Clone(arm64), "Linux version 6.2 (another) #2"...), want: "two releases", bad: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := KernelRelease(c.kernel)
+			switch {
+			case !c.bad && (err != nil || got != c.want):
+				t.Errorf("got %q, %v; want %q", got, err, c.want)
+			case c.bad && (err == nil || got != "" || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("got %q, error %v; want one with %q", got, err, c.want)
+			}
+		})
 	}
 }
 
@@ -260,14 +399,16 @@ func TestExtraArchivesArePartOfTheMeasuredInitrd(t *testing.T) {
 
 func TestBadInputIsRefused(t *testing.T) {
 	good := input(t)
+	boot := needFile(t, bootPath)
 	for name, c := range map[string]struct {
 		edit func(*Input)
 		want string
 	}{
 		"no stub":                   {func(in *Input) { in.Stub = nil }, "stub: parse PE image"},
-		"stub that is not a stub":   {func(in *Input) { in.Stub = in.Kernel }, "LoaderInfo: systemd-boot"},
+		"stub that is not a stub":   {func(in *Input) { in.Stub = boot }, "LoaderInfo: systemd-boot"},
 		"stub of another version":   {func(in *Input) { in.Stub = bytes.Replace(in.Stub, []byte("stub 252."), []byte("stub 251."), 1) }, "systemd-stub 251."},
 		"kernel without EFI stub":   {func(in *Input) { in.Kernel = []byte("MZ") }, "kernel: parse PE image"},
+		"kernel that is none":       {func(in *Input) { in.Kernel = boot }, "kernel release: it is not a bzImage"},
 		"no initrd":                 {func(in *Input) { in.Initrd = nil }, "no initrd"},
 		"no command line":           {func(in *Input) { in.Cmdline = "" }, "no kernel command line"},
 		"newline in command line":   {func(in *Input) { in.Cmdline = "quiet\n" }, "printable ASCII at byte 5"},
@@ -312,7 +453,8 @@ func TestPredictRefusesWhatTheStubWouldReadDifferently(t *testing.T) {
 		"no command line":             rename(".cmdline", ".other"),
 		"no kernel":                   rename(".linux", ".other"),
 		"two command lines":           rename(".osrel", ".cmdline"),
-		"a section nobody measures":   rename(".osrel", ".uname"),
+		"a section nobody measures":   rename(".osrel", ".ucode"),
+		"two kernel releases":         rename(".osrel", ".uname"),
 		"a profile of another kernel": rename(".osrel", ".profile"),
 	} {
 		if _, err := Predict(b); err == nil {
@@ -331,6 +473,18 @@ func FuzzPredict(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if u, err := Predict(b); err == nil && u.Authenticode.IsZero() {
 			t.Error("accepted without a digest")
+		}
+	})
+}
+
+func FuzzKernelRelease(f *testing.F) {
+	f.Add(ukitest.Kernel(pe.MachineAMD64, testRelease)[:0x600])
+	f.Add(ukitest.Kernel(pe.MachineARM64, testRelease)[:0x600])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for name, read := range map[string]func([]byte) (string, error){"setup": setupRelease, "banner": bannerRelease} {
+			if s, err := read(b); err == nil && !isRelease(s) {
+				t.Errorf("%s: %q was taken for a release", name, s)
+			}
 		}
 	})
 }

@@ -1,5 +1,5 @@
 // Package inspecttest builds small images for tests: complete in every part that
-// package inspect looks at, but with another EFI program in place of a kernel
+// package inspect looks at, but with an EFI program in place of a kernel
 // and a few files in place of a system. New is the way in.
 package inspecttest
 
@@ -23,17 +23,19 @@ import (
 	"github.com/sealift/sealift/image"
 	"github.com/sealift/sealift/image/efivar"
 	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/pe"
 	"github.com/sealift/sealift/image/pkcs7"
 	"github.com/sealift/sealift/image/sign"
 	"github.com/sealift/sealift/image/tree"
+	"github.com/sealift/sealift/image/uki/ukitest"
 	"github.com/sealift/sealift/profiles"
 )
 
-// Files of the systemd-boot-efi package that images are made of.
-const (
-	Stub   = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
-	Kernel = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
-)
+// Stub is the file of the systemd-boot-efi package that images are made of.
+const Stub = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+
+// KernelRelease is the release of the images' kernel.
+const KernelRelease = "6.1.0"
 
 // Keys are those of a fleet, as far as an image needs them.
 type Keys struct {
@@ -106,25 +108,29 @@ func publicPEM(key any) ([]byte, error) {
 }
 
 // Input returns what a small image is built from. A caller may change it.
-func (k *Keys) Input(out string) (*image.BuildInput, error) {
+func (k *Keys) Input(out string) (*image.BuildInput, error) { return k.input(out, false) }
+
+// DebugInput returns what a small image that is marked debug is built from.
+func (k *Keys) DebugInput(out string) (*image.BuildInput, error) { return k.input(out, true) }
+
+func (k *Keys) input(out string, debug bool) (*image.BuildInput, error) {
 	in := &image.BuildInput{
 		Profile: &profiles.Profile{
 			Name: "small", Version: "1", Arch: "amd64",
 			Kubernetes: profiles.Kubernetes{Distro: "kubernetes", Version: "v1.34.4"},
 			Disk:       profiles.Disk{ESP: 64, Slot: 8, Verity: 1, UKI: 4},
+			Debug:      debug,
 		},
 		LockDigest: sha256.Sum256([]byte("lock")),
 		Epoch:      time.Unix(1750000000, 0),
-		OSRelease:  []byte("ID=sealift\n"),
+		Kernel:     ukitest.Kernel(pe.MachineAMD64, KernelRelease),
+		OSRelease:  osRelease(debug),
 		DB:         k.DB,
 		Enrolment:  k.Enrolment,
 		PCR:        k.PCR,
 		Output:     out,
 	}
 	var err error
-	if in.Kernel, err = os.ReadFile(Kernel); err != nil {
-		return nil, err
-	}
 	if in.Stub, err = os.ReadFile(Stub); err != nil {
 		return nil, err
 	}
@@ -143,6 +149,13 @@ func (k *Keys) New(ctx context.Context, out string, outputs ...image.Output) (*m
 	}
 	in.Outputs = outputs
 	return image.Build(ctx, *in)
+}
+
+func osRelease(debug bool) []byte {
+	if debug {
+		return []byte("ID=sealift\nVARIANT_ID=" + profiles.VariantDebug + "\n")
+	}
+	return []byte("ID=sealift\n")
 }
 
 // trees returns a root file system and two initramfs.
@@ -176,10 +189,10 @@ func (k *Keys) trees(p *profiles.Profile) (root, boot, installer *tree.Tree, err
 	root = tree.New()
 	put(root, "usr/bin/tool", big, 0o755)
 	put(root, "etc/hostname", []byte("box\n"), 0o644)
-	put(root, "etc/os-release", []byte("ID=sealift\n"), 0o644)
+	put(root, "etc/os-release", osRelease(p.Debug), 0o644)
 	put(root, "empty", nil, 0o600)
 	put(root, "usr/bin/sudo", []byte("setuid"), 0o755|os.ModeSetuid)
-	put(root, "usr/lib/modules/6.1.0/kernel/fs/erofs/erofs.ko", bytes.Repeat([]byte("module"), 1000), 0o644)
+	put(root, "usr/lib/modules/"+KernelRelease+"/kernel/fs/erofs/erofs.ko", bytes.Repeat([]byte("module"), 1000), 0o644)
 	for i := range 300 { // a directory of several blocks
 		put(root, fmt.Sprintf("usr/share/many/file-with-a-long-name-%03d", i), []byte{byte(i)}, 0o644)
 	}
@@ -189,10 +202,10 @@ func (k *Keys) trees(p *profiles.Profile) (root, boot, installer *tree.Tree, err
 	}
 	boot = tree.New()
 	put(boot, "init", []byte("boot"), 0o755)
-	put(boot, profiles.AgentConfigPath, object(profiles.AgentConfig{Mode: profiles.ModeBoot, Image: name, PCRKey: string(pcr)}), 0o644)
+	put(boot, profiles.AgentConfigPath, object(profiles.AgentConfig{Mode: profiles.ModeBoot, Image: name, Debug: p.Debug, PCRKey: string(pcr)}), 0o644)
 	installer = tree.New()
 	put(installer, "init", []byte("install"), 0o755)
-	put(installer, profiles.AgentConfigPath, object(profiles.AgentConfig{Mode: profiles.ModeInstall, Image: name, ImageKey: string(pub)}), 0o644)
+	put(installer, profiles.AgentConfigPath, object(profiles.AgentConfig{Mode: profiles.ModeInstall, Image: name, Debug: p.Debug, ImageKey: string(pub)}), 0o644)
 	for v, auth := range k.Auth {
 		put(installer, fmt.Sprintf("%s/%s.auth", profiles.SecureBootDir, v), auth, 0o644)
 	}
