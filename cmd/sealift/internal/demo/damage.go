@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	sawPanic = regexp.MustCompile(`Kernel panic|sealift: \[.*\] fatal\b`)
+	sawPanic = regexp.MustCompile(`Kernel panic|^sealift: fatal: `)
 	sawNode  = regexp.MustCompile(`^sealift: \[.*\] (node|containerd|kubelet|joined)\b`)
 )
 
