@@ -302,11 +302,11 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Outp
 		return nil, err
 	}
 	steps.update("file trees", 0, 0)
-	builder, err := rootfs.New(rootfs.Config{Profile: profile, Inputs: in, Agent: o.agent, Pause: o.pause, Epoch: epoch.Unix()})
+	builder, err := rootfs.New(rootfs.Config{Profile: profile, Inputs: in, Agent: o.agent, Pause: o.pause, Epoch: epoch.Unix(), TempDir: o.cache})
 	if err != nil {
 		return nil, err
 	}
-	root, err := builder.Root()
+	root, err := builder.Root(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -341,7 +341,7 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Outp
 	if build.Packages, err = fetcher.Packages(ctx, in); err != nil {
 		return nil, err
 	}
-	if build.Base, err = baseImage(in, profile, lock); err != nil {
+	if build.Base, err = baseImage(ctx, o.cache, in, profile, lock); err != nil {
 		return nil, err
 	}
 	if build.Provenance, err = o.provenance(ctx, lock, ring); err != nil {

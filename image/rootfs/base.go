@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"context"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -22,12 +23,12 @@ func leftOut(name string) bool {
 
 // start returns the tree that everything else is put into: an empty one, or
 // that of the base image.
-func (b *Builder) start() (*tree.Tree, error) {
+func (b *Builder) start(ctx context.Context) (*tree.Tree, error) {
 	if b.c.Profile.Base != profiles.BaseOCI {
 		return tree.New(), nil
 	}
-	// What does not fit the slot is refused before it fills the memory.
-	t, err := oci.Flatten(b.c.Inputs.Base, int64(b.c.Profile.Disk.Slot)<<20, leftOut)
+	// What does not fit the slot is refused before it fills the disk.
+	t, err := oci.Flatten(ctx, b.c.TempDir, b.c.Inputs.Base, int64(b.c.Profile.Disk.Slot)<<20, leftOut)
 	if err != nil {
 		return nil, err
 	}
