@@ -2,7 +2,6 @@ package rootfs
 
 import (
 	"context"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -91,56 +90,4 @@ func (b *Builder) hasLibrary(t *tree.Tree, name string, program *tree.Node, lib 
 		}
 	}
 	return true, nil
-}
-
-// definedVersions returns the versions of symbols that a library defines.
-func definedVersions(n *tree.Node) ([]string, error) {
-	var out []string
-	err := withELF(n, func(f *elf.File) error {
-		all, err := f.DynamicVersions()
-		for _, v := range all {
-			out = append(out, v.Name)
-		}
-		return err
-	})
-	return out, err
-}
-
-// neededVersions returns the versions of a library's symbols that a program, or
-// another library, cannot do without.
-func neededVersions(n *tree.Node, lib string) ([]string, error) {
-	var out []string
-	err := withELF(n, func(f *elf.File) error {
-		all, err := f.DynamicVersionNeeds()
-		for _, need := range all {
-			if need.Name != lib {
-				continue
-			}
-			for _, d := range need.Needs {
-				if d.Flags&elf.VER_FLG_WEAK == 0 {
-					out = append(out, d.Dep)
-				}
-			}
-		}
-		return err
-	})
-	return out, err
-}
-
-// withELF opens an ELF file that may be damaged. A file without versions, or
-// that is no ELF file, has none.
-func withELF(n *tree.Node, fn func(*elf.File) error) (err error) {
-	c, err := n.Open()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	f, err := elf.NewFile(c)
-	if err != nil {
-		return err
-	}
-	if f.SectionByType(elf.SHT_GNU_VERNEED) == nil && f.SectionByType(elf.SHT_GNU_VERDEF) == nil {
-		return nil
-	}
-	return fn(f)
 }
