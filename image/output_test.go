@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -187,6 +189,36 @@ func TestASecondBuildIntoTheSameDirectoryIsRefused(t *testing.T) {
 	}
 	if info, err := os.Lstat(link); err != nil || info.Mode()&fs.ModeSymlink == 0 {
 		t.Errorf("the link to the output was replaced (%v)", err)
+	}
+}
+
+func TestALockThatIsNoFileIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	if err := errors.Join(os.Symlink(at("victim"), at(".link.lock")), os.Symlink(at("text"), at(".file.lock")), os.WriteFile(at("text"), []byte("text"), 0o600),
+		unix.Mkfifo(at(".pipe.lock"), 0o600), os.Mkdir(at(".dir.lock"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"link": "is a link", "file": "is a link", "pipe": "is not a regular file", "dir": "is a directory"} {
+		done := make(chan error, 1)
+		go func() {
+			_, err := stage(at(name))
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: got %v, want %q", name, err, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: it waits", name)
+		}
+	}
+	if _, err := os.Lstat(at("victim")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the link's target was made: %v", err)
+	}
+	if b, err := os.ReadFile(at("text")); string(b) != "text" {
+		t.Errorf("the link's target holds %q, %v", b, err)
 	}
 }
 

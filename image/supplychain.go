@@ -29,7 +29,7 @@ func (b *builder) inventory(ctx context.Context) error {
 		Packages: b.Packages, Base: b.Base,
 		Places:    []sbom.Place{{Name: PlaceRoot, Tree: b.Root}, {Name: PlaceInitramfs, Tree: b.Boot}, {Name: PlaceInstaller, Tree: b.Installer}},
 		Blobs:     []sbom.Blob{{Place: PlaceUKI, Name: "linux", Data: b.Kernel}, {Place: PlaceUKI, Name: "stub", Data: b.Stub}},
-		ImagesDir: profiles.ImagesDir, Workers: b.Workers,
+		ImagesDir: profiles.ImagesDir, Workers: b.Workers, TempDir: b.out.dir,
 	})
 	if err != nil {
 		return err

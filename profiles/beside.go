@@ -78,7 +78,7 @@ func OpenSource(profile, source string) (_ *os.File, size int64, err error) {
 	switch {
 	case err != nil:
 	case !st.Mode().IsRegular():
-		err = errors.New("not a regular file")
+		err = errNotRegular
 	case st.Size() > MaxSource:
 		err = fmt.Errorf("%d bytes, at most %d allowed", st.Size(), MaxSource)
 	}
@@ -86,6 +86,24 @@ func OpenSource(profile, source string) (_ *os.File, size int64, err error) {
 		return nil, 0, errors.Join(err, f.Close())
 	}
 	return f, st.Size(), nil
+}
+
+var errNotRegular = errors.New("not a regular file")
+
+// OpenRegular opens a file for reading, as os.Open does, but refuses what is not
+// a regular file: opening a pipe would wait for a writer, whatever a context says.
+func OpenRegular(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		if err == nil {
+			err = fmt.Errorf("open %s: %w", name, errNotRegular)
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // readSource reads a file beside a profile of at most max bytes.

@@ -55,6 +55,29 @@ func TestLoadChecksWhatLiesBesideTheProfile(t *testing.T) {
 	}
 }
 
+func TestOpenRegularWaitsForNobody(t *testing.T) {
+	dir := t.TempDir()
+	pipe, link, file := filepath.Join(dir, "pipe"), filepath.Join(dir, "link"), filepath.Join(dir, "file")
+	if err := errors.Join(syscall.Mkfifo(pipe, 0o600), os.WriteFile(file, nil, 0o600), os.Symlink("file", link)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{pipe, dir, "/dev/null"} {
+		if _, err := OpenRegular(name); err == nil || !strings.Contains(err.Error(), name+": not a regular file") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	for _, name := range []string{file, link} {
+		f, err := OpenRegular(name)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestWhatChoosesInputsIsInTheDigest(t *testing.T) {
 	base := func() *Profile {
 		p, err := Parse("p.yaml", []byte(full))

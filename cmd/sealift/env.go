@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sealift/sealift/cmd/sealift/internal/progress"
+	"github.com/sealift/sealift/profiles"
 )
 
 // env is what a command may touch of the outside, beside its arguments.
@@ -75,9 +76,9 @@ func plain(s string) string {
 // maxSmall bounds files that a person writes or a key tool makes, bytes.
 const maxSmall = 1 << 20
 
-// readFile reads a file of at most limit bytes.
+// readFile reads a regular file of at most limit bytes.
 func readFile(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
+	f, err := profiles.OpenRegular(name)
 	if err != nil {
 		return nil, err
 	}

@@ -91,7 +91,7 @@ EXIT STATUS
 	f.StringVar(&o.agent, "agent", "", "sealift-agent `program` of the image's architecture (default: beside this program)")
 	f.StringVar(&o.pause, "pause", "", "sealift-pause `program` (default: beside the agent)")
 	f.BoolVar(&o.offline, "offline", false, "touch no network")
-	f.BoolVar(&o.reuse, "reuse", false, "keep the image in --out if it was made from the same inputs")
+	f.BoolVar(&o.reuse, "reuse", false, "keep the image in --out if it was made from the same inputs and is whole, which takes reading it")
 	required(cmd, "out")
 	return cmd
 }
@@ -104,10 +104,6 @@ func defaultCache() string {
 	}
 	return filepath.Join(dir, "sealift")
 }
-
-// stampSuffix names the file beside an image's directory that holds the digest
-// of everything that the image was made from.
-const stampSuffix = ".inputs"
 
 func buildImage(ctx context.Context, e *env, o buildOptions) error {
 	outputs, err := parseOutputs(o.outputs)
@@ -129,23 +125,20 @@ func buildImage(ctx context.Context, e *env, o buildOptions) error {
 	if err != nil {
 		return err
 	}
-	stamped := filepath.Clean(o.out) + stampSuffix
 	if o.reuse {
-		want, werr := stampOf(stamp, o.out)
-		if b, err := readFile(stamped, maxSmall); err == nil && werr == nil && string(b) == want {
-			if m, err := wholeImage(o.out); err == nil {
-				return e.print(m, "%s: reused", o.out)
-			}
+		m, err := reusable(ctx, o.out, stamp, ring)
+		if err == nil {
+			return e.print(m, "%s: reused", o.out)
+		}
+		if ctx.Err() != nil {
+			return err
 		}
 	}
 	m, err := buildFrom(ctx, e, o, outputs, profile, lock, ring)
 	if err != nil {
 		return busy(err)
 	}
-	if stamp, err = stampOf(stamp, o.out); err != nil {
-		return err
-	}
-	if err := replaceFile(stamped, []byte(stamp), 0o644); err != nil {
+	if err := writeStamp(o.out, stamp, m); err != nil {
 		return err
 	}
 	return printImage(e, o.out, m)
@@ -227,7 +220,7 @@ func inputStamp(ctx context.Context, o buildOptions, arch string, ring *keyring.
 
 // fileSum returns the SHA-256 of a file, which may be many gigabytes.
 func fileSum(ctx context.Context, file string) ([]byte, error) {
-	f, err := os.Open(file)
+	f, err := profiles.OpenRegular(file)
 	if err != nil {
 		return nil, err
 	}
@@ -244,29 +237,6 @@ func fileSum(ctx context.Context, file string) ([]byte, error) {
 			return nil, fmt.Errorf("read %s: %w", file, err)
 		}
 	}
-}
-
-// wholeImage returns the manifest of an image all of whose artifacts are there
-// in their sizes.
-func wholeImage(dir string) (*manifest.Manifest, error) {
-	b, err := readFile(filepath.Join(dir, image.FileManifest), manifest.MaxSize)
-	if err != nil {
-		return nil, err
-	}
-	m, err := manifest.Decode(b)
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range m.Artifacts {
-		info, err := os.Stat(filepath.Join(dir, filepath.Base(a.Name)))
-		if err != nil {
-			return nil, err
-		}
-		if info.Size() != a.Size {
-			return nil, fmt.Errorf("artifact %s has %d bytes, the manifest says %d", a.Name, info.Size(), a.Size)
-		}
-	}
-	return m, nil
 }
 
 // buildFrom fetches the inputs, puts the trees together and builds.
@@ -302,11 +272,11 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Outp
 		return nil, err
 	}
 	steps.update("file trees", 0, 0)
-	builder, err := rootfs.New(rootfs.Config{Profile: profile, Inputs: in, Agent: o.agent, Pause: o.pause, Epoch: epoch.Unix()})
+	builder, err := rootfs.New(rootfs.Config{Profile: profile, Inputs: in, Agent: o.agent, Pause: o.pause, Epoch: epoch.Unix(), TempDir: o.cache})
 	if err != nil {
 		return nil, err
 	}
-	root, err := builder.Root()
+	root, err := builder.Root(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -341,7 +311,7 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Outp
 	if build.Packages, err = fetcher.Packages(ctx, in); err != nil {
 		return nil, err
 	}
-	if build.Base, err = baseImage(in, profile, lock); err != nil {
+	if build.Base, err = baseImage(ctx, o.cache, in, profile, lock); err != nil {
 		return nil, err
 	}
 	if build.Provenance, err = o.provenance(ctx, lock, ring); err != nil {

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"strings"
 
 	"github.com/spf13/pflag"
 
 	"github.com/sealift/sealift/image"
-	"github.com/sealift/sealift/image/manifest"
 )
 
 // addOutputFlag adds --output, which may be given several times or with commas.
@@ -37,15 +33,4 @@ func busy(err error) error {
 		return withHint(err, "wait until it is done, or choose another --out")
 	}
 	return err
-}
-
-// stampOf is what stands in the file beside an image: the digest of what it was
-// made from, and that of its manifest. So a stamp is of no other image, also
-// when a build ended between the two.
-func stampOf(inputs, dir string) (string, error) {
-	b, err := readFile(filepath.Join(dir, image.FileManifest), manifest.MaxSize)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%s\n%x\n", strings.TrimSpace(inputs), sha256.Sum256(b)), nil
 }

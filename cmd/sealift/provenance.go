@@ -21,12 +21,13 @@ import (
 const maxDatabase = 256 << 20
 
 // baseImage reads the image that base oci starts from, with the package
-// database that the root file system does not get. Nil for another base.
-func baseImage(in *inputs.Inputs, profile *profiles.Profile, lock *profiles.Lock) (*sbom.Base, error) {
+// database that the root file system does not get. Nil for another base. The
+// content of its files lies in dir.
+func baseImage(ctx context.Context, dir string, in *inputs.Inputs, profile *profiles.Profile, lock *profiles.Lock) (*sbom.Base, error) {
 	if profile.Base != profiles.BaseOCI || lock.OCI == nil {
 		return nil, nil
 	}
-	t, err := oci.Flatten(in.Base, int64(profile.Disk.Slot)<<20+maxDatabase, func(name string) bool {
+	t, err := oci.Flatten(ctx, dir, in.Base, int64(profile.Disk.Slot)<<20+maxDatabase, func(name string) bool {
 		switch name {
 		case "boot", "dev", "proc", "run", "sys", "tmp":
 			return true

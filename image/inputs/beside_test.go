@@ -114,7 +114,7 @@ func TestBaseImageIsPinnedAndFetchedFromWhereverItIs(t *testing.T) {
 			if len(layers) != 2 {
 				t.Fatalf("got %d layers", len(layers))
 			}
-			if _, err := oci.Flatten(layers, 1<<20, func(string) bool { return false }); err != nil {
+			if _, err := oci.Flatten(t.Context(), t.TempDir(), layers, 1<<20, func(string) bool { return false }); err != nil {
 				t.Error(err)
 			}
 			// What is in the cache needs neither the network nor the file.

@@ -14,7 +14,6 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -331,7 +330,7 @@ func (f *Fetcher) fetchArchive(ctx context.Context, a profiles.LockedArchive) (f
 	if file, err := f.Cache.Lookup(ctx, want); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return file, named(err, item, "")
 	}
-	src, err := os.Open(f.beside(a.Path))
+	src, err := profiles.OpenRegular(f.beside(a.Path))
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", item, err)
 	}

@@ -28,7 +28,8 @@ type holes interface {
 // (RFC 8878) as package disk writes it, told by its first bytes. Nothing is
 // read ahead: memory does not grow with the disk.
 func OpenDisk(path string) (_ *DiskFile, err error) {
-	f, err := os.Open(path)
+	// A pipe would make a blocking open wait for a writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open disk: %w", err)
 	}

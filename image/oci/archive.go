@@ -8,11 +8,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/sealift/sealift/profiles"
 )
 
 // Archive is a Source: an OCI image layout in a tar archive that holds one
@@ -102,7 +103,7 @@ func (a Archive) read(name string) (_ []byte, err error) {
 // open finds a file of the archive. What is not a regular file is passed over,
 // so that no name leads elsewhere.
 func (a Archive) open(name string) (_ io.ReadCloser, size int64, err error) {
-	f, err := os.Open(a.File)
+	f, err := profiles.OpenRegular(a.File)
 	if err != nil {
 		return nil, 0, err
 	}

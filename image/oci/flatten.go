@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,11 +20,14 @@ import (
 	"github.com/sealift/sealift/image/tree"
 )
 
-// Bounds of an image that is flattened. A distribution's base image has some
-// ten thousand entries.
+// Bounds of an image that is flattened: of all its layers together. A
+// distribution's base image has some ten thousand entries.
 const (
 	maxLayerEntries = 500_000
-	maxOverhead     = 4 << 30 // bytes of a layer beside its content: headers, padding, what stays out
+	maxNodes        = 1_000_000 // of the tree, with the directories that no entry names
+	maxNames        = 64 << 20  // bytes of names and of links' targets, which are held in memory
+	maxReplaced     = 4         // content of all layers, in multiples of what the tree may have
+	maxOverhead     = 4 << 30   // bytes beside the content: headers, padding, what stays out
 	maxZstdWindow   = 128 << 20
 )
 
@@ -54,8 +58,13 @@ type Layer struct {
 // belongs to root, and loses its setuid or setgid bit, which would give away
 // more than before. /bin, /sbin, /lib and /lib64 are merged into /usr, as they
 // are in every image that is built here.
-func Flatten(layers []Layer, limit int64, left func(name string) bool) (*tree.Tree, error) {
-	f := &flattener{tree: tree.New(), limit: limit, left: left}
+func Flatten(ctx context.Context, dir string, layers []Layer, limit int64, left func(name string) bool) (_ *tree.Tree, err error) {
+	f := newFlattener(ctx, dir, limit, left)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.spool.close())
+		}
+	}()
 	for i, l := range layers {
 		if err := f.layer(l); err != nil {
 			return nil, fmt.Errorf("base image: layer %d of %d: %w", i+1, len(layers), err)
@@ -68,10 +77,82 @@ func Flatten(layers []Layer, limit int64, left func(name string) bool) (*tree.Tr
 }
 
 type flattener struct {
-	tree    *tree.Tree
-	limit   int64
-	left    func(string) bool
-	entries int // of all layers
+	ctx   context.Context
+	tree  *tree.Tree
+	spool spool
+	limit int64
+	left  func(string) bool
+
+	// Of all layers:
+	entries int
+	names   int   // bytes
+	nodes   int   // of trees that were emptied
+	content int64 // bytes that may still come
+	unpack  int64 // bytes that may still be unpacked
+}
+
+func newFlattener(ctx context.Context, dir string, limit int64, left func(string) bool) *flattener {
+	return &flattener{
+		ctx: ctx, tree: tree.New(), spool: spool{dir: dir}, limit: limit, left: left,
+		content: maxReplaced * limit, unpack: maxReplaced*limit + maxOverhead,
+	}
+}
+
+// spool is a file without a name in which content waits. It is closed when
+// nothing refers to it any more.
+type spool struct {
+	dir  string
+	f    *os.File // made for the first content
+	w    *bufio.Writer
+	size int64
+}
+
+// add puts away n bytes of r, to be read once flush was called.
+func (s *spool) add(r io.Reader, n int64) (*io.SectionReader, error) {
+	if s.f == nil {
+		f, err := os.CreateTemp(s.dir, "layer-")
+		if err != nil {
+			return nil, err
+		}
+		if err := os.Remove(f.Name()); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		s.f, s.w = f, bufio.NewWriterSize(f, 256<<10)
+	}
+	at := s.size
+	got, err := io.CopyN(s.w, r, n)
+	s.size += got
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return io.NewSectionReader(s.f, at, n), err
+}
+
+func (s *spool) flush() error {
+	if s.f == nil {
+		return nil
+	}
+	return s.w.Flush()
+}
+
+func (s *spool) close() error {
+	if s.f == nil {
+		return nil
+	}
+	return s.f.Close()
+}
+
+// readerContext is a reader that fails once its context has ended.
+type readerContext struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r readerContext) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
 }
 
 // entry is one checked entry of a layer.
@@ -79,9 +160,9 @@ type entry struct {
 	raw  string // clean and relative
 	name string // the same with /usr merged; empty for what that makes meaningless
 	mode fs.FileMode
-	link string // target of a symbolic link
-	hard string // name of the file that this is another name of
-	data []byte
+	link string            // target of a symbolic link
+	hard string            // name of the file that this is another name of
+	data *io.SectionReader // content of a file
 }
 
 func (f *flattener) layer(l Layer) (err error) {
@@ -95,13 +176,13 @@ func (f *flattener) layer(l Layer) (err error) {
 		return err
 	}
 	defer done()
-	return f.unpack(r)
+	return f.add(r)
 }
 
-// unpack applies one layer: first its whiteouts, which are about lower layers
+// add applies one layer: first its whiteouts, which are about lower layers
 // only, wherever in the archive they stand; then its entries.
-func (f *flattener) unpack(r io.Reader) error {
-	entries, whiteouts, err := f.read(r)
+func (f *flattener) add(r io.Reader) error {
+	entries, whiteouts, err := f.read(readerContext{f.ctx, r})
 	if err != nil {
 		return err
 	}
@@ -114,8 +195,14 @@ func (f *flattener) unpack(r io.Reader) error {
 		}
 	}
 	for _, e := range entries {
+		if err := f.ctx.Err(); err != nil {
+			return err
+		}
 		if err := f.apply(e); err != nil {
 			return err
+		}
+		if f.nodes+f.tree.Added() > maxNodes {
+			return fmt.Errorf("more than %d files and directories in all", maxNodes)
 		}
 	}
 	return nil
@@ -143,25 +230,29 @@ func decompress(file io.Reader, media types.MediaType) (_ io.Reader, done func()
 	return br, func() {}, nil
 }
 
-// read reads a whole layer into memory: no more than limit bytes of content,
-// and few enough headers.
+// read reads a whole layer, its headers into memory and its content into the
+// spool: no more than limit bytes of content, and few enough headers.
 func (f *flattener) read(r io.Reader) (entries []entry, whiteouts []removal, err error) {
-	budget := &io.LimitedReader{R: r, N: f.limit + maxOverhead}
+	budget := &io.LimitedReader{R: r, N: f.unpack}
+	defer func() { f.unpack = budget.N }()
 	t := tar.NewReader(budget)
 	left := f.limit
 	for {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
-			return entries, whiteouts, nil
+			return entries, whiteouts, f.spool.flush()
 		}
 		if err != nil && budget.N <= 0 {
-			return nil, nil, fmt.Errorf("unpacks to more than %d bytes", f.limit+maxOverhead)
+			return nil, nil, fmt.Errorf("with the layers below, unpacks to more than %d bytes", maxReplaced*f.limit+maxOverhead)
 		}
 		if err != nil {
 			return nil, nil, err
 		}
 		if f.entries++; f.entries > maxLayerEntries {
 			return nil, nil, fmt.Errorf("more than %d entries in all", maxLayerEntries)
+		}
+		if f.names += len(h.Name) + len(h.Linkname); f.names > maxNames {
+			return nil, nil, fmt.Errorf("more than %d bytes of names in all", maxNames)
 		}
 		e, err := layerEntry(h)
 		if err != nil {
@@ -185,8 +276,11 @@ func (f *flattener) read(r io.Reader) (entries []entry, whiteouts []removal, err
 				if h.Size > left {
 					return nil, nil, fmt.Errorf("unpacks to more than %d bytes", f.limit)
 				}
-				left -= h.Size
-				if e.data, err = io.ReadAll(t); err != nil {
+				if h.Size > f.content {
+					return nil, nil, fmt.Errorf("with the layers below, unpacks to more than %d bytes", maxReplaced*f.limit)
+				}
+				left, f.content = left-h.Size, f.content-h.Size
+				if e.data, err = f.spool.add(t, h.Size); err != nil {
 					return nil, nil, fmt.Errorf("entry %.200q: %w", h.Name, err)
 				}
 			}
@@ -311,7 +405,11 @@ func inside(name string) (string, error) {
 			return "", fmt.Errorf("component of %d bytes, at most %d allowed", len(part), tree.MaxName)
 		}
 	}
-	return path.Clean(name), nil
+	name = path.Clean(name)
+	if n := strings.Count(name, "/") + 1; n > tree.MaxDepth {
+		return "", fmt.Errorf("name of %d components, at most %d allowed", n, tree.MaxDepth)
+	}
+	return name, nil
 }
 
 // checkLink refuses a symbolic link that climbs above the root.
@@ -356,6 +454,7 @@ func (f *flattener) remove(w removal) error {
 	case !n.IsDir():
 		return nil
 	case w.name == ".":
+		f.nodes += f.tree.Added()
 		f.tree = tree.New()
 		return nil
 	}
@@ -398,5 +497,5 @@ func (f *flattener) apply(e entry) error {
 		}
 		return f.tree.Graft(e.name, n)
 	}
-	return f.tree.WriteFile(e.name, e.data, e.mode)
+	return f.tree.AddReader(e.name, e.data, e.data.Size(), e.mode)
 }

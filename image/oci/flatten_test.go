@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -123,7 +125,7 @@ func TestLayersAreAppliedInOrder(t *testing.T) {
 			for _, l := range tc.layers {
 				layers = append(layers, layerBytes(t, l...))
 			}
-			tr, err := Flatten(layerFiles(t, layers...), 1<<20, nothing)
+			tr, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, layers...), 1<<20, nothing)
 			must(t, err)
 			if got := list(t, tr); !maps.Equal(got, tc.want) {
 				t.Errorf("got %v\nwant %v", got, tc.want)
@@ -159,7 +161,7 @@ func TestFlattenAgreesWithTheRegistryClient(t *testing.T) {
 			want[name] = true
 		}
 	}
-	tr, err := Flatten(layerFiles(t, layers...), 1<<20, nothing)
+	tr, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, layers...), 1<<20, nothing)
 	must(t, err)
 	got := map[string]bool{}
 	for name := range list(t, tr) {
@@ -186,7 +188,7 @@ func TestEveryCompressionIsRead(t *testing.T) {
 	} {
 		l := layerFiles(t, b)
 		l[0].MediaType = media
-		tr, err := Flatten(l, 1<<20, nothing)
+		tr, err := Flatten(t.Context(), t.TempDir(), l, 1<<20, nothing)
 		if err != nil {
 			t.Errorf("%s: %v", media, err)
 		} else if list(t, tr)["etc/a"] != "1" {
@@ -201,7 +203,7 @@ func TestOwnersBecomeRootAndLoseTheirPrivileges(t *testing.T) {
 		h.Mode, h.Uid, h.Gid = mode, uid, gid
 		return h
 	}
-	tr, err := Flatten(layerFiles(t, layerBytes(t,
+	tr, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, layerBytes(t,
 		mode("usr/bin/su", 0o4755, 0, 0), mode("usr/bin/chage", 0o2755, 0, 42), mode("usr/bin/other", 0o6755, 1000, 1000), mode("usr/bin/typed", 0o100755, 0, 0),
 	)), 1<<20, nothing)
 	must(t, err)
@@ -218,7 +220,7 @@ func TestOwnersBecomeRootAndLoseTheirPrivileges(t *testing.T) {
 
 func TestWhatIsLeftOutIsNotRead(t *testing.T) {
 	out := func(name string) bool { return name == "var" || name == "usr/lib/modules" }
-	tr, err := Flatten(layerFiles(t, layerBytes(t,
+	tr, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, layerBytes(t,
 		file("var/lib/x", strings.Repeat("x", 100)), link("var", "/etc"), file("lib/modules/6/x.ko", "x"), file("usr/lib/modules.conf", "x"),
 	)), 10, out)
 	must(t, err)
@@ -247,6 +249,8 @@ func TestHostileLayersAreRefused(t *testing.T) {
 		{"hard link that leads out", []tar.Header{hard("etc/a", "../b")}, "name leads out of the image"},
 		{"long component", []tar.Header{file("etc/"+strings.Repeat("a", 256), "")}, "component of 256 bytes"},
 		{"long name", []tar.Header{file(strings.Repeat("a/", 2048)+"b", "")}, "name is empty or too long"},
+		{"deep name", []tar.Header{file(strings.Repeat("a/", tree.MaxDepth)+"b", "")}, "name of 129 components"},
+		{"deep link", []tar.Header{hard("a", strings.Repeat("a/", tree.MaxDepth)+"b")}, "name of 129 components"},
 		{"file below a file", []tar.Header{file("etc", ""), file("etc/a", "")}, "not a directory"},
 		{"two files in one place", []tar.Header{file("bin/a", "1"), file("usr/bin/a", "2")}, "bin/a and usr/bin/a are two files, but usr/bin/a is where both belong"},
 		{"a file for /bin", []tar.Header{file("bin", "1")}, "neither directory nor link"},
@@ -258,7 +262,7 @@ func TestHostileLayersAreRefused(t *testing.T) {
 	}
 	for _, tc := range tests {
 		t.Run(tc.claim, func(t *testing.T) {
-			if _, err := Flatten(layerFiles(t, layerBytes(t, tc.headers...)), 1024, nothing); err == nil || !strings.Contains(err.Error(), tc.want) {
+			if _, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, layerBytes(t, tc.headers...)), 1024, nothing); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
 		})
@@ -266,7 +270,7 @@ func TestHostileLayersAreRefused(t *testing.T) {
 	for claim, media := range map[string]types.MediaType{"foreign": types.OCIRestrictedLayer, "config": types.OCIConfigJSON, "none": ""} {
 		l := layerFiles(t, layerBytes(t))
 		l[0].MediaType = media
-		if _, err := Flatten(l, 1024, nothing); err == nil {
+		if _, err := Flatten(t.Context(), t.TempDir(), l, 1024, nothing); err == nil {
 			t.Errorf("a layer of type %s was accepted", claim)
 		}
 	}
@@ -274,13 +278,127 @@ func TestHostileLayersAreRefused(t *testing.T) {
 
 func TestUpperLayersTogetherAreBounded(t *testing.T) {
 	a, b := layerBytes(t, file("a", strings.Repeat("x", 600))), layerBytes(t, file("b", strings.Repeat("x", 600)))
-	if _, err := Flatten(layerFiles(t, a, b), 1024, nothing); err == nil || !strings.Contains(err.Error(), "layer 2 of 2: the files have 1200 bytes, at most 1024 allowed") {
+	if _, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, a, b), 1024, nothing); err == nil || !strings.Contains(err.Error(), "layer 2 of 2: the files have 1200 bytes, at most 1024 allowed") {
 		t.Errorf("got %v", err)
 	}
 	b = layerBytes(t, file("a", strings.Repeat("y", 600)))
-	if _, err := Flatten(layerFiles(t, a, b), 1024, nothing); err != nil {
+	if _, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, a, b), 1024, nothing); err != nil {
 		t.Errorf("a file that replaces another: %v", err)
 	}
+}
+
+// zeros is a layer with a file of n zeros, compressed.
+func zeros(t testing.TB, n int64) Layer {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "layer")
+	out, err := os.Create(name)
+	must(t, err)
+	z := gzip.NewWriter(out)
+	w := tar.NewWriter(z)
+	must(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "big", Mode: 0o644, Size: n}))
+	for block := make([]byte, 1<<20); n > 0; n -= int64(len(block)) {
+		_, err := w.Write(block[:min(n, int64(len(block)))])
+		must(t, err)
+	}
+	must(t, w.Close(), z.Close(), out.Close())
+	return Layer{File: name, MediaType: types.OCILayer}
+}
+
+func TestContentIsNotHeldInMemory(t *testing.T) {
+	l, spools := zeros(t, 64<<20), t.TempDir()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	tr, err := Flatten(t.Context(), spools, []Layer{l, l}, 64<<20, nothing)
+	must(t, err)
+	runtime.ReadMemStats(&after)
+	if got := (after.TotalAlloc - before.TotalAlloc) >> 20; got > 16 {
+		t.Errorf("two layers of 64 MiB took %d MiB", got)
+	}
+	n, err := tr.Lookup("big")
+	must(t, err)
+	c, err := n.Open()
+	must(t, err)
+	if got, err := io.Copy(io.Discard, c); got != 64<<20 || err != nil {
+		t.Errorf("the file has %d bytes, %v", got, err)
+	}
+	must(t, c.Close())
+	if left, err := os.ReadDir(spools); len(left) > 0 || err != nil {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestAllLayersHaveOneBudget(t *testing.T) {
+	var layers [][]byte
+	for range 5 {
+		layers = append(layers, layerBytes(t, file("a", strings.Repeat("x", 1000))))
+	}
+	if _, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, layers[:4]...), 1024, nothing); err != nil {
+		t.Errorf("a file that is replaced three times: %v", err)
+	}
+	if _, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, layers...), 1024, nothing); err == nil || !strings.Contains(err.Error(), "layer 5 of 5: with the layers below, unpacks to more than 4096 bytes") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTheTreeOfAllLayersIsBounded(t *testing.T) {
+	deep := layerBytes(t, dir(strings.Repeat("a/", 50)+"a"), link("l", strings.Repeat("a/", 2000)))
+	for want, near := range map[string]func(*flattener){
+		"more than 1000000 files and directories in all": func(fl *flattener) { fl.nodes = maxNodes - 50 },
+		"more than 67108864 bytes of names in all":       func(fl *flattener) { fl.names = maxNames - 4000 },
+		"more than 500000 entries in all":                func(fl *flattener) { fl.entries = maxLayerEntries - 1 },
+	} {
+		fl := newFlattener(t.Context(), t.TempDir(), 1024, nothing)
+		must(t, fl.add(bytes.NewReader(deep)))
+		fl = newFlattener(t.Context(), t.TempDir(), 1024, nothing)
+		near(fl)
+		if err := fl.add(bytes.NewReader(deep)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	// What an opaque root takes away was there.
+	fl := newFlattener(t.Context(), t.TempDir(), 1024, nothing)
+	must(t, fl.add(bytes.NewReader(deep)), fl.add(bytes.NewReader(layerBytes(t, file(".wh..wh..opq", "")))))
+	if fl.nodes != 52 || fl.tree.Added() != 0 {
+		t.Errorf("%d nodes were counted", fl.nodes)
+	}
+}
+
+func TestFlattenStopsWithItsContext(t *testing.T) {
+	l := zeros(t, 8<<20)
+	for claim, after := range map[string]int{"at once": 0, "while it reads": 3} {
+		ctx := &counted{Context: t.Context(), left: after}
+		if _, err := Flatten(ctx, t.TempDir(), []Layer{l}, 64<<20, nothing); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: got %v", claim, err)
+		}
+	}
+	// While it applies: the context of an empty layer is asked for each entry.
+	layer := layerBytes(t, dir("a"), dir("b"), dir("c"))
+	fl := newFlattener(t.Context(), t.TempDir(), 1024, nothing)
+	fl.left = func(name string) bool {
+		if name == "c" {
+			fl.ctx = &counted{Context: t.Context(), left: 1}
+		}
+		return false
+	}
+	if err := fl.add(bytes.NewReader(layer)); !errors.Is(err, context.Canceled) {
+		t.Errorf("while it applies: got %v", err)
+	}
+	if _, err := fl.tree.Lookup("b"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it went on: %v", err)
+	}
+}
+
+// counted is a context that ends after it was asked a few times.
+type counted struct {
+	context.Context
+	left int
+}
+
+func (c *counted) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
 }
 
 func TestArchiveWithOneImageIsASource(t *testing.T) {
@@ -301,7 +419,7 @@ func TestArchiveWithOneImageIsASource(t *testing.T) {
 	must(t, err)
 	b, err := io.ReadAll(rc)
 	must(t, err, rc.Close())
-	tr, err := Flatten(layerFiles(t, b), 1<<20, nothing)
+	tr, err := Flatten(t.Context(), t.TempDir(), layerFiles(t, b), 1<<20, nothing)
 	must(t, err)
 	if _, err := tr.Lookup("usr/bin/hello"); err != nil {
 		t.Error(err)
@@ -320,10 +438,12 @@ func FuzzFlatten(f *testing.F) {
 	f.Add(layerBytes(f, dir("etc"), file("etc/a", "1"), file("etc/.wh.b", ""), link("bin", "usr/bin"), hard("etc/c", "etc/a")))
 	f.Add(layerBytes(f, file("../x", ""), link("a", "/..")))
 	f.Add([]byte("no tar"))
+	spools := f.TempDir()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		fl := &flattener{tree: tree.New(), limit: 1 << 16, left: nothing}
+		fl := newFlattener(t.Context(), spools, 1<<16, nothing)
+		defer func() { must(t, fl.spool.close()) }()
 		for range 2 { // the second layer finds what the first left
-			if fl.unpack(bytes.NewReader(b)) != nil {
+			if fl.add(bytes.NewReader(b)) != nil {
 				return
 			}
 		}

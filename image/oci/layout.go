@@ -6,12 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/sealift/sealift/profiles"
 )
 
 // annotationRef is the annotation of an index entry that holds a tag or a
@@ -97,7 +98,7 @@ func (l Layout) Blob(_ context.Context, _ string, h v1.Hash) (io.ReadCloser, err
 	if err != nil {
 		return nil, err
 	}
-	return os.Open(file)
+	return profiles.OpenRegular(file)
 }
 
 func (l Layout) blob(h v1.Hash) (string, error) {
@@ -109,7 +110,7 @@ func (l Layout) blob(h v1.Hash) (string, error) {
 
 // readBounded reads a regular file of at most maxManifest bytes.
 func readBounded(file string) (_ []byte, err error) {
-	f, err := os.Open(file)
+	f, err := profiles.OpenRegular(file)
 	if err != nil {
 		return nil, err
 	}

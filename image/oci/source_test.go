@@ -11,9 +11,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 )
 
 func hash(s string) v1.Hash { return hashOf([]byte(s)) }
@@ -81,6 +83,37 @@ func layoutWith(t testing.TB, index string, blobs ...string) Layout {
 		must(t, os.WriteFile(filepath.Join(dir, "blobs", "sha256", hash(b).Hex), []byte(b), 0o644))
 	}
 	return Layout{Dir: dir}
+}
+
+func TestPipesInALayoutAreNotRead(t *testing.T) {
+	pipe := func(name string) {
+		t.Helper()
+		must(t, os.RemoveAll(name), unix.Mkfifo(name, 0o600))
+	}
+	l := layoutWith(t, "{}", "blob")
+	pipe(filepath.Join(l.Dir, "index.json"))
+	pipe(filepath.Join(l.Dir, "blobs", "sha256", hash("blob").Hex))
+	pipe(filepath.Join(l.Dir, "archive.tar"))
+	for claim, read := range map[string]func() error{
+		"index":    func() error { _, _, err := l.Manifest(t.Context(), "x/y:1"); return err },
+		"manifest": func() error { _, _, err := l.Manifest(t.Context(), "x/y@"+hash("blob").String()); return err },
+		"blob":     func() error { _, err := l.Blob(t.Context(), "", hash("blob")); return err },
+		"archive": func() error {
+			_, _, err := Archive{File: filepath.Join(l.Dir, "archive.tar")}.Manifest(t.Context(), "x/y:1")
+			return err
+		},
+	} {
+		done := make(chan error, 1)
+		go func() { done <- read() }()
+		select {
+		case err := <-done:
+			if err == nil || !strings.Contains(err.Error(), "not a regular file") {
+				t.Errorf("%s: got %v", claim, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: it waits for a writer", claim)
+		}
+	}
 }
 
 func TestHostileLayoutsAreRefused(t *testing.T) {

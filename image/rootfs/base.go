@@ -1,7 +1,7 @@
 package rootfs
 
 import (
-	"debug/elf"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,12 +22,12 @@ func leftOut(name string) bool {
 
 // start returns the tree that everything else is put into: an empty one, or
 // that of the base image.
-func (b *Builder) start() (*tree.Tree, error) {
+func (b *Builder) start(ctx context.Context) (*tree.Tree, error) {
 	if b.c.Profile.Base != profiles.BaseOCI {
 		return tree.New(), nil
 	}
-	// What does not fit the slot is refused before it fills the memory.
-	t, err := oci.Flatten(b.c.Inputs.Base, int64(b.c.Profile.Disk.Slot)<<20, leftOut)
+	// What does not fit the slot is refused before it fills the disk.
+	t, err := oci.Flatten(ctx, b.c.TempDir, b.c.Inputs.Base, int64(b.c.Profile.Disk.Slot)<<20, leftOut)
 	if err != nil {
 		return nil, err
 	}
@@ -90,56 +90,4 @@ func (b *Builder) hasLibrary(t *tree.Tree, name string, program *tree.Node, lib 
 		}
 	}
 	return true, nil
-}
-
-// definedVersions returns the versions of symbols that a library defines.
-func definedVersions(n *tree.Node) ([]string, error) {
-	var out []string
-	err := withELF(n, func(f *elf.File) error {
-		all, err := f.DynamicVersions()
-		for _, v := range all {
-			out = append(out, v.Name)
-		}
-		return err
-	})
-	return out, err
-}
-
-// neededVersions returns the versions of a library's symbols that a program, or
-// another library, cannot do without.
-func neededVersions(n *tree.Node, lib string) ([]string, error) {
-	var out []string
-	err := withELF(n, func(f *elf.File) error {
-		all, err := f.DynamicVersionNeeds()
-		for _, need := range all {
-			if need.Name != lib {
-				continue
-			}
-			for _, d := range need.Needs {
-				if d.Flags&elf.VER_FLG_WEAK == 0 {
-					out = append(out, d.Dep)
-				}
-			}
-		}
-		return err
-	})
-	return out, err
-}
-
-// withELF opens an ELF file that may be damaged. A file without versions, or
-// that is no ELF file, has none.
-func withELF(n *tree.Node, fn func(*elf.File) error) (err error) {
-	c, err := n.Open()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	f, err := elf.NewFile(c)
-	if err != nil {
-		return err
-	}
-	if f.SectionByType(elf.SHT_GNU_VERNEED) == nil && f.SectionByType(elf.SHT_GNU_VERDEF) == nil {
-		return nil
-	}
-	return fn(f)
 }

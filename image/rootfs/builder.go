@@ -8,6 +8,7 @@ package rootfs
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,13 +26,18 @@ import (
 	"github.com/sealift/sealift/profiles"
 )
 
-// Config is what trees are built from. All fields are required.
+// Config is what trees are built from. All fields are required unless marked
+// Optional.
 type Config struct {
 	Profile *profiles.Profile
 	Inputs  *inputs.Inputs // of the profile's lock
 	Agent   string         // sealift-agent, a static executable for Profile.Arch
 	Pause   string         // sealift-pause, the same
 	Epoch   int64          // creation time of preloaded images, Unix seconds
+
+	// TempDir is where the files of a base image are kept while the image is
+	// built. Optional; os.TempDir if empty.
+	TempDir string
 }
 
 // Builder makes the trees of one image. It holds the kernel package in memory.
@@ -95,8 +101,8 @@ func (b *Builder) readStub() error {
 }
 
 // Root makes the node's root file system.
-func (b *Builder) Root() (*tree.Tree, error) {
-	t, err := b.start()
+func (b *Builder) Root(ctx context.Context) (*tree.Tree, error) {
+	t, err := b.start(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("build root file system: %w", err)
 	}

@@ -117,7 +117,7 @@ func TestImagesOfTheDistroMustBeAmongTheInputs(t *testing.T) {
 	c.Inputs.Archives = nil
 	b, err := New(c)
 	must(t, err)
-	if _, err := b.Root(); err == nil || !strings.Contains(err.Error(), "docker.io/rancher/mirrored-pause:3.6 is not among the inputs") {
+	if _, err := b.Root(t.Context()); err == nil || !strings.Contains(err.Error(), "docker.io/rancher/mirrored-pause:3.6 is not among the inputs") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -136,7 +136,7 @@ func TestProgramsOfAReleaseBringTheirLibraries(t *testing.T) {
 	must(t, os.WriteFile(kubelet, dynamic(t, linker, "libnone.so.1"), 0o755))
 	b, err := New(c)
 	must(t, err)
-	if _, err := b.Root(); err == nil || !strings.Contains(err.Error(), "program kubelet needs libnone.so.1") {
+	if _, err := b.Root(t.Context()); err == nil || !strings.Contains(err.Error(), "program kubelet needs libnone.so.1") {
 		t.Errorf("a library that no package has: %v", err)
 	}
 }

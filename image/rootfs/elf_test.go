@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"os"
 	"os/exec"
 	"slices"
@@ -136,6 +137,110 @@ func TestNeededAgreesWithReadelf(t *testing.T) {
 	if n := strings.Count(string(out), "(NEEDED)"); len(got) != n && len(got) != n+1 {
 		t.Errorf("got %v, readelf lists %d libraries", got, n)
 	}
+}
+
+// nodeOf is a node with this content.
+func nodeOf(t testing.TB, content []byte) *tree.Node {
+	t.Helper()
+	tr := tree.New()
+	must(t, tr.WriteFile("f", content, 0o755))
+	n, err := tr.Lookup("f")
+	must(t, err)
+	return n
+}
+
+func TestVersionsAgreeWithAnotherReader(t *testing.T) {
+	seen := 0
+	for _, name := range []string{"/bin/sh", "/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/lib/x86_64-linux-gnu/libm.so.6", "/usr/lib/x86_64-linux-gnu/libstdc++.so.6"} {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Log(err)
+			continue
+		}
+		f, err := elf.NewFile(bytes.NewReader(b))
+		must(t, err)
+		var want []string
+		defs, err := f.DynamicVersions()
+		must(t, err)
+		for _, d := range defs {
+			want = append(want, d.Name)
+		}
+		got, err := definedVersions(nodeOf(t, b))
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s defines %v, %v, want %v", name, got, err, want)
+		}
+		seen += len(got)
+		needs, err := f.DynamicVersionNeeds()
+		must(t, err)
+		for _, need := range needs {
+			want = want[:0]
+			for _, d := range need.Needs {
+				if d.Flags&elf.VER_FLG_WEAK == 0 {
+					want = append(want, d.Dep)
+				}
+			}
+			if got, err := neededVersions(nodeOf(t, b), need.Name); err != nil || !slices.Equal(got, want) {
+				t.Errorf("%s needs %v of %s, %v, want %v", name, got, need.Name, err, want)
+			}
+		}
+	}
+	if seen == 0 {
+		t.Skip("no library was found")
+	}
+}
+
+// TestVersionsOfAHostileLibraryAreRefused makes chains whose entries overlap:
+// followed as their counts say, each of n entries leads through all the others.
+func TestVersionsOfAHostileLibraryAreRefused(t *testing.T) {
+	const n = 8000
+	le := binary.LittleEndian
+	need, def := make([]byte, 16*n), make([]byte, 20*n)
+	for i := range n {
+		r := need[16*i:]
+		le.PutUint16(r, 1)
+		le.PutUint16(r[2:], 0xffff)
+		le.PutUint32(r[8:], 16)
+		le.PutUint32(r[12:], 16)
+		r = def[20*i:]
+		le.PutUint16(r, 1)
+		le.PutUint16(r[6:], 0xffff)
+		le.PutUint32(r[16:], 1)
+	}
+	long := bytes.Repeat([]byte("x"), 1000)
+	str := section{name: ".dynstr", kind: elf.SHT_STRTAB, data: make([]byte, 16)}
+	none := section{name: ".x", kind: elf.SHT_PROGBITS}
+	for claim, tc := range map[string]struct {
+		str, versions section
+		want          string
+	}{
+		"needs that count too many":  {str, section{kind: elf.SHT_GNU_VERNEED, data: need, link: 1}, "more versions than fit"},
+		"definitions that overlap":   {str, section{kind: elf.SHT_GNU_VERDEF, data: def, link: 1}, "versions overlap"},
+		"definitions without end":    {str, section{kind: elf.SHT_GNU_VERDEF, data: def[:19], link: 1}, "outside of its section"},
+		"a huge section":             {str, section{kind: elf.SHT_GNU_VERDEF, data: make([]byte, maxVersionSection+1), link: 1}, "at most 1048576 allowed"},
+		"a long name":                {section{kind: elf.SHT_STRTAB, data: long}, section{kind: elf.SHT_GNU_VERDEF, data: def, link: 1}, "is too long"},
+		"no strings":                 {none, section{kind: elf.SHT_GNU_VERDEF, data: def, link: 1}, "has no strings"},
+		"strings that are not there": {none, section{kind: elf.SHT_GNU_VERDEF, data: def, link: 99}, "has no strings"},
+	} {
+		file := nodeOf(t, makeELF(t, "", tc.str, tc.versions))
+		_, err1 := definedVersions(file)
+		_, err2 := neededVersions(file, "")
+		if err := errors.Join(err1, err2); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: got %v, want %q", claim, err, tc.want)
+		}
+		if got := testing.AllocsPerRun(1, func() { _, _ = definedVersions(file); _, _ = neededVersions(file, "x") }); got > 1000 {
+			t.Errorf("%s: %v allocations", claim, got)
+		}
+	}
+}
+
+func FuzzVersions(f *testing.F) {
+	f.Add(makeELF(f, "", section{name: ".dynstr", kind: elf.SHT_STRTAB, data: make([]byte, 16)}, section{kind: elf.SHT_GNU_VERDEF, data: make([]byte, 28), link: 1}))
+	f.Add(makeELF(f, "", section{name: ".dynstr", kind: elf.SHT_STRTAB, data: make([]byte, 16)}, section{kind: elf.SHT_GNU_VERNEED, data: make([]byte, 32), link: 1}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n := nodeOf(t, b)
+		_, _ = definedVersions(n)
+		_, _ = neededVersions(n, "libc.so.6")
+	})
 }
 
 func FuzzNeededELF(f *testing.F) {

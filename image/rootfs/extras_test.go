@@ -56,7 +56,7 @@ func rootError(t *testing.T, c Config, want string) {
 	t.Helper()
 	b, err := New(c)
 	must(t, err)
-	if _, err := b.Root(); err == nil || !strings.Contains(err.Error(), want) {
+	if _, err := b.Root(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %q", err, want)
 	}
 }

@@ -137,7 +137,7 @@ func build(t *testing.T, c Config) (*Builder, *tree.Tree) {
 	t.Helper()
 	b, err := New(c)
 	must(t, err)
-	root, err := b.Root()
+	root, err := b.Root(t.Context())
 	must(t, err)
 	return b, root
 }
@@ -255,7 +255,7 @@ func TestAnArchiveIsCheckedBeforeItIsPreloaded(t *testing.T) {
 	c.Inputs.Archives = map[string]string{"docker.io/x/z:1": file}
 	b, err := New(c)
 	must(t, err)
-	if _, err := b.Root(); err == nil || !strings.Contains(err.Error(), "docker.io/x/y:1") {
+	if _, err := b.Root(t.Context()); err == nil || !strings.Contains(err.Error(), "docker.io/x/y:1") {
 		t.Errorf("an archive of another image: %v", err)
 	}
 }
@@ -316,7 +316,7 @@ func TestModulesAskedForMustExist(t *testing.T) {
 		c.Profile.Kernel.Root = []string{tc.module}
 		b, err := New(c)
 		must(t, err)
-		_, err = b.Root()
+		_, err = b.Root(t.Context())
 		if (tc.want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), tc.want)) {
 			t.Errorf("%s: got %v, want %q", tc.claim, err, tc.want)
 		}
@@ -353,7 +353,7 @@ func TestMissingInputsAreNamed(t *testing.T) {
 		tc.edit(content, &c)
 		b, err := New(c)
 		must(t, err)
-		if _, err := b.Root(); err == nil || !strings.Contains(err.Error(), tc.want) {
+		if _, err := b.Root(t.Context()); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: got %v, want %q", claim, err, tc.want)
 		}
 	}

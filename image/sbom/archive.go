@@ -4,10 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"strings"
 
@@ -20,9 +23,12 @@ import (
 const (
 	maxBlobs     = 10_000
 	maxJSON      = 4 << 20   // bytes of an index, a manifest or a list
-	maxInner     = 200_000   // files in the layers of one archive
-	maxLayer     = 8 << 30   // bytes of one layer, unpacked
-	maxProgram   = 256 << 20 // bytes of a file that is looked into, which is held in memory
+	maxAllJSON   = 64 << 20  // bytes of all of them
+	maxManifests = 10_000    // times that a manifest is read
+	maxLayers    = 10_000    // times that an image has a layer
+	maxInner     = 200_000   // files in the layers of all images
+	maxUnpacked  = 16 << 30  // bytes of all layers, unpacked, and of the files in them
+	maxProgram   = 256 << 20 // bytes of a file that is looked into, which is unpacked
 	maxImages    = 1_000
 	maxReference = 1_000 // bytes
 )
@@ -53,19 +59,32 @@ func (memory) Close() error { return nil }
 
 // archiveReader finds the members of an archive by name.
 type archiveReader struct {
+	ctx     context.Context
 	r       io.ReaderAt
 	members map[string]*io.SectionReader
-	inner   int // files read so far
+	layers  map[string][]innerFile // that were read: images share them
+	temp    string                 // directory
+	program *os.File               // where one is unpacked to be looked into
+
+	manifests, references, inner int   // so far
+	json, unpacked, content      int64 // bytes that may still come
 }
 
 // readArchive reads an archive. A file that is no archive of images gives none.
-func readArchive(r io.ReaderAt, size int64) (*archive, error) {
-	a := &archiveReader{r: r, members: map[string]*io.SectionReader{}}
+func readArchive(ctx context.Context, r io.ReaderAt, size int64, temp string) (_ *archive, err error) {
+	a := &archiveReader{
+		ctx: ctx, r: r, members: map[string]*io.SectionReader{}, layers: map[string][]innerFile{}, temp: temp,
+		json: maxAllJSON, unpacked: maxUnpacked, content: maxUnpacked,
+	}
+	defer func() {
+		if a.program != nil {
+			err = errors.Join(err, a.program.Close())
+		}
+	}()
 	if err := a.index(size); err != nil {
 		return nil, fmt.Errorf("archive of images: %w", err)
 	}
 	var images []archivedImage
-	var err error
 	switch {
 	case a.members["index.json"] != nil:
 		images, err = a.layout()
@@ -83,20 +102,23 @@ func readArchive(r io.ReaderAt, size int64) (*archive, error) {
 // index notes where each member lies.
 func (a *archiveReader) index(size int64) error {
 	s := io.NewSectionReader(a.r, 0, size)
-	t := tar.NewReader(s)
+	t := tar.NewReader(seekContext{readerContext{a.ctx, s}, s})
 	for n := 0; ; n++ {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
-			if n == 0 {
+			if n == 0 && a.ctx.Err() == nil {
 				return nil // not an archive at all
 			}
 			return fmt.Errorf("entry %d: %w", n, err)
 		}
 		if n >= maxBlobs {
 			return fmt.Errorf("more than %d entries", maxBlobs)
+		}
+		if sparse(h) {
+			return fmt.Errorf("entry %d: a sparse file", n) // its bytes are not as they lie in the archive
 		}
 		if h.Typeflag != tar.TypeReg {
 			continue
@@ -112,14 +134,41 @@ func (a *archiveReader) index(size int64) error {
 	}
 }
 
-// json reads a member into v.
-func (a *archiveReader) json(name string, v any) error {
+// seekContext is a readerContext of what can seek, which spares reading what is
+// not wanted.
+type seekContext struct {
+	readerContext
+	io.Seeker
+}
+
+// sparse reports whether a file is stored without its holes, in any of the ways
+// that GNU tar has.
+func sparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
+
+// decode reads a member into v.
+func (a *archiveReader) decode(name string, v any) error {
 	m := a.members[name]
 	if m == nil {
 		return fmt.Errorf("no member %.200q", name)
 	}
 	if m.Size() > maxJSON {
 		return fmt.Errorf("member %.200q has %d bytes, at most %d allowed", name, m.Size(), maxJSON)
+	}
+	if a.json -= m.Size(); a.json < 0 {
+		return fmt.Errorf("manifests of more than %d bytes in all", maxAllJSON)
+	}
+	if err := a.ctx.Err(); err != nil {
+		return err
 	}
 	b := make([]byte, m.Size())
 	if _, err := m.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
@@ -146,7 +195,7 @@ func (a *archiveReader) layout() ([]archivedImage, error) {
 	var index struct {
 		Manifests []descriptor `json:"manifests"`
 	}
-	if err := a.json("index.json", &index); err != nil {
+	if err := a.decode("index.json", &index); err != nil {
 		return nil, err
 	}
 	if len(index.Manifests) > maxImages {
@@ -177,7 +226,10 @@ func (a *archiveReader) manifest(img *archivedImage, d descriptor, depth int) er
 		Manifests []descriptor `json:"manifests"`
 		Layers    []descriptor `json:"layers"`
 	}
-	if err := a.json(d.blob(), &m); err != nil {
+	if a.manifests++; a.manifests > maxManifests {
+		return fmt.Errorf("more than %d manifests", maxManifests)
+	}
+	if err := a.decode(d.blob(), &m); err != nil {
 		return err
 	}
 	if depth > 0 && len(m.Manifests) > 0 {
@@ -211,7 +263,7 @@ func (a *archiveReader) docker() ([]archivedImage, error) {
 		RepoTags []string
 		Layers   []string
 	}
-	if err := a.json("manifest.json", &list); err != nil {
+	if err := a.decode("manifest.json", &list); err != nil {
 		return nil, err
 	}
 	if len(list) > maxImages {
@@ -243,55 +295,111 @@ func reference(s string) string {
 	return strings.ToValidUTF8(s, "?")
 }
 
-// layer adds the files of a layer.
+// layer adds the files of a layer. One that several images have is read once.
 func (a *archiveReader) layer(img *archivedImage, name string) error {
+	if a.references++; a.references > maxLayers {
+		return fmt.Errorf("more than %d layers", maxLayers)
+	}
+	files, ok := a.layers[name]
+	if !ok {
+		var err error
+		if files, err = a.readLayer(name); err != nil {
+			return err
+		}
+		a.layers[name] = files
+	}
+	if a.inner += len(files); a.inner > maxInner {
+		return fmt.Errorf("more than %d files", maxInner)
+	}
+	img.files = append(img.files, files...)
+	return nil
+}
+
+// readLayer lists the files of a layer.
+func (a *archiveReader) readLayer(name string) (files []innerFile, err error) {
 	m := a.members[name]
 	if m == nil {
-		return fmt.Errorf("no member %.200q", name)
+		return nil, fmt.Errorf("no member %.200q", name)
 	}
 	r, err := unpacked(io.NewSectionReader(m, 0, m.Size()))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer r.Close() // only read
-	limited := &io.LimitedReader{R: r, N: maxLayer}
-	t := tar.NewReader(limited)
+	budget := &io.LimitedReader{R: readerContext{a.ctx, r}, N: a.unpacked}
+	tooMuch := fmt.Errorf("the layers unpack to more than %d bytes", int64(maxUnpacked))
+	t := tar.NewReader(budget)
 	for {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
-			return nil
+			a.unpacked = budget.N
+			return files, nil
+		}
+		if err != nil && budget.N <= 0 {
+			return nil, tooMuch
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if h.Typeflag != tar.TypeReg {
+		if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeGNUSparse {
 			continue
 		}
-		if a.inner++; a.inner > maxInner {
-			return fmt.Errorf("more than %d files", maxInner)
+		// The holes of a sparse file are read as zeros, and are no bytes of the layer.
+		if a.content -= h.Size; a.content < 0 {
+			return nil, tooMuch
+		}
+		if len(files) >= maxInner {
+			return nil, fmt.Errorf("more than %d files", maxInner)
 		}
 		f := innerFile{file: File{
 			Path: path.Join("/", reference(h.Name))[1:], Size: h.Size, Executable: h.Mode&0o111 != 0,
 		}}
-		if err := f.read(t, h.Size); err != nil {
-			return fmt.Errorf("file %.200q: %w", h.Name, err)
+		if err := a.file(&f, t); err != nil {
+			return nil, fmt.Errorf("file %.200q: %w", h.Name, err)
 		}
-		img.files = append(img.files, f)
+		files = append(files, f)
 	}
 }
 
-// read hashes a file of a layer and looks into it if it may be a program.
-func (f *innerFile) read(r io.Reader, size int64) error {
-	if !f.file.Executable || size > maxProgram {
+// file hashes a file of a layer and looks into it if it may be a program.
+func (a *archiveReader) file(f *innerFile, r io.Reader) error {
+	var magic [4]byte
+	n, err := io.ReadFull(r, magic[:])
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	r = io.MultiReader(bytes.NewReader(magic[:n]), r)
+	if !f.file.Executable || f.file.Size > maxProgram || string(magic[:]) != elf.ELFMAG {
 		_, err := f.file.hash(r)
 		return err
 	}
-	var b bytes.Buffer
-	if _, err := f.file.hash(io.TeeReader(r, &b)); err != nil {
+	w, err := a.scratch()
+	if err != nil {
 		return err
 	}
-	f.program = readProgram(bytes.NewReader(b.Bytes()), int64(b.Len()))
+	size, err := f.file.hash(io.TeeReader(r, w))
+	if err != nil {
+		return err
+	}
+	f.program = readProgram(w, size)
 	return nil
+}
+
+// scratch returns an empty file without a name.
+func (a *archiveReader) scratch() (*os.File, error) {
+	if a.program != nil {
+		_, err := a.program.Seek(0, io.SeekStart)
+		return a.program, errors.Join(a.program.Truncate(0), err)
+	}
+	f, err := os.CreateTemp(a.temp, "program-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	a.program = f
+	return f, nil
 }
 
 // unpacked returns a reader of a layer's tar archive, whatever its compression.

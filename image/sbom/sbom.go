@@ -43,6 +43,9 @@ type Input struct {
 	ImagesDir string
 	// Workers is how many files are hashed at once. Optional; 1 if zero.
 	Workers int
+	// TempDir is where the programs of archives are unpacked, one at a time and
+	// worker. Optional; os.TempDir if empty.
+	TempDir string
 }
 
 // Place is a file tree of the image, under the name that stands before its

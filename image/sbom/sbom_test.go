@@ -4,12 +4,15 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -476,7 +479,7 @@ func TestArchivesOfContainerImagesAreOpened(t *testing.T) {
 		"index of platforms": {platforms(t), "registry.k8s.io/pause:3.10", []string{"bin/tool", "escape"}},
 		"docker save":        {docker(t), "rancher/pause:1", []string{"bin/tool"}},
 	} {
-		a, err := readArchive(bytes.NewReader(c.archive), int64(len(c.archive)))
+		a, err := readArchive(t.Context(), bytes.NewReader(c.archive), int64(len(c.archive)), t.TempDir())
 		if err != nil || a == nil || len(a.images) != 1 {
 			t.Errorf("%s: got %+v, %v", name, a, err)
 			continue
@@ -490,7 +493,7 @@ func TestArchivesOfContainerImagesAreOpened(t *testing.T) {
 		}
 	}
 	for name, b := range map[string][]byte{"no archive": []byte("text"), "empty": nil, "another archive": tarOf(t, "a", "b")} {
-		if a, err := readArchive(bytes.NewReader(b), int64(len(b))); a != nil || err != nil {
+		if a, err := readArchive(t.Context(), bytes.NewReader(b), int64(len(b)), t.TempDir()); a != nil || err != nil {
 			t.Errorf("%s: got %+v, %v", name, a, err)
 		}
 	}
@@ -500,9 +503,120 @@ func TestArchivesOfContainerImagesAreOpened(t *testing.T) {
 		"index no JSON": tarOf(t, "index.json", `{`),
 		"no layer":      tarOf(t, "manifest.json", `[{"Layers":["x"]}]`),
 	} {
-		if _, err := readArchive(bytes.NewReader(b), int64(len(b))); err == nil {
+		if _, err := readArchive(t.Context(), bytes.NewReader(b), int64(len(b)), t.TempDir()); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// layout is an OCI layout with images that all have the same layers.
+func layout(t testing.TB, images int, layers ...string) []byte {
+	t.Helper()
+	var list, members []string
+	for _, l := range layers {
+		d, name := blob(l)
+		list, members = append(list, fmt.Sprintf(`{"digest":%q}`, d)), append(members, name, l)
+	}
+	m := fmt.Sprintf(`{"schemaVersion":2,"layers":[%s]}`, strings.Join(list, ","))
+	d, name := blob(m)
+	index := fmt.Sprintf(`{"manifests":[%s]}`, strings.TrimSuffix(strings.Repeat(fmt.Sprintf(`{"digest":%q},`, d), images), ","))
+	return tarOf(t, append(members, name, m, "index.json", index)...)
+}
+
+func readAll(t testing.TB, b []byte) (*archive, error) {
+	t.Helper()
+	return readArchive(t.Context(), bytes.NewReader(b), int64(len(b)), t.TempDir())
+}
+
+// sparseLayer is a layer with a sparse file of size bytes, 3 of which are
+// stored, in GNU's old form.
+func sparseLayer(t testing.TB, size int64) string {
+	t.Helper()
+	b := tarOf(t, "bin/sparse", "abc")
+	octal := func(at int, n int64) { copy(b[at:at+12], fmt.Sprintf("%011o\x00", n)) }
+	b[156] = tar.TypeGNUSparse
+	copy(b[257:265], "ustar  \x00")
+	clear(b[345:512])
+	octal(386, 0)
+	octal(398, 3)
+	octal(483, size)
+	copy(b[148:156], "        ")
+	sum := 0
+	for _, c := range b[:512] {
+		sum += int(c)
+	}
+	copy(b[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	return string(b)
+}
+
+func TestSparseFilesOfALayerAreListed(t *testing.T) {
+	a, err := readAll(t, layout(t, 1, sparseLayer(t, 1000)))
+	if err != nil || len(a.images[0].files) != 1 {
+		t.Fatalf("got %+v, %v", a, err)
+	}
+	want := sha256.Sum256(append([]byte("abc"), make([]byte, 997)...))
+	if f := a.images[0].files[0].file; f.Path != "bin/sparse" || f.Size != 1000 || f.SHA256 != want {
+		t.Errorf("got %+v", f)
+	}
+	if _, err := readAll(t, []byte(sparseLayer(t, 1000))); err == nil || !strings.Contains(err.Error(), "a sparse file") {
+		t.Errorf("a sparse member of the archive: %v", err)
+	}
+}
+
+func TestProgramsOfArchivesAreNotHeldInMemory(t *testing.T) {
+	program, temp := must[[]byte](t)(os.ReadFile(goProgram(t))), t.TempDir()
+	large := string(program) + strings.Repeat("x", 32<<20)
+	b := layout(t, 3, string(tarOf(t, "bin/large", large, "bin/small", string(program))))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	a, err := readArchive(t.Context(), bytes.NewReader(b), int64(len(b)), temp)
+	runtime.ReadMemStats(&after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := (after.TotalAlloc - before.TotalAlloc) >> 20; got > 24 {
+		t.Errorf("it took %d MiB", got)
+	}
+	for _, img := range a.images {
+		if len(img.files) != 2 || img.files[0].program == nil || img.files[1].program == nil {
+			t.Errorf("the programs are not known: %+v", img.files)
+		}
+	}
+	if left := must[[]os.DirEntry](t)(os.ReadDir(temp)); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestArchivesAreBoundedAsAWhole(t *testing.T) {
+	layer := string(tarOf(t, "bin/tool", "tool"))
+	if _, err := readAll(t, layout(t, 100, layer, layer)); err != nil {
+		t.Error(err)
+	}
+	layers := make([]string, 1001)
+	for i := range layers {
+		layers[i] = layer
+	}
+	for want, b := range map[string][]byte{
+		"more than 10000 layers": layout(t, 10, layers...),
+		"unpack to more than":    layout(t, 1, sparseLayer(t, 17<<30)),
+	} {
+		if _, err := readAll(t, b); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	// An index of an image for as many platforms as its bytes have room for,
+	// all of which are the same.
+	child, childName := blob(`{}`)
+	list := `{"manifests":[` + strings.TrimSuffix(strings.Repeat(fmt.Sprintf(`{"digest":%q},`, child), maxManifests), ",") + `]}`
+	d, name := blob(list)
+	b := tarOf(t, "index.json", fmt.Sprintf(`{"manifests":[{"digest":%q}]}`, d), name, list, childName, `{}`)
+	if _, err := readAll(t, b); err == nil || !strings.Contains(err.Error(), "more than 10000 manifests") {
+		t.Errorf("got %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := readArchive(ctx, bytes.NewReader(b), int64(len(b)), t.TempDir()); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -543,8 +657,9 @@ func FuzzRead(f *testing.F) {
 func FuzzArchive(f *testing.F) {
 	f.Add(platforms(f))
 	f.Add(docker(f))
+	temp := f.TempDir()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		a, err := readArchive(bytes.NewReader(b), int64(len(b)))
+		a, err := readArchive(t.Context(), bytes.NewReader(b), int64(len(b)), temp)
 		if err != nil || a == nil {
 			return
 		}

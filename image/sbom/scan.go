@@ -36,14 +36,14 @@ func Scan(ctx context.Context, in Input) (*Inventory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inventory: %w", err)
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(in.Workers, 1))
 	for _, it := range items {
 		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
+			if err := gctx.Err(); err != nil {
 				return err
 			}
-			if err := it.read(in.isArchive(it.file.Path)); err != nil {
+			if err := it.read(gctx, in.isArchive(it.file.Path), in.TempDir); err != nil {
 				return fmt.Errorf("%s: %w", it.file.Path, err)
 			}
 			return nil
@@ -56,7 +56,7 @@ func Scan(ctx context.Context, in Input) (*Inventory, error) {
 	c := collection{v: v, at: map[string]int{}, arch: in.Arch}
 	packages := in.Packages
 	if in.Base != nil {
-		base, err := in.Base.read()
+		base, err := in.Base.read(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("inventory: base image %s: %w", in.Base.Name, err)
 		}
@@ -107,13 +107,13 @@ func (in *Input) isArchive(name string) bool {
 }
 
 // read hashes the file and looks into it.
-func (it *item) read(isArchive bool) (err error) {
+func (it *item) read(ctx context.Context, isArchive bool, temp string) (err error) {
 	c, err := it.open()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	n, err := it.file.hash(c)
+	n, err := it.file.hash(readerContext{ctx, c})
 	if err != nil {
 		return err
 	}
@@ -122,9 +122,22 @@ func (it *item) read(isArchive bool) (err error) {
 	}
 	it.program = readProgram(c, n)
 	if isArchive {
-		it.archive, err = readArchive(c, n)
+		it.archive, err = readArchive(ctx, c, n, temp)
 	}
 	return err
+}
+
+// readerContext is a reader that fails once its context has ended.
+type readerContext struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r readerContext) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
 }
 
 func (f *File) hash(r io.Reader) (int64, error) {
@@ -138,7 +151,7 @@ func (f *File) hash(r io.Reader) (int64, error) {
 type collection struct {
 	v     *Inventory
 	at    map[string]int // index in v.Components, by ID
-	owner map[manifest.SHA256][]owned
+	owner map[manifest.SHA256]*owners
 
 	baseID    string // of the base image, if there is one
 	baseFiles map[manifest.SHA256]bool
@@ -147,6 +160,39 @@ type collection struct {
 
 // owned is a file of a package.
 type owned struct{ id, path string }
+
+// owners are the files of packages that have one content. A base image may have
+// one content in very many files, so they are found by name.
+type owners struct {
+	all            []owned // in order
+	byPath, byBase map[string]int
+}
+
+// index finds the first of each path and of each last part of one.
+func (o *owners) index() {
+	if o.byPath != nil {
+		return
+	}
+	slices.SortFunc(o.all, func(a, b owned) int { return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.path, b.path)) })
+	o.byPath, o.byBase = map[string]int{}, map[string]int{}
+	for i, f := range slices.Backward(o.all) {
+		o.byPath[f.path], o.byBase[path.Base(f.path)] = i, i
+	}
+}
+
+// at returns the first file at any of these places.
+func (o *owners) at(names ...string) (id string, ok bool) {
+	first := len(o.all)
+	for _, name := range names {
+		if i, ok := o.byPath[name]; ok {
+			first = min(first, i)
+		}
+	}
+	if first == len(o.all) {
+		return "", false
+	}
+	return o.all[first].id, true
+}
 
 // add adds a component that is not there yet.
 func (c *collection) add(n Component) string {
@@ -158,7 +204,7 @@ func (c *collection) add(n Component) string {
 }
 
 func (c *collection) packages(all []Package) {
-	c.owner = map[manifest.SHA256][]owned{}
+	c.owner = map[manifest.SHA256]*owners{}
 	for i := range all {
 		p := &all[i]
 		id := c.add(Component{
@@ -167,13 +213,15 @@ func (c *collection) packages(all []Package) {
 			Source: p.Source, SourceVersion: p.SourceVersion, Licenses: p.Licenses,
 		})
 		for digest, paths := range p.Files {
+			o := c.owner[digest]
+			if o == nil {
+				o = &owners{}
+				c.owner[digest] = o
+			}
 			for _, name := range paths {
-				c.owner[digest] = append(c.owner[digest], owned{id, name})
+				o.all = append(o.all, owned{id, name})
 			}
 		}
-	}
-	for _, o := range c.owner {
-		slices.SortFunc(o, func(a, b owned) int { return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.path, b.path)) })
 	}
 }
 
@@ -181,21 +229,18 @@ func (c *collection) packages(all []Package) {
 // the same content, and best of the same name. An empty file is everybody's
 // and so needs the whole path.
 func (c *collection) from(f *File) string {
-	_, name, _ := strings.Cut(f.Path, "/")
-	best, found := 0, ""
-	for _, o := range c.owner[f.SHA256] {
-		score := 1
-		if path.Base(o.path) == path.Base(name) {
-			score = 2
+	found := ""
+	if o := c.owner[f.SHA256]; o != nil && len(o.all) > 0 {
+		o.index()
+		_, name, _ := strings.Cut(f.Path, "/")
+		places := []string{name}
+		if inUsr, ok := strings.CutPrefix(name, "usr/"); ok {
+			places = append(places, inUsr)
 		}
-		if o.path == name || "usr/"+o.path == name {
-			score = 3
-		}
-		if f.Size == 0 && score < 3 {
-			continue
-		}
-		if score > best {
-			best, found = score, o.id
+		if id, ok := o.at(places...); ok {
+			found = id
+		} else if f.Size > 0 {
+			found = o.all[o.byBase[path.Base(name)]].id // the first of all if none has the name
 		}
 	}
 	if found == "" && c.baseFiles[f.SHA256] {

@@ -27,7 +27,9 @@ import (
 const (
 	MaxName    = 255  // bytes of one path component
 	MaxPath    = 4095 // bytes of a path or of a symbolic link's target
+	MaxDepth   = 128  // components of a path, and directories above a node
 	maxSymlink = 40   // links followed in one path, as in Linux
+	maxSteps   = 1024 // components walked for one path, those of its links among them
 )
 
 // permMask is what a Node may carry beside its type: the permission bits,
@@ -37,7 +39,8 @@ const permMask = fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky
 // Tree is a file tree. The zero value is not usable; see New. It is not safe
 // for concurrent use.
 type Tree struct {
-	root *Node
+	root  *Node
+	added int
 }
 
 // Node is a directory, a regular file or a symbolic link.
@@ -46,9 +49,11 @@ type Node struct {
 	target   string           // symbolic link
 	children map[string]*Node // directory
 
-	// A regular file's content is data, or size bytes of the file at host.
+	// A regular file's content is data, or size bytes of the file at host, or
+	// the first size bytes of src.
 	data []byte
 	host string
+	src  io.ReaderAt
 	size int64
 }
 
@@ -77,6 +82,9 @@ func (n *Node) Open() (Content, error) {
 	if !n.mode.IsRegular() {
 		return nil, fmt.Errorf("open content: %w", errNotRegular)
 	}
+	if n.src != nil {
+		return section{io.NewSectionReader(n.src, 0, n.size)}, nil
+	}
 	if n.host == "" {
 		return memory{bytes.NewReader(n.data)}, nil
 	}
@@ -104,6 +112,10 @@ type Content interface {
 type memory struct{ *bytes.Reader }
 
 func (memory) Close() error { return nil }
+
+type section struct{ *io.SectionReader }
+
+func (section) Close() error { return nil }
 
 var (
 	errNotRegular = errors.New("not a regular file")
@@ -146,6 +158,12 @@ func (t *Tree) AddFile(name, host string, perm fs.FileMode) error {
 	return t.put(name, &Node{mode: perm & permMask, host: host, size: st.Size()})
 }
 
+// AddReader adds a regular file whose content is the first size bytes of r. It
+// is read when the tree is written, not now, and must not change until then.
+func (t *Tree) AddReader(name string, r io.ReaderAt, size int64, perm fs.FileMode) error {
+	return t.put(name, &Node{mode: perm & permMask, src: r, size: size})
+}
+
 // Symlink adds a symbolic link. The target is not looked up: it may dangle,
 // as a link into a directory that is mounted at run time does.
 func (t *Tree) Symlink(target, name string) error {
@@ -169,7 +187,7 @@ func (t *Tree) Remove(name string) error {
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
-	d, _, err := t.resolve(parts[:len(parts)-1], true)
+	d, _, err := t.resolve(parts[:len(parts)-1], true, false)
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
@@ -198,8 +216,13 @@ func (t *Tree) put(name string, n *Node) error {
 		return fmt.Errorf("add %s: a directory is in its place", name)
 	}
 	d.children[last] = n
+	t.added++
 	return nil
 }
+
+// Added returns how many nodes were ever added, the directories that were made
+// above them among them. It only grows, and bounds what the tree takes.
+func (t *Tree) Added() int { return t.added }
 
 // Lookup finds a node. Symbolic links in the directories above it are
 // followed inside the tree; the node itself may be a link. The error wraps
@@ -218,7 +241,7 @@ func (t *Tree) lookup(name string, followLast bool) (*Node, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("look up %s: %w", name, err)
 	}
-	n, real, err := t.resolve(parts, followLast)
+	n, real, err := t.resolve(parts, followLast, false)
 	if err != nil {
 		return nil, "", fmt.Errorf("look up %s: %w", name, err)
 	}
@@ -299,71 +322,74 @@ func (t *Tree) Stats() Stats {
 
 // makeDirs walks down, following links, and makes the directories that are missing.
 func (t *Tree) makeDirs(parts []string) (*Node, error) {
-	for i := range parts {
-		n, _, err := t.resolve(parts[:i+1], true)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			d, real, err := t.resolve(parts[:i], true)
-			if err != nil {
-				return nil, err
-			}
-			if d.children[parts[i]] != nil {
-				return nil, fmt.Errorf("%s is a link to nothing", path.Join(real, parts[i]))
-			}
-			d.children[parts[i]] = newDir(0o755)
-		case err != nil:
-			return nil, err
-		case !n.IsDir():
-			return nil, fmt.Errorf("%s: %w", path.Join(parts[:i+1]...), errNotDir)
-		}
+	d, real, err := t.resolve(parts, true, true)
+	if err == nil && !d.IsDir() {
+		err = fmt.Errorf("%s: %w", real, errNotDir)
 	}
-	n, _, err := t.resolve(parts, true)
-	return n, err
+	return d, err
 }
 
 // resolve walks down from the root. Links cannot lead out of the tree: ".."
-// stops at the root and an absolute target starts there.
-func (t *Tree) resolve(parts []string, followLast bool) (*Node, string, error) {
-	type step struct {
-		name string
-		node *Node
-	}
-	at := []step{{".", t.root}}
+// stops at the root and an absolute target starts there. With create, it makes
+// the directories of parts that are missing, but none that a link leads to.
+func (t *Tree) resolve(parts []string, followLast, create bool) (*Node, string, error) {
+	nodes, names := []*Node{t.root}, []string{"."}
+	at := func(more ...string) string { return path.Join(append(slices.Clone(names), more...)...) }
 	todo := slices.Clone(parts)
-	for links := 0; len(todo) > 0; {
-		part := todo[0]
+	own := len(parts) // how many of todo, the last ones, are of parts
+	via := ""         // where the last link of parts is
+	for links, steps := 0, 0; len(todo) > 0; steps++ {
+		if steps >= maxSteps {
+			return nil, "", fmt.Errorf("%s: its links have more than %d components", at(), maxSteps)
+		}
+		part, mine := todo[0], len(todo) == own
 		todo = todo[1:]
-		cur := at[len(at)-1]
+		if mine {
+			own--
+		}
+		cur := nodes[len(nodes)-1]
 		switch part {
 		case "", ".":
 			continue
 		case "..":
-			if len(at) > 1 {
-				at = at[:len(at)-1]
+			if len(nodes) > 1 {
+				nodes, names = nodes[:len(nodes)-1], names[:len(names)-1]
 			}
 			continue
 		}
-		if !cur.node.IsDir() {
-			return nil, "", fmt.Errorf("%s: %w", cur.name, errNotDir)
+		if !cur.IsDir() {
+			return nil, "", fmt.Errorf("%s: %w", at(), errNotDir)
 		}
-		next := cur.node.children[part]
-		if next == nil {
-			return nil, "", fmt.Errorf("%s: %w", path.Join(cur.name, part), fs.ErrNotExist)
+		if len(nodes) > MaxDepth {
+			return nil, "", fmt.Errorf("%.100s...: more than %d directories deep", at(), MaxDepth)
+		}
+		next := cur.children[part]
+		switch {
+		case next == nil && create && mine:
+			next = newDir(0o755)
+			cur.children[part] = next
+			t.added++
+		case next == nil && create:
+			return nil, "", fmt.Errorf("%s is a link to nothing", via)
+		case next == nil:
+			return nil, "", fmt.Errorf("%s: %w", at(part), fs.ErrNotExist)
 		}
 		if next.mode&fs.ModeSymlink != 0 && (followLast || len(todo) > 0) {
 			if links++; links > maxSymlink {
-				return nil, "", fmt.Errorf("%s: more than %d symbolic links", path.Join(cur.name, part), maxSymlink)
+				return nil, "", fmt.Errorf("%s: more than %d symbolic links", at(part), maxSymlink)
+			}
+			if mine {
+				via = at(part)
 			}
 			if strings.HasPrefix(next.target, "/") {
-				at = at[:1]
+				nodes, names = nodes[:1], names[:1]
 			}
 			todo = append(strings.Split(next.target, "/"), todo...)
 			continue
 		}
-		at = append(at, step{path.Join(cur.name, part), next})
+		nodes, names = append(nodes, next), append(names, part)
 	}
-	last := at[len(at)-1]
-	return last.node, last.name, nil
+	return nodes[len(nodes)-1], at(), nil
 }
 
 // split checks a path and cuts it into its components. A leading slash means
@@ -378,6 +404,9 @@ func split(name string) ([]string, error) {
 		return nil, nil
 	}
 	parts := strings.Split(rel, "/")
+	if len(parts) > MaxDepth {
+		return nil, fmt.Errorf("path of %d components, at most %d allowed", len(parts), MaxDepth)
+	}
 	for _, p := range parts {
 		if p == "" || p == "." || p == ".." || len(p) > MaxName || strings.ContainsRune(p, 0) {
 			return nil, fmt.Errorf("component %.40q of a path is not usable", p)

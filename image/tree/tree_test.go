@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // must fails the test at the first error.
@@ -80,6 +82,70 @@ func TestTreeRefusesPathsThatLeaveIt(t *testing.T) {
 		if err := New().WriteFile(name, nil, 0o644); err == nil {
 			t.Errorf("path %.20q was accepted", name)
 		}
+	}
+}
+
+func TestTreeIsNotDeep(t *testing.T) {
+	tr := New()
+	deepest := strings.Repeat("a/", MaxDepth-1)
+	must(t, tr.WriteFile(deepest+"f", nil, 0o644))
+	if err := tr.WriteFile(deepest+"a/f", nil, 0o644); err == nil {
+		t.Error("a path of too many components was accepted")
+	}
+	must(t, tr.Symlink("/"+deepest, "l"), tr.WriteFile("l/d/f", nil, 0o644))
+	if err := tr.WriteFile("l/d/d/f", nil, 0o644); err == nil || !strings.Contains(err.Error(), "directories deep") {
+		t.Errorf("a link made the tree deeper: %v", err)
+	}
+}
+
+// TestAPathIsWalkedOnce adds below a chain of links: as many as a path may
+// have, each back and forth through many directories.
+func TestAPathIsWalkedOnce(t *testing.T) {
+	tr := New()
+	must(t, tr.Mkdir("a", 0o755))
+	must(t, tr.Symlink(strings.Repeat("a/../", 800)+"a", "l0"))
+	if _, err := tr.Lookup("l0/f"); err == nil || !strings.Contains(err.Error(), "its links have more than 1024 components") {
+		t.Errorf("got %v", err)
+	}
+	must(t, tr.Symlink(strings.Repeat("a/../", 500)+"a", "l1"), tr.WriteFile("l1/b/f", nil, 0o644))
+	if _, err := tr.Lookup("a/b/f"); err != nil {
+		t.Error(err)
+	}
+	start := time.Now()
+	deep := strings.Repeat(strings.Repeat("d", 30)+"/", MaxDepth-1)
+	for i := range 5_000 {
+		must(t, tr.WriteFile(deep+strconv.Itoa(i), nil, 0o644))
+	}
+	if d := time.Since(start); d > 5*time.Second { // some 40 ms; minutes if each prefix is walked anew
+		t.Errorf("5000 deep files took %s", d)
+	}
+	if got, want := tr.Added(), 1+1+1+2+MaxDepth-1+5_000; got != want {
+		t.Errorf("added %d nodes, want %d", got, want)
+	}
+}
+
+func TestTreeMakesNoDirectoryBehindALink(t *testing.T) {
+	tr := New()
+	must(t, tr.Mkdir("usr", 0o755), tr.Symlink("usr/none", "gone"), tr.Symlink("gone", "away"))
+	for _, name := range []string{"gone/a", "away/a/b"} {
+		if err := tr.WriteFile(name, nil, 0o644); err == nil || !strings.Contains(err.Error(), "is a link to nothing") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	if got := paths(tr); !slices.Equal(got, []string{".", "away", "gone", "usr"}) {
+		t.Errorf("the tree holds %v", got)
+	}
+}
+
+func TestContentMayLieInAReader(t *testing.T) {
+	tr := New()
+	must(t, tr.AddReader("f", strings.NewReader("one and more"), 3, 0o644))
+	if b, err := tr.ReadFile("f", 3); err != nil || string(b) != "one" {
+		t.Errorf("got %q, %v", b, err)
+	}
+	must(t, tr.AddReader("f", strings.NewReader("cut"), 4, 0o644))
+	if err := tr.WriteCPIO(&bytes.Buffer{}, 0); err == nil {
+		t.Error("a file was written without all of its content")
 	}
 }
 
