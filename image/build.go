@@ -214,8 +214,8 @@ type builder struct {
 	m   *manifest.Manifest
 
 	compressed   manifest.Artifact // of the disk; unset if no output needs it
-	installerUKI []byte
-	diskDigest   manifest.SHA256 // of the raw disk image
+	installerUKI []byte            // unset if no output holds it
+	diskDigest   manifest.SHA256   // of the raw disk image
 }
 
 func (b *builder) progress(step string, done, total int64) {
@@ -385,9 +385,16 @@ func (b *builder) addArtifact(kind, name string, size int64, digest manifest.SHA
 	b.m.Artifacts = append(b.m.Artifacts, manifest.Artifact{Kind: kind, Name: name, Size: size, SHA256: digest})
 }
 
+// hasInstaller reports whether an output holds the installer. Of one that is in
+// none, neither manifest nor SBOMs speak: nobody could check what they say.
+func (b *builder) hasInstaller() bool { return b.wants(OutputNetboot) || b.wants(OutputISO) }
+
 // installer writes the installer UKI. It gets no PCR policy: one for its
 // PCR 11 would let it open disks that only the image may open.
 func (b *builder) installer(context.Context) error {
+	if !b.hasInstaller() {
+		return nil
+	}
 	image, err := b.uki(b.Installer, b.cmdline([32]byte{}), nil)
 	if err != nil {
 		return fmt.Errorf("installer: %w", err)

@@ -68,20 +68,31 @@ func TestOnlyChosenOutputsAreThere(t *testing.T) {
 			if !slices.Equal(got, want) {
 				t.Errorf("output holds %q, want %q", got, want)
 			}
-			listed := slices.Clone(unlisted)
+			all := slices.Clone(unlisted)
 			for _, a := range m.Artifacts {
-				listed = append(listed, a.Name)
+				all = append(all, a.Name)
 				b, err := os.ReadFile(filepath.Join(in.Output, a.Name))
 				if err != nil || int64(len(b)) != a.Size || sha256.Sum256(b) != a.SHA256 {
 					t.Errorf("artifact %s does not match its description (%v)", a.Name, err)
 				}
 			}
-			slices.Sort(listed)
-			if !slices.Equal(listed, want) {
-				t.Errorf("the manifest lists %q, want %q", listed, want)
+			slices.Sort(all)
+			if !slices.Equal(all, want) {
+				t.Errorf("the manifest lists %q, want %q", all, want)
 			}
-			if len(m.Disk.Chunks) == 0 || m.Disk.Chunks[0].IsZero() || m.Installer.Authenticode.IsZero() {
-				t.Error("digests or reference values are missing")
+			if len(m.Disk.Chunks) == 0 || m.Disk.Chunks[0].IsZero() {
+				t.Error("digests are missing")
+			}
+			// Only of an installer that is there is anything said.
+			_, network := m.Boot(manifest.KindInstaller, manifest.BootNetwork)
+			_, setup := m.Boot(manifest.KindInstaller, manifest.BootNetworkSetup)
+			listed := bytes.Contains(must2(os.ReadFile(filepath.Join(in.Output, FileSPDX))), []byte(`installer/init"`))
+			holds := slices.Contains(chosen, OutputISO) || slices.Contains(chosen, OutputNetboot)
+			if values := !m.Installer.Authenticode.IsZero(); values != holds || network != holds || setup != holds || listed != holds {
+				t.Errorf("an output holds the installer: %t; the manifest has values: %t, boots: %t %t, the SBOM its files: %t", holds, values, network, setup, listed)
+			}
+			if text := must2(os.ReadFile(filepath.Join(in.Output, FileManifest))); bytes.Contains(text, []byte(`"installer": {`)) != holds {
+				t.Errorf("the field installer in the manifest: %t, want %t", !holds, holds)
 			}
 			onlyOutput(t, in.Output)
 		})

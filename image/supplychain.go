@@ -16,18 +16,22 @@ const (
 	PlaceRoot      = "root"      // the root file system
 	PlaceInitramfs = "initramfs" // of the image's UKI
 	PlaceInstaller = "installer" // the initramfs of the installer's UKI
-	PlaceUKI       = "uki"       // parts of both UKIs: linux, stub
+	PlaceUKI       = "uki"       // parts of the UKIs: linux, stub
 )
 
 // inventory writes the SBOMs, each with a bundle over it. They name the disk
 // image by its digest; the manifest then lists them.
 func (b *builder) inventory(ctx context.Context) error {
 	b.progress(StepInventory, 0, b.Root.Stats().Bytes)
+	places := []sbom.Place{{Name: PlaceRoot, Tree: b.Root}, {Name: PlaceInitramfs, Tree: b.Boot}}
+	if b.hasInstaller() {
+		places = append(places, sbom.Place{Name: PlaceInstaller, Tree: b.Installer})
+	}
 	v, err := sbom.Scan(ctx, sbom.Input{
 		Name: b.Profile.Name, Version: b.Profile.Version, Arch: b.Profile.Arch,
 		Digest: b.diskDigest, Epoch: b.Epoch, Tool: b.Provenance.Version,
 		Packages: b.Packages, Base: b.Base,
-		Places:    []sbom.Place{{Name: PlaceRoot, Tree: b.Root}, {Name: PlaceInitramfs, Tree: b.Boot}, {Name: PlaceInstaller, Tree: b.Installer}},
+		Places:    places,
 		Blobs:     []sbom.Blob{{Place: PlaceUKI, Name: "linux", Data: b.Kernel}, {Place: PlaceUKI, Name: "stub", Data: b.Stub}},
 		ImagesDir: profiles.ImagesDir, Workers: b.Workers, TempDir: b.out.dir,
 	})

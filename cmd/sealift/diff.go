@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,11 +19,11 @@ func newImageDiffCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "diff A B",
 		Short: "Tell what differs between two images",
-		Long: `Compares two images, each a directory of 'sealift image build', a raw disk, one
-compressed as the builder does it, or a block device: packages, kernel modules,
-files, initramfs, ESP, sections of the UKI, kernel parameters, reference values,
-partitions, manifests, and how many bytes changed where. Each difference is a
-line: + only in B, - only in A, ~ in both. It verifies nothing.
+		Long: `Compares two images, each a directory of 'sealift image build', a disk, raw or
+zstd or qcow2 as the builder writes it, or a block device: packages, kernel
+modules, files, initramfs, ESP, sections of the UKI, kernel parameters, reference
+values, partitions, manifests, and how many bytes changed where. Each difference
+is a line: + only in B, - only in A, ~ in both. It verifies nothing.
 
 Example:
   sealift image diff build/image.old build/image
@@ -107,9 +106,17 @@ func loadImage(ctx context.Context, path string) (_ compared, err error) {
 		}
 	}
 	if info.IsDir() {
-		path = filepath.Join(dir, cmp.Or(diskName(c.manifest), image.FileDisk))
+		a := manifest.Artifact{Kind: manifest.KindDisk, Name: image.FileDisk}
+		if c.manifest != nil {
+			if listed, ok := diskArtifact(c.manifest); ok {
+				a = listed
+			}
+		}
+		c.disk, err = inspect.OpenArtifact(filepath.Join(dir, a.Name), a.Kind)
+	} else {
+		c.disk, err = inspect.OpenDisk(path)
 	}
-	if c.disk, err = inspect.OpenDisk(path); err != nil {
+	if err != nil {
 		return c, err
 	}
 	defer func() {
@@ -134,16 +141,13 @@ func loadImage(ctx context.Context, path string) (_ compared, err error) {
 // maxSBOM bounds an SBOM that is read, bytes.
 const maxSBOM = 64 << 20
 
-// diskName returns the file that holds the disk of an image, the raw one if
-// there are several, or nothing.
-func diskName(m *manifest.Manifest) string {
-	if m == nil {
-		return ""
-	}
-	for _, kind := range []string{manifest.KindDisk, manifest.KindDiskZstd} {
+// diskArtifact returns the file that holds the disk of an image: of several, the
+// one that is read fastest.
+func diskArtifact(m *manifest.Manifest) (manifest.Artifact, bool) {
+	for _, kind := range []string{manifest.KindDisk, manifest.KindDiskZstd, manifest.KindQCOW2, manifest.KindISO} {
 		if a, ok := m.Artifact(kind); ok && a.Name == filepath.Base(a.Name) {
-			return a.Name
+			return a, true
 		}
 	}
-	return ""
+	return manifest.Artifact{}, false
 }

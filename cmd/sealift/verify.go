@@ -34,11 +34,14 @@ func newImageVerifyCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify IMAGE",
 		Short: "Derive everything in an image's manifest from its bytes again",
-		Long: `Verifies an image: a directory of 'sealift image build', a raw disk, a disk
-compressed as the builder does it, or a block device. Re-derives from the disk
-what the manifest says about it: partition table, ESP, the UKI with its signature
-and measurements, the dm-verity tree, the root file system, and every chunk. Each
-check is a line. What cannot be checked has failed. Needs no network and no root.
+		Long: `Verifies an image: a directory of 'sealift image build', one file of it that
+holds the disk (raw, zstd, qcow2, or the installation medium), or a block device.
+Re-derives from the disk what the manifest says about it: partition table, ESP,
+the UKI with its signature and measurements, the dm-verity tree, the root file
+system, and every chunk; and compares what else holds the disk or the installer.
+Each check is a line. What cannot be checked has failed. An image whose manifest
+lists neither installer.efi nor installer.iso has no installer to check: a line
+says so. Needs no network and no root.
 
 Of the keys, only public halves and certificates are read.
 
@@ -135,8 +138,9 @@ func (o *verifyOptions) input() (inspect.Input, error) {
 	return in, nil
 }
 
-// openDisk opens the disk that the path names or, in a directory, the one that
-// the manifest lists first: raw, else compressed.
+// openDisk opens the disk that the path names or, in a directory, the one of
+// diskArtifact. A file that the manifest lists is read as what it is there, and
+// as nothing else.
 func (o *verifyOptions) openDisk(in *inspect.Input) (*inspect.DiskFile, error) {
 	info, err := os.Stat(o.path)
 	if err != nil {
@@ -149,25 +153,31 @@ func (o *verifyOptions) openDisk(in *inspect.Input) (*inspect.DiskFile, error) {
 		return nil, refused{fmt.Errorf("image %s: %w", o.path, err)}
 	}
 	if info.IsDir() {
-		name := diskName(m)
-		if name == "" {
-			return nil, refused{fmt.Errorf("image %s has no raw or compressed disk to verify", o.path)}
+		a, ok := diskArtifact(m)
+		if !ok {
+			return nil, refused{fmt.Errorf("image %s: its manifest lists no file that holds the disk", o.path)}
 		}
-		path = filepath.Join(o.path, name)
+		path = filepath.Join(o.path, a.Name)
 	}
-	d, err := inspect.OpenDisk(path)
+	kind := ""
+	for _, a := range m.Artifacts {
+		here, err1 := os.Stat(path)
+		there, err2 := os.Stat(filepath.Join(in.Dir, filepath.Base(a.Name)))
+		if err1 == nil && err2 == nil && os.SameFile(here, there) {
+			in.DiskName, kind = a.Name, a.Kind
+		}
+	}
+	var d *inspect.DiskFile
+	if kind != "" {
+		d, err = inspect.OpenArtifact(path, kind)
+	} else {
+		d, err = inspect.OpenDisk(path)
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, refused{fmt.Errorf("image %s: %w", o.path, err)}
 	}
 	if err != nil {
 		return nil, refused{err}
-	}
-	for _, a := range m.Artifacts {
-		here, err1 := os.Stat(path)
-		there, err2 := os.Stat(filepath.Join(in.Dir, filepath.Base(a.Name)))
-		if err1 == nil && err2 == nil && os.SameFile(here, there) {
-			in.DiskName = a.Name
-		}
 	}
 	return d, nil
 }

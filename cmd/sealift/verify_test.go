@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -13,7 +14,7 @@ import (
 
 // scriptDisk builds a small but complete image, signed with a key directory:
 // "mkdisk [-debug] KEYS DIR [PARAMETER...]". With kernel parameters, it also
-// has another file.
+// has another file. The environment variable OUTPUTS chooses outputs.
 func scriptDisk(ts *testscript.TestScript, neg bool, args []string) {
 	debug := len(args) > 0 && args[0] == "-debug"
 	if debug {
@@ -46,6 +47,10 @@ func scriptDisk(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) > 2 {
 		in.Profile.Kernel.Cmdline = args[2:]
 		ts.Check(in.Root.WriteFile("etc/more", []byte("more"), 0o644))
+	}
+	if names := ts.Getenv("OUTPUTS"); names != "" {
+		in.Outputs, err = image.ParseOutputs(strings.Split(names, ","))
+		ts.Check(err)
 	}
 	_, err = image.Build(context.Background(), *in)
 	ts.Check(err)

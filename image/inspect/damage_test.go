@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/sealift/sealift/image"
@@ -529,7 +528,7 @@ func TestAnInstalledDiskIsTheImagePlusItsOwn(t *testing.T) {
 
 func TestACompressedDiskVerifiesLikeTheRawOne(t *testing.T) {
 	f := small(t)
-	d, err := OpenDisk(filepath.Join(f.dir, image.FileDiskZstd))
+	d, err := OpenArtifact(filepath.Join(f.dir, image.FileDiskZstd), manifest.KindDiskZstd)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -539,7 +538,7 @@ func TestACompressedDiskVerifiesLikeTheRawOne(t *testing.T) {
 	if failed := failures(t, in); len(failed) > 0 {
 		t.Error(names(failed))
 	}
-	if !d.Compressed || d.Device || !strings.HasSuffix(in.DiskName, ".zst") {
+	if d.Kind != manifest.KindDiskZstd || d.Device {
 		t.Errorf("opened as %+v", d)
 	}
 }

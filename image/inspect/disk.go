@@ -8,6 +8,9 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/qcow2"
 )
 
 // Disk is the raw content of a disk.
@@ -24,10 +27,18 @@ type holes interface {
 	NextData(off int64) (from, to int64, err error)
 }
 
-// OpenDisk opens a raw image, a block device, or an image compressed with zstd
-// (RFC 8878) as package disk writes it, told by its first bytes. Nothing is
-// read ahead: memory does not grow with the disk.
-func OpenDisk(path string) (_ *DiskFile, err error) {
+// OpenDisk opens a block device, or a file with a disk: raw, compressed with
+// zstd (RFC 8878) as package disk writes it, or a qcow2 image as package qcow2
+// writes it, told by its first bytes. Nothing is read ahead: memory does not grow
+// with the disk.
+func OpenDisk(path string) (*DiskFile, error) { return openDisk(path, "") }
+
+// OpenArtifact opens the disk in an artifact of a kind: KindDisk, KindDiskZstd,
+// KindQCOW2 or KindISO, whose disk is the compressed one on the medium. A file of
+// another form is not taken for one of that kind.
+func OpenArtifact(path, kind string) (*DiskFile, error) { return openDisk(path, kind) }
+
+func openDisk(path, kind string) (_ *DiskFile, err error) {
 	// A pipe would make a blocking open wait for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -52,25 +63,52 @@ func OpenDisk(path string) (_ *DiskFile, err error) {
 			return nil, fmt.Errorf("open disk %s: find its size: %w", path, err)
 		}
 	}
-	d := &DiskFile{f: f, Device: device}
-	var magic [4]byte
-	if n, err := f.ReadAt(magic[:], 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("open disk %s: %w", path, err)
-	} else if n == len(magic) && isZstd(magic) {
-		d.Compressed = true
-		if d.disk, err = openZstd(f, size); err != nil {
+	d := &DiskFile{f: f, Device: device, Kind: kind}
+	if kind == "" {
+		if d.Kind, err = kindOf(f, device); err != nil {
 			return nil, fmt.Errorf("open disk %s: %w", path, err)
 		}
-		return d, nil
 	}
-	d.disk = &rawDisk{f: f, size: size, whole: device}
+	raw := &rawDisk{f: f, size: size, whole: device}
+	switch d.Kind {
+	case manifest.KindDisk:
+		d.disk = raw
+	case manifest.KindDiskZstd:
+		d.disk, err = openZstd(f, size)
+	case manifest.KindQCOW2:
+		d.disk, err = qcow2.Open(f, size)
+	case manifest.KindISO:
+		d.disk, err = openMediumDisk(raw)
+	default:
+		err = fmt.Errorf("a file of kind %.40q holds no disk", kind)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open disk %s: %w", path, err)
+	}
 	return d, nil
+}
+
+// kindOf tells the kind of a disk by its first bytes. What a device holds is the
+// disk, whatever it looks like.
+func kindOf(f *os.File, device bool) (string, error) {
+	var magic [4]byte
+	n, err := f.ReadAt(magic[:], 0)
+	switch {
+	case err != nil && !errors.Is(err, io.EOF):
+		return "", err
+	case n < len(magic) || device:
+	case isZstd(magic):
+		return manifest.KindDiskZstd, nil
+	case string(magic[:]) == qcow2.Magic:
+		return manifest.KindQCOW2, nil
+	}
+	return manifest.KindDisk, nil
 }
 
 // DiskFile is an opened disk.
 type DiskFile struct {
-	Device     bool // a block device
-	Compressed bool // zstd
+	Device bool   // a block device
+	Kind   string // of artifact that it was read as
 
 	disk Disk
 	f    *os.File

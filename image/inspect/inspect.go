@@ -5,8 +5,8 @@
 //
 // Each format has a reader that is stricter than those of firmware and kernel:
 // ReadTable (GPT), ReadFAT (the EFI system partition), package image/pe (the
-// UKI), ReadSuperblock (dm-verity), ReadRoot (EROFS), ReadInitrd (cpio) and
-// OpenDisk (zstd). What others overlook or mend is an error here, because it
+// UKI), ReadSuperblock (dm-verity), ReadRoot (EROFS), ReadInitrd (cpio),
+// OpenDisk (zstd, and package image/qcow2) and package image/iso9660. What others overlook or mend is an error here, because it
 // may hide something. Readers are bounded: neither time nor memory depends on
 // what hostile bytes claim, and a disk is never loaded as a whole.
 package inspect
@@ -76,8 +76,9 @@ type Keys struct {
 // Input is an image to verify.
 type Input struct {
 	Disk Disk
-	// DiskName is the artifact that Disk was opened from, so that its file is
-	// not looked for again. Optional: a device has none.
+	// DiskName is the artifact that Disk was opened from by OpenArtifact, as one
+	// of its kind, so that its content is not compared again. Optional: a device
+	// has none.
 	DiskName string
 	// Manifest and Bundle are the bytes of the manifest and of its signature.
 	Manifest, Bundle []byte

@@ -10,10 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
-	"github.com/sealift/sealift/image/disk"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/image/sign/bundle"
 	"github.com/sealift/sealift/profiles"
@@ -31,16 +31,19 @@ func (v *verifier) fileJobs() []job {
 	for _, a := range v.m.Artifacts {
 		jobs = append(jobs, result("file "+a.Name, func(ctx context.Context) (string, error) { return v.checkArtifact(ctx, a) }))
 		switch a.Kind {
-		case manifest.KindDiskZstd:
-			jobs = append(jobs, result("file "+a.Name+": content", func(ctx context.Context) (string, error) { return v.checkZstd(ctx, a) }))
+		case manifest.KindDiskZstd, manifest.KindQCOW2:
+			jobs = append(jobs, result("file "+a.Name+": content", func(ctx context.Context) (string, error) { return v.checkContent(ctx, a) }))
 		case manifest.KindISO:
-			jobs = append(jobs, result("file "+a.Name+": content", func(context.Context) (string, error) { return v.checkISO(a) }))
+			jobs = append(jobs, result("file "+a.Name+": content", func(ctx context.Context) (string, error) { return v.checkISO(ctx, a) }))
 		case manifest.KindSPDX, manifest.KindCycloneDX:
 			jobs = append(jobs, result("file "+a.Name+": content", func(context.Context) (string, error) { return v.checkSBOM(a) }))
 		}
 	}
 	for _, name := range v.signedFiles() {
 		jobs = append(jobs, result("file "+name, func(context.Context) (string, error) { return v.checkSigned(name) }))
+	}
+	if !v.hasInstaller() {
+		return append(jobs, result("installer", v.checkNoInstaller))
 	}
 	return append(jobs,
 		result("installer.layout", on(v.installer, v.checkPE)),
@@ -175,8 +178,8 @@ func (v *verifier) checkArtifact(ctx context.Context, a manifest.Artifact) (_ st
 	return got.String(), same("SHA-256", got, a.SHA256)
 }
 
-// checkZstd decompresses the disk and compares each chunk.
-func (v *verifier) checkZstd(ctx context.Context, a manifest.Artifact) (_ string, err error) {
+// checkContent opens the disk in a file and compares each chunk.
+func (v *verifier) checkContent(ctx context.Context, a manifest.Artifact) (_ string, err error) {
 	if a.Name == v.DiskName {
 		return "is the disk", nil // disk.chunks has the rest
 	}
@@ -187,37 +190,45 @@ func (v *verifier) checkZstd(ctx context.Context, a manifest.Artifact) (_ string
 	if err := f.Close(); err != nil {
 		return "", err
 	}
-	d, err := OpenDisk(filepath.Join(v.Dir, a.Name))
+	d, err := OpenArtifact(filepath.Join(v.Dir, a.Name), a.Kind)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	if !d.Compressed {
-		return "", errors.New("it is not compressed with zstd")
-	}
 	if err := same("size of the content", d.Size(), v.m.Disk.Size); err != nil {
 		return "", err
 	}
 	return v.compareChunks(ctx, d)
 }
 
-// checkISO reads the installer from the ESP of an installation medium.
-func (v *verifier) checkISO(a manifest.Artifact) (_ string, err error) {
-	got, err := v.isoInstaller(a)
-	if err != nil {
-		return "", err
-	}
-	want, err := v.installer()
-	if err != nil {
-		return "", err
-	}
-	if !bytes.Equal(got, want) {
-		return "", errors.New("the installer on its ESP is another than the image's")
-	}
-	return "the image's installer on its ESP", nil
+// hasInstaller reports whether the manifest lists a file that holds the
+// installer. Whether that file is there makes no difference: without it, the
+// checks that need it fail.
+func (v *verifier) hasInstaller() bool {
+	_, netboot := v.m.Artifact(manifest.KindInstaller)
+	_, medium := v.m.Artifact(manifest.KindISO)
+	return netboot || medium
 }
 
-func (v *verifier) isoInstaller(a manifest.Artifact) (_ []byte, err error) {
+// checkNoInstaller wants no reference values of an installer that is in no file.
+// Boots and SBOM entries of it are found by the checks of boots and SBOMs.
+func (v *verifier) checkNoInstaller(context.Context) (string, error) {
+	if !reflect.ValueOf(v.m.Installer).IsZero() {
+		return "", errors.New("the manifest lists no file that holds an installer, and yet has values of one: build the image again")
+	}
+	return "none to verify: the manifest lists no file that holds one, and has no values of one", nil
+}
+
+// readInstaller takes the installer from its own file or, in an image without
+// one, from the installation medium.
+func (v *verifier) readInstaller() (_ []byte, err error) {
+	if a, listed := v.m.Artifact(manifest.KindInstaller); listed {
+		return v.read(a.Name, maxUKI)
+	}
+	a, listed := v.m.Artifact(manifest.KindISO)
+	if !listed {
+		return nil, errors.New("no file of the image holds the installer")
+	}
 	f, err := v.open(a.Name)
 	if err != nil {
 		return nil, err
@@ -227,46 +238,7 @@ func (v *verifier) isoInstaller(a manifest.Artifact) (_ []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	medium := &rawDisk{f: f, size: info.Size()}
-	t, err := ReadTable(medium)
-	if err != nil {
-		return nil, fmt.Errorf("partition table: %w", err)
-	}
-	boot, err := disk.BootPath(v.m.Arch)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range t.Partitions {
-		if p.Type.String() != "c12a7328-f81f-11d2-ba4b-00a0c93ec93b" {
-			continue
-		}
-		part, err := sectionOf(medium, int64(p.First)*SectorSize, int64(p.Last-p.First+1)*SectorSize)
-		if err != nil {
-			return nil, err
-		}
-		esp, err := ReadFAT(part)
-		if err != nil {
-			return nil, fmt.Errorf("ESP: %w", err)
-		}
-		for _, e := range esp.Entries {
-			if e.Path == boot && !e.Dir {
-				return esp.ReadFile(e, maxUKI)
-			}
-		}
-	}
-	return nil, fmt.Errorf("no ESP with %s", boot)
-}
-
-// readInstaller takes the installer from its own file or, in an image without
-// one, from the installation medium.
-func (v *verifier) readInstaller() ([]byte, error) {
-	if a, listed := v.m.Artifact(manifest.KindInstaller); listed {
-		return v.read(a.Name, maxUKI)
-	}
-	if a, listed := v.m.Artifact(manifest.KindISO); listed {
-		return v.isoInstaller(a)
-	}
-	return nil, errors.New("no file of the image holds the installer")
+	return isoInstaller(&rawDisk{f: f, size: info.Size()}, v.m.Arch)
 }
 
 // checkInstaller reads the installer's initramfs: it must enrol the keys that

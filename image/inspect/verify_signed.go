@@ -23,7 +23,7 @@ const maxSigned = 64 << 20
 // fileProvenance is the statement of how the image was made.
 const fileProvenance = "provenance.intoto.json"
 
-// checkSBOM holds an SBOM against the files that are on the disk and in the two
+// checkSBOM holds an SBOM against the files that are on the disk and in each
 // initramfs: it must list each of them, by its digest, and no other.
 func (v *verifier) checkSBOM(a manifest.Artifact) (string, error) {
 	b, err := v.read(a.Name, sbom.MaxSize)
@@ -84,7 +84,11 @@ func (v *verifier) contents() (map[string]manifest.SHA256, error) {
 		}
 	}
 	add("root", root.Files)
-	for mode, place := range map[string]string{profiles.ModeBoot: "initramfs", profiles.ModeInstall: "installer"} {
+	places := map[string]string{profiles.ModeBoot: "initramfs"}
+	if v.hasInstaller() {
+		places[profiles.ModeInstall] = "installer"
+	}
+	for mode, place := range places {
 		in, err := v.initrds[mode]()
 		if err != nil {
 			return nil, err

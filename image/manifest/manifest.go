@@ -65,8 +65,8 @@ type Manifest struct {
 	Disk       Disk       `json:"disk"`
 	Root       Root       `json:"root"`
 	SecureBoot SecureBoot `json:"secureBoot"`
-	UKI        UKI        `json:"uki"`       // the UKI on the disk's ESP
-	Installer  UKI        `json:"installer"` // the netboot installer
+	UKI        UKI        `json:"uki"`                // the UKI on the disk's ESP
+	Installer  UKI        `json:"installer,omitzero"` // unset if no artifact holds an installer
 	Boots      []Boot     `json:"boots,omitempty"`
 }
 

@@ -62,16 +62,17 @@ const (
 	DependsOnKeys     = "the keys that the firmware's maker left in place"
 )
 
-// Input is what boots are predicted for. All fields are required.
+// Input is what boots are predicted for. All fields are required unless marked
+// Optional.
 type Input struct {
-	UKI        []byte // of the disk, signed or not
-	Installer  []byte
+	UKI        []byte             // of the disk, signed or not
+	Installer  []byte             // Optional: an image may have none
 	Enrolments []efivar.Enrolment // bundles of keys; one boot is predicted for each
 }
 
 // Boots returns the references of an image: its UKI from the disk, and its
-// installer from the network, each with Secure Boot on and the keys of each
-// enrolment, and the installer on firmware in setup mode.
+// installer, if there is one, from the network, each with Secure Boot on and the
+// keys of each enrolment, and the installer on firmware in setup mode.
 func Boots(in Input) ([]manifest.Boot, error) {
 	boots, err := in.boots()
 	if err != nil {
@@ -85,9 +86,11 @@ func (in Input) boots() ([]manifest.Boot, error) {
 	if err != nil {
 		return nil, err
 	}
-	installer, err := uki.Measure(in.Installer)
-	if err != nil {
-		return nil, fmt.Errorf("installer: %w", err)
+	var installer *uki.Measured
+	if in.Installer != nil {
+		if installer, err = uki.Measure(in.Installer); err != nil {
+			return nil, fmt.Errorf("installer: %w", err)
+		}
 	}
 	var boots []manifest.Boot
 	add := func(b manifest.Boot, m *uki.Measured, keys *efivar.Enrolment) error {
@@ -107,10 +110,16 @@ func (in Input) boots() ([]manifest.Boot, error) {
 			artifact, way string
 			measured      *uki.Measured
 		}{{manifest.KindUKI, manifest.BootDisk, image}, {manifest.KindInstaller, manifest.BootNetwork, installer}} {
+			if b.measured == nil {
+				continue
+			}
 			if err := add(manifest.Boot{Way: b.way, Artifact: b.artifact, SecureBoot: true, Enrolment: digests.Bundle()}, b.measured, &e); err != nil {
 				return nil, err
 			}
 		}
+	}
+	if installer == nil {
+		return boots, nil
 	}
 	return boots, add(manifest.Boot{Way: manifest.BootNetworkSetup, Artifact: manifest.KindInstaller}, installer, nil)
 }

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"math/big"
 	"os"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -75,6 +76,24 @@ func input(t testing.TB) Input {
 		})
 	}
 	return all
+}
+
+func TestAnImageWithoutAnInstallerHasNoBootsOfOne(t *testing.T) {
+	in := input(t)
+	var want []manifest.Boot
+	for _, b := range boots(t, in).Boots {
+		if b.Artifact == manifest.KindUKI {
+			want = append(want, b)
+		}
+	}
+	in.Installer = nil
+	if got := boots(t, in).Boots; len(got) != len(in.Enrolments) || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %d boots, want the %d of the disk, unchanged", len(got), len(want))
+	}
+	in.Installer = []byte{}
+	if _, err := Boots(in); err == nil {
+		t.Error("an empty file passes for no installer")
+	}
 }
 
 func boots(t testing.TB, in Input) *manifest.Manifest {

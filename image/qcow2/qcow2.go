@@ -1,6 +1,6 @@
 // Package qcow2 writes disk images in QEMU's qcow2 format, version 3, with
-// zstd-compressed clusters. Write is the way in. The format is described in
-// QEMU's docs/interop/qcow2.rst.
+// zstd-compressed clusters, and reads back what it wrote. Write and Open are the
+// ways in. The format is described in QEMU's docs/interop/qcow2.rst.
 //
 // Only what a finished, read-only base image needs is written: no snapshots,
 // no backing file, no encryption, no bitmaps. Clusters of zeros take no space.

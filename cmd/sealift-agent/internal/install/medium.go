@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/blockdev"
-	"github.com/sealift/sealift/cmd/sealift-agent/internal/iso9660"
+	"github.com/sealift/sealift/image/iso9660"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/profiles"
 	"github.com/sealift/sealift/provisioner/api"

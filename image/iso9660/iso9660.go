@@ -3,8 +3,9 @@
 // `sealift image build` writes onto an installation medium, and no more of the
 // standards: no other directories, no links, no volume sets.
 //
-// Nothing that it reads is trusted. It runs in the agent and not in the kernel,
-// so a damaged or hostile medium can at worst be refused.
+// Nothing that it reads is trusted. It runs in the agent and in `sealift image
+// verify`, not in the kernel, so a damaged or hostile medium can at worst be
+// refused.
 package iso9660
 
 import (
@@ -12,6 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -66,6 +69,9 @@ func (v *Volume) Open(name string) (*io.SectionReader, bool) {
 	}
 	return io.NewSectionReader(v.r, e.at, e.size), true
 }
+
+// Names returns the names of all files, in order.
+func (v *Volume) Names() []string { return slices.Sorted(maps.Keys(v.files)) }
 
 // Extent returns where on the device a file is, in bytes: every file is in one
 // piece.
