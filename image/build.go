@@ -4,8 +4,9 @@
 //
 // Building needs no root, no loop device and no clock. Equal input gives equal
 // bytes, in another directory, at another time, under another user and with
-// another number of processors; only the signature over the manifest, which is
-// randomised, differs.
+// another number of processors. So do the signatures of a key in a file (RFC
+// 6979); those of a key in a token or a key service are randomised, and with
+// them the bundles and an installation medium differ.
 package image
 
 import (

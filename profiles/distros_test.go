@@ -95,6 +95,10 @@ func checkNode(t *testing.T, d *Distro) {
 			t.Errorf("distro %s: volatile directory %s is not below /var", d.Name, dir)
 		}
 	}
+	// Static pods are files of the image, and the state lies over /var.
+	if m := d.Node.Manifests; m != "" && (!strings.HasPrefix(m, "/etc/") || path.Clean(m) != m) {
+		t.Errorf("distro %s: directory of static pods %s is not below /etc", d.Name, m)
+	}
 	vars := regexp.MustCompile(`\$\{[^}]*\}`)
 	known := []string{VarNodeIP, VarNodeName}
 	if d.Node.Join.Server != "" {

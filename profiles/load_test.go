@@ -138,8 +138,8 @@ func TestFaultsAreNamedWithTheirPlace(t *testing.T) {
 		{"manifest that is no YAML", add("preload:\n  manifests:\n  - name: x\n    content: '['\n"), "preload.manifests[0].content: static pod: "},
 		{"manifest without a name", add("preload:\n  manifests:\n  - source: x.yaml\n"), "preload.manifests[0].name: missing"},
 		{"manifest for a distro that takes none", func(s string) string {
-			return strings.Replace(s, "version: v1.34.4", "version: v1.34.1+k3s1\n  distro: k3s", 1) + "preload:\n  manifests:\n  - {name: x, source: x.yaml}\n"
-		}, "preload.manifests: distro k3s takes no static pods from the image"},
+			return strings.Replace(s, "version: v1.34.4", "version: v1.34.1+rke2r1\n  distro: rke2", 1) + "preload:\n  manifests:\n  - {name: x, source: x.yaml}\n"
+		}, "preload.manifests: distro rke2 takes no static pods from the image"},
 		{"hardware without a pattern", add("hardware:\n- {}\n"), "hardware[0]: no field is set"},
 		{"hardware by its serial", add("hardware:\n- {serial: '4711'}\n"), "hardware[0].serial: unknown field"},
 		{"plain http", swap("https://", "http://"), "attest.url"},

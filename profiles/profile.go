@@ -114,8 +114,8 @@ type Preload struct {
 	// Exclude leaves out images of the distro's own list: patterns of whole
 	// references in which * stands for anything, e.g. *traefik*.
 	Exclude []string `yaml:"exclude"`
-	// Manifests are static pods, which the kubelet starts by itself, even
-	// without a cluster. Not every distro takes them.
+	// Manifests are static pods, which the kubelet starts by itself, with the
+	// distro kubernetes even without a cluster. Not every distro takes them.
 	Manifests []Manifest `yaml:"manifests" json:"-"` // chooses no input but its Source
 }
 

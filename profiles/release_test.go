@@ -200,8 +200,8 @@ func TestRKE2ConfigurationHasDocumentedKeys(t *testing.T) {
 
 // tree is what the image of a distro holds, by what its description says.
 type tree struct {
-	files, writable []string
-	links           map[string]string
+	files, dirs, writable []string
+	links                 map[string]string
 }
 
 func treeOf(t *testing.T, d *Distro, source string) tree {
@@ -217,6 +217,9 @@ func treeOf(t *testing.T, d *Distro, source string) tree {
 		}
 		for _, f := range c.Files {
 			out.files = append(out.files, f.Path)
+		}
+		for _, dir := range c.Dirs {
+			out.dirs = append(out.dirs, dir.Path)
 		}
 		for _, l := range c.Links {
 			out.links[l.Path] = l.Target
@@ -262,6 +265,10 @@ func TestServicesFindTheirFilesAndCanWriteTheirs(t *testing.T) {
 					case strings.HasPrefix(value, "/var/") || strings.HasPrefix(value, "/run/"):
 						if !tr.below(value) {
 							t.Errorf("%s: service %s writes to %s, which no directory of the node holds", name, s.Name, value)
+						}
+					case value == d.Node.Manifests:
+						if !slices.Contains(tr.dirs, value) {
+							t.Errorf("%s: service %s looks for static pods in %s, which is not in every image", name, s.Name, value)
 						}
 					case !slices.Contains(tr.files, value):
 						t.Errorf("%s: service %s reads %s, which is not in the image", name, s.Name, value)

@@ -2,9 +2,12 @@ package inputs
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"go/version"
+	"io"
 	"os"
 
 	"github.com/sealift/sealift/profiles"
@@ -20,7 +23,7 @@ type Status struct {
 
 // Newer is an input that is behind.
 type Newer struct {
-	Kind      string `json:"kind"` // package, distro, image, toolchain, archive, source
+	Kind      string `json:"kind"` // package, distro, image, base image, toolchain, archive, source, file
 	Name      string `json:"name"`
 	Locked    string `json:"locked"`
 	Available string `json:"available"`
@@ -57,7 +60,9 @@ func (r *Resolver) Check(ctx context.Context, p *profiles.Profile, lock *profile
 		func() error { return r.checkDebian(ctx, s, p, lock, base, distro) },
 		func() error { return r.checkDistro(ctx, s, p, lock, distro) },
 		func() error { return r.checkToolchain(ctx, s, lock) },
+		func() error { return r.checkBase(ctx, s, p, lock) },
 		func() error { return r.checkImages(ctx, s, p, lock) },
+		func() error { return r.checkBeside(ctx, s, lock) },
 	} {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("check lock of profile %s: %w", p.Name, err)
@@ -154,7 +159,7 @@ func (r *Resolver) checkImages(ctx context.Context, s *Status, p *profiles.Profi
 	for _, old := range lock.Images {
 		img, err := r.resolveImage(ctx, old, p.Arch)
 		if err != nil {
-			if err := s.unknown(ctx, "image "+old.Name, err); err != nil {
+			if err := s.unknown(ctx, "image "+old.Name, digestMismatch("image "+old.Name, err)); err != nil {
 				return err
 			}
 			continue
@@ -164,14 +169,45 @@ func (r *Resolver) checkImages(ctx context.Context, s *Status, p *profiles.Profi
 			s.Newer = append(s.Newer, Newer{Kind: "image", Name: old.Name, Locked: old.Digest, Available: img.Digest})
 		}
 	}
+	return nil
+}
+
+// checkBase looks at the image of base oci. One beside the profile that is gone
+// is an error.
+func (r *Resolver) checkBase(ctx context.Context, s *Status, p *profiles.Profile, lock *profiles.Lock) error {
+	if p.Base != profiles.BaseOCI {
+		return nil
+	}
+	fresh := &profiles.Lock{}
+	if err := r.lockBase(ctx, fresh, p); err != nil {
+		if p.OCI.Image == "" && errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return s.unknown(ctx, "base image "+p.OCI.Source(), digestMismatch("base image "+p.OCI.Source(), err))
+	}
+	s.Checked++
+	n := Newer{Kind: "base image", Name: p.OCI.Source(), Locked: "not locked", Available: fresh.OCI.Digest}
+	if lock.OCI != nil {
+		n.Locked = lock.OCI.Digest
+	}
+	if n.Locked != n.Available {
+		s.Newer = append(s.Newer, n)
+	}
+	return nil
+}
+
+// checkBeside looks at what lies beside the profile: archives and sources of
+// images, and files. One that is gone is an error.
+func (r *Resolver) checkBeside(ctx context.Context, s *Status, lock *profiles.Lock) error {
 	f := r.fetcher()
-	local := func(kind, name, locked string, sum func() (string, error)) error {
+	local := func(kind, of, name, locked string, sum func() (string, error)) error {
+		what := kind + of + " " + name
 		now, err := sum()
 		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("%s of image %s: %w", kind, name, err)
+			return fmt.Errorf("%s: %w", what, err)
 		}
 		if err != nil {
-			return s.unknown(ctx, kind+" of image "+name, err)
+			return s.unknown(ctx, what, err)
 		}
 		s.Checked++
 		if now != locked {
@@ -180,12 +216,12 @@ func (r *Resolver) checkImages(ctx context.Context, s *Status, p *profiles.Profi
 		return nil
 	}
 	for _, a := range lock.Archives {
-		if err := local("archive", a.Name, a.SHA256, func() (string, error) { return fileSum(f.beside(a.Path)) }); err != nil {
+		if err := local("archive", " of image", a.Name, a.SHA256, func() (string, error) { return fileSum(f.beside(a.Path)) }); err != nil {
 			return err
 		}
 	}
 	for _, src := range lock.Sources {
-		err := local("source", src.Name, src.Sum, func() (string, error) {
+		err := local("source", " of image", src.Name, src.Sum, func() (string, error) {
 			sum, _, err := f.sourceSum(ctx, f.beside(src.Path), lock.Go.Toolchain, lock.Arch)
 			return sum, err
 		})
@@ -193,5 +229,26 @@ func (r *Resolver) checkImages(ctx context.Context, s *Status, p *profiles.Profi
 			return err
 		}
 	}
+	for _, file := range lock.Files {
+		err := local("file", "", file.Path, file.SHA256, func() (string, error) { return sourceFileSum(r.Profile, file.Path) })
+		if err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// sourceFileSum is the digest of a file beside the profile as it is now.
+func sourceFileSum(profile, source string) (_ string, err error) {
+	f, _, err := profiles.OpenSource(profile, source)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	h := sha256.New()
+	n, err := io.Copy(h, io.LimitReader(f, profiles.MaxSource+1))
+	if err == nil && n > profiles.MaxSource {
+		err = fmt.Errorf("source %s: more than %d bytes", source, int64(profiles.MaxSource))
+	}
+	return hex.EncodeToString(h.Sum(nil)), err
 }

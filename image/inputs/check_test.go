@@ -10,6 +10,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
 	"github.com/sealift/sealift/profiles"
 )
 
@@ -153,16 +158,15 @@ func TestCheckLooksAtFilesBesideTheProfile(t *testing.T) {
 		Archives: []profiles.LockedArchive{{Name: "docker.io/x/a:1", Path: "a.tar", SHA256: hexSum([]byte("archive"))}},
 		Sources:  []profiles.LockedSource{{Name: "docker.io/x/hello:1", Path: ".", Sum: sum, Modules: modules}},
 	}
-	p := demoProfile(t, m.URL)
 	s := &Status{}
-	must(t, r.checkImages(t.Context(), s, p, lock))
+	must(t, r.checkBeside(t.Context(), s, lock))
 	if !s.Current() || s.Checked != 2 {
 		t.Errorf("unchanged files: %+v", s)
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "a.tar"), []byte("other"), 0o644),
 		os.WriteFile(filepath.Join(dir, "word", "word.go"), []byte("package word\n\nconst Word = \"bye\"\n"), 0o644))
 	s = &Status{}
-	must(t, r.checkImages(t.Context(), s, p, lock))
+	must(t, r.checkBeside(t.Context(), s, lock))
 	if len(s.Newer) != 2 || s.Newer[0].Kind != "archive" || s.Newer[1].Kind != "source" {
 		t.Errorf("changed files: %+v", s)
 	}
@@ -171,6 +175,114 @@ func TestCheckLooksAtFilesBesideTheProfile(t *testing.T) {
 	must(t, r.checkToolchain(t.Context(), s, lock))
 	if len(s.Newer) != 1 || s.Newer[0].Available != tc {
 		t.Errorf("an older toolchain: %+v", s)
+	}
+}
+
+func TestCheckLooksAtFilesOfTheImageAndAtItsBase(t *testing.T) {
+	needTool(t, "go")
+	_, n, r, p := world(t, vendors(t)[3])
+	dir := t.TempDir()
+	r.Profile = filepath.Join(dir, "shop.yaml")
+	write := func(name, text string) {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	appendImage := func() string {
+		img := archImage(t, "amd64")
+		must(t, os.RemoveAll(filepath.Join(dir, "base")))
+		l, err := layout.Write(filepath.Join(dir, "base"), empty.Index)
+		must(t, err, l.AppendImage(img))
+		digest, err := img.Digest()
+		must(t, err)
+		return digest.String()
+	}
+	sources := []string{"ca.pem", "config", "pod.yaml"}
+	for _, name := range sources {
+		write(name, name)
+	}
+	locked := appendImage()
+	p.Base, p.OCI = profiles.BaseOCI, profiles.OCI{Layout: "base"}
+	p.Files = []profiles.File{{Path: "/etc/config", Source: "config"}, {Path: "/etc/inline", Content: "x"}}
+	p.Preload.Manifests = []profiles.Manifest{{Name: "pod", Source: "pod.yaml"}}
+	p.Attest.CA = "ca.pem"
+	lock, err := r.Resolve(t.Context(), p)
+	must(t, err)
+	n.put("https://dl.k8s.io/release/stable-1.34.txt", []byte(lock.Distro.Version))
+	check := func() (newer []string, checked int) {
+		t.Helper()
+		s, err := r.Check(t.Context(), p, lock)
+		must(t, err)
+		if len(s.Unknown) > 0 {
+			t.Errorf("not checked: %v", s.Unknown)
+		}
+		for _, x := range s.Newer {
+			newer = append(newer, x.Kind+" "+x.Name+" "+x.Locked+" "+x.Available)
+		}
+		return newer, s.Checked
+	}
+	newer, all := check()
+	if len(newer) > 0 || len(lock.Files) != 3 || lock.OCI == nil {
+		t.Fatalf("a fresh lock: %q, with %d files", newer, len(lock.Files))
+	}
+
+	for _, name := range sources {
+		write(name, "other")
+		want := "file " + name + " " + hexSum([]byte(name)) + " " + hexSum([]byte("other"))
+		if newer, checked := check(); len(newer) != 1 || newer[0] != want || checked != all {
+			t.Errorf("%s was edited: %d checked of %d, newer %q, want %q", name, checked, all, newer, want)
+		}
+		write(name, name)
+	}
+	fresh := appendImage()
+	if newer, checked := check(); len(newer) != 1 || newer[0] != "base image layout base "+locked+" "+fresh || checked != all {
+		t.Errorf("another base: %d checked of %d, newer %q", checked, all, newer)
+	}
+	for _, name := range append(sources, "base") {
+		must(t, os.Rename(filepath.Join(dir, name), filepath.Join(dir, "away")))
+		if _, err := r.Check(t.Context(), p, lock); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s is gone: got %v", name, err)
+		}
+		must(t, os.Rename(filepath.Join(dir, "away"), filepath.Join(dir, name)))
+	}
+	// What is there and cannot be read as a file was not looked at.
+	must(t, os.Remove(filepath.Join(dir, "config")), os.Mkdir(filepath.Join(dir, "config"), 0o700))
+	s, err := r.Check(t.Context(), p, lock)
+	must(t, err)
+	if s.Current() || len(s.Unknown) != 1 || s.Unknown[0].What != "file config" {
+		t.Errorf("a directory for a file: %+v", s.Unknown)
+	}
+}
+
+func TestCheckAsksForTheBaseImage(t *testing.T) {
+	n := newInternet(t)
+	const repository = "registry.example/os/base"
+	img := archImage(t, "amd64")
+	digest, err := img.Digest()
+	must(t, err)
+	ref, err := name.ParseReference(repository + ":v1")
+	must(t, err, remote.Write(ref, img, remote.WithTransport(n)))
+	p := &profiles.Profile{Base: profiles.BaseOCI, Arch: "amd64", OCI: profiles.OCI{Image: repository + "@" + digest.String()}}
+	r := &Resolver{Cache: Cache{Dir: t.TempDir()}, Client: n.client(), Profile: "shop.yaml"}
+	lock := &profiles.Lock{}
+	must(t, r.lockBase(t.Context(), lock, p))
+	s := &Status{}
+	must(t, r.checkBase(t.Context(), s, p, lock))
+	if !s.Current() || s.Checked != 1 {
+		t.Errorf("the same image: %+v", s)
+	}
+	s = &Status{}
+	must(t, r.checkBase(t.Context(), s, p, &profiles.Lock{}))
+	if len(s.Newer) != 1 || s.Newer[0].Locked != "not locked" {
+		t.Errorf("a lock without it: %+v", s)
+	}
+	r.Client = &http.Client{Transport: damage{n, func(_ string, b []byte) []byte { return append(b, ' ') }}}
+	if err := r.checkBase(t.Context(), &Status{}, p, lock); !errors.As(err, new(*MismatchError)) {
+		t.Errorf("another image by its digest: got %v, want a MismatchError", err)
+	}
+	r.Client, n.registry.Host = n.client(), "127.0.0.1:1"
+	s = &Status{}
+	must(t, r.checkBase(t.Context(), s, p, lock))
+	if len(s.Unknown) != 1 || s.Unknown[0].What != "base image "+p.OCI.Image || s.Checked != 0 {
+		t.Errorf("no registry: %+v", s)
 	}
 }
 

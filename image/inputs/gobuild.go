@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -233,7 +234,9 @@ func (f *Fetcher) runGo(ctx context.Context, b build) (_ manifest.SHA256, _ stri
 	cmd := exec.CommandContext(ctx, "go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false",
 		"-ldflags="+b.LDFlags, "-o", out, b.Package)
 	cmd.Dir = b.Dir
-	cmd.Env = f.goEnv(b.Toolchain, b.Arch)
+	if cmd.Env, err = f.goEnv(ctx, b.Toolchain, b.Arch); err != nil {
+		return none, "", err
+	}
 	cmd.WaitDelay = 10 * time.Second
 	start := time.Now()
 	f.report(Event{Item: "program " + b.Name, Line: "building with " + b.Toolchain})
@@ -255,28 +258,96 @@ func (f *Fetcher) runGo(ctx context.Context, b build) (_ manifest.SHA256, _ stri
 	return sum, file, nil
 }
 
+// goSettings are the settings of the go command that stay the user's: where
+// modules come from, and where they and what was compiled are kept.
+var goSettings = []string{
+	"GOPROXY", "GOSUMDB", "GOPRIVATE", "GONOPROXY", "GONOSUMDB", "GOINSECURE", "GOVCS", "GOAUTH",
+	"GOPATH", "GOMODCACHE", "GOCACHE", "GOTMPDIR",
+}
+
+// userGo returns the user's own goSettings, wherever they were made.
+func userGo(ctx context.Context) (map[string]string, error) {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"env", "-json"}, goSettings...)...)
+	// No module of the current directory may ask for another toolchain.
+	cmd.Env = append(os.Environ(), "GOTOOLCHAIN=local", "GO111MODULE=off", "GOFLAGS="+goFlags)
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go env: %w", err)
+	}
+	var user map[string]string
+	if err := json.Unmarshal(out, &user); err != nil {
+		return nil, fmt.Errorf("go env: %w", err)
+	}
+	return user, nil
+}
+
+// goFlags takes the place of the user's GOFLAGS. It says what go build is told
+// anyway: if it were empty, the go command would look for flags in its files.
+const goFlags = "-buildvcs=false"
+
 // goEnv is the environment of the go command: the user's own, so that module
 // proxy, checksum database and caches are theirs, with everything set that
-// changes the output.
-func (f *Fetcher) goEnv(toolchain, arch string) []string {
-	env := append(os.Environ(),
+// changes the output. Of the file that "go env -w" writes only goSettings are
+// taken, because an empty variable would not take the place of what is there.
+func (f *Fetcher) goEnv(ctx context.Context, toolchain, arch string) ([]string, error) {
+	user, err := userGo(ctx)
+	if err != nil {
+		return nil, err
+	}
+	env := os.Environ()
+	for _, name := range goSettings {
+		env = append(env, name+"="+user[name])
+	}
+	env = append(env,
 		"CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOAMD64=v1", "GOARM64=v8.0",
-		"GOFLAGS=", "GOEXPERIMENT=", "GOWORK=off", "GODEBUG=", "GOFIPS140=off",
+		"GOENV=off", "GOFLAGS="+goFlags, "GOEXPERIMENT=", "GOWORK=off", "GODEBUG=", "GOFIPS140=off",
+		"GO111MODULE=on", "GO_EXTLINK_ENABLED=",
+		// A program of the user's that would answer for the compiler.
+		"GOCACHEPROG=",
 		// The toolchain that the lock names. The go command takes itself if it
 		// is that one, and else fetches and checks it as it does a module.
 		"GOTOOLCHAIN="+toolchain,
 	)
 	if f.Offline {
-		env = append(env, "GOPROXY=off")
+		env = append(env, offlineGo(user["GOSUMDB"])...)
 	}
-	return env
+	return env, nil
+}
+
+// noSumDB is the address of the checksum database without a network. There is
+// nothing.
+const noSumDB = "file:///dev/null/offline"
+
+// offlineGo is what keeps the go command from every connection.
+func offlineGo(sumDB string) []string {
+	// The database's name stays, so that what it said before can be read from
+	// the module cache: a toolchain there is checked against it each time.
+	// Without an address the go command would ask it in spite of GOPROXY.
+	if name, _, _ := strings.Cut(strings.TrimSpace(sumDB), " "); name == "sum.golang.google.cn" {
+		sumDB = "sum.golang.org " + noSumDB // another address of the same
+	} else if name != "" && name != "off" {
+		sumDB = name + " " + noSumDB
+	}
+	return []string{
+		"GOPROXY=off", "GOSUMDB=" + sumDB,
+		// What is private is fetched from where it lies, whatever GOPROXY says.
+		"GOPRIVATE=", "GONOPROXY=none", "GONOSUMDB=", "GOINSECURE=", "GOVCS=*:off", "GOAUTH=off",
+		// The go command sends its telemetry, if that is on, while it does
+		// something else. The user's choice is below this directory.
+		"XDG_CONFIG_HOME=/dev/null",
+	}
 }
 
 // offline says of a failed go command that it wanted something of the network,
 // if it did.
 func (f *Fetcher) offline(item string, err error) error {
-	if f.Offline && (strings.Contains(err.Error(), "GOPROXY=off") || strings.Contains(err.Error(), "toolchain not available")) {
-		return &OfflineError{Artifact: item, Reason: fmt.Errorf("a Go module or the toolchain is not in the Go module cache: %w", err)}
+	if !f.Offline {
+		return err
+	}
+	for _, wanted := range []string{"GOPROXY=off", "toolchain not available", noSumDB, strings.TrimPrefix(noSumDB, "file://")} {
+		if strings.Contains(err.Error(), wanted) {
+			return &OfflineError{Artifact: item, Reason: fmt.Errorf("a Go module or the toolchain is not in the Go module cache: %w", err)}
+		}
 	}
 	return err
 }

@@ -139,6 +139,18 @@ func (f *Fetcher) imageBlob(ctx context.Context, item string, img profiles.Locke
 // imageError makes a GoneError of an image that its source does not have, and a
 // MismatchError of one that is another.
 func (f *Fetcher) imageError(item string, err error) error {
+	if err := digestMismatch(item, err); errors.As(err, new(*MismatchError)) {
+		return err
+	}
+	if errors.Is(err, fs.ErrNotExist) || oci.IsNotFound(err) {
+		return &GoneError{Artifact: item, Profile: f.Profile, Tried: []error{err}}
+	}
+	return fmt.Errorf("%s: %w", item, err)
+}
+
+// digestMismatch makes a MismatchError of a registry's answer that is not what
+// was asked for by digest. Another error stays.
+func digestMismatch(item string, err error) error {
 	var d *oci.DigestError
 	if errors.As(err, &d) {
 		got, gerr := parseSum(d.Got.Hex)
@@ -147,10 +159,7 @@ func (f *Fetcher) imageError(item string, err error) error {
 			return &MismatchError{Artifact: item, Source: "its registry", Got: got, Want: want}
 		}
 	}
-	if errors.Is(err, fs.ErrNotExist) || oci.IsNotFound(err) {
-		return &GoneError{Artifact: item, Profile: f.Profile, Tried: []error{err}}
-	}
-	return fmt.Errorf("%s: %w", item, err)
+	return err
 }
 
 // bundle assembles the archive that a node imports.

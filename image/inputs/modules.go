@@ -62,7 +62,10 @@ func moduleDigest(list []profiles.LockedModule) string {
 func (f *Fetcher) linkedModules(ctx context.Context, dir, toolchain, arch string, packages []string) (map[string][]profiles.LockedModule, error) {
 	cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-mod=readonly", "-deps", "-json=ImportPath,Dir,Standard,Module,Deps,DepOnly,Error"}, packages...)...)
 	cmd.Dir = dir
-	cmd.Env = f.goEnv(toolchain, arch)
+	var err error
+	if cmd.Env, err = f.goEnv(ctx, toolchain, arch); err != nil {
+		return nil, err
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -2,10 +2,12 @@ package inputs
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -98,12 +100,9 @@ func TestAnOfflineGoBuildWithoutItsModulesSaysSo(t *testing.T) {
 	tc := toolchain(t)
 	client := cutOff(t)
 	t.Setenv("GOMODCACHE", t.TempDir())
-	dir := hello(t)
-	must(t,
-		os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module hello.example\n\ngo 1.24\n\nrequire golang.org/x/mod v0.20.0\n"), 0o644),
-		os.WriteFile(filepath.Join(dir, "go.sum"), []byte("golang.org/x/mod v0.20.0 h1:utOm6MM3R3dnawAiJgn0y+xvuYRsm1RKM/4giyfDgV0=\ngolang.org/x/mod v0.20.0/go.mod h1:hTbmBsO62+eylJbnUtE2MGJUyE7QWk4xUqPFrRgJ+7c=\n"), 0o644),
-		os.WriteFile(filepath.Join(dir, "main.go"), []byte("package main\n\nimport \"golang.org/x/mod/semver\"\n\nfunc main() { println(semver.IsValid(\"v1\")) }\n"), 0o644))
-	f := &Fetcher{Cache: Cache{Dir: t.TempDir()}, Client: client, Offline: true, Profile: filepath.Join(dir, "p.yaml")}
+	f, b := wanting(t, client)
+	dir := b.Dir
+	f.Profile = filepath.Join(dir, "p.yaml")
 	var offline *OfflineError
 	_, err := f.buildSource(t.Context(), tc, runtime.GOARCH, profiles.LockedSource{Name: "docker.io/x/hello:1", Path: ".", Sum: hexSum(nil)})
 	if !errors.As(err, &offline) || !strings.Contains(err.Error(), "docker.io/x/hello:1") || offline.Hint() == "" {
@@ -113,6 +112,166 @@ func TestAnOfflineGoBuildWithoutItsModulesSaysSo(t *testing.T) {
 	_, err = f.goBuild(t.Context(), build{Name: "x", Dir: dir, Package: ".", Toolchain: "go1.99.1", Arch: runtime.GOARCH})
 	if !errors.As(err, &offline) {
 		t.Errorf("a toolchain that is not there: got %v, want an OfflineError", err)
+	}
+}
+
+// wanting is a main package of a module that is nowhere to be had, and what
+// builds it without a network.
+func wanting(t *testing.T, client *http.Client) (*Fetcher, build) {
+	t.Helper()
+	dir := t.TempDir()
+	must(t,
+		os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module hello.example\n\ngo 1.24\n\nrequire golang.org/x/mod v0.20.0\n"), 0o644),
+		os.WriteFile(filepath.Join(dir, "go.sum"), []byte("golang.org/x/mod v0.20.0 h1:utOm6MM3R3dnawAiJgn0y+xvuYRsm1RKM/4giyfDgV0=\ngolang.org/x/mod v0.20.0/go.mod h1:hTbmBsO62+eylJbnUtE2MGJUyE7QWk4xUqPFrRgJ+7c=\n"), 0o644),
+		os.WriteFile(filepath.Join(dir, "main.go"), []byte("package main\n\nimport \"golang.org/x/mod/semver\"\n\nfunc main() { println(semver.IsValid(\"v1\")) }\n"), 0o644))
+	f := &Fetcher{Cache: Cache{Dir: t.TempDir()}, Client: client, Offline: true}
+	return f, build{Name: "hello", Dir: dir, Package: ".", Toolchain: toolchain(t), Arch: runtime.GOARCH}
+}
+
+// byFile makes settings of the go command as "go env -w" does.
+func byFile(t *testing.T, settings map[string]string) {
+	t.Helper()
+	var text strings.Builder
+	for name, value := range settings {
+		t.Setenv(name, "")
+		text.WriteString(name + "=" + value + "\n")
+	}
+	file := filepath.Join(t.TempDir(), "env")
+	must(t, os.WriteFile(file, []byte(text.String()), 0o600))
+	t.Setenv("GOENV", file)
+}
+
+func TestNoSettingOfTheGoCommandLeadsAnOfflineBuildToTheNetwork(t *testing.T) {
+	for claim, settings := range map[string]map[string]string{
+		"private modules":          {"GOPRIVATE": "*"},
+		"modules without a proxy":  {"GONOPROXY": "golang.org/x/*", "GOVCS": "*:all"},
+		"private, and no TLS":      {"GOPRIVATE": "golang.org/*", "GOINSECURE": "*"},
+		"no proxy, no checksums":   {"GOPROXY": "direct", "GONOSUMDB": "*", "GOSUMDB": "off"},
+		"flags that change go.mod": {"GOFLAGS": "-mod=mod"},
+	} {
+		t.Run(claim, func(t *testing.T) {
+			f, b := wanting(t, cutOff(t))
+			t.Setenv("GOMODCACHE", t.TempDir())
+			refused := func(where string) {
+				var offline *OfflineError
+				if _, err := f.goBuild(t.Context(), b); !errors.As(err, &offline) {
+					t.Errorf("settings of %s: got %v, want an OfflineError", where, err)
+				}
+			}
+			t.Run("environment", func(t *testing.T) {
+				for name, value := range settings {
+					t.Setenv(name, value)
+				}
+				refused("the environment")
+			})
+			t.Run("file", func(t *testing.T) {
+				byFile(t, settings)
+				refused("go env -w")
+			})
+		})
+	}
+}
+
+func TestAnOfflineBuildDoesNotAskTheChecksumDatabase(t *testing.T) {
+	f, b := wanting(t, cutOff(t))
+	// A toolchain in the module cache without what the database said of it.
+	cache := t.TempDir()
+	t.Setenv("GOMODCACHE", cache)
+	version := "v0.0.1-go1.99.1." + runtime.GOOS + "-" + runtime.GOARCH
+	info := filepath.Join(cache, "cache", "download", "golang.org", "toolchain", "@v")
+	must(t,
+		os.MkdirAll(filepath.Join(cache, "golang.org", "toolchain@"+version, "bin"), 0o755),
+		os.MkdirAll(info, 0o755),
+		os.WriteFile(filepath.Join(info, version+".ziphash"), []byte("h1:utOm6MM3R3dnawAiJgn0y+xvuYRsm1RKM/4giyfDgV0="), 0o600))
+	b.Toolchain = "go1.99.1"
+	for _, db := range []string{os.Getenv("GOSUMDB"), "sum.golang.org", "sum.golang.google.cn"} {
+		t.Setenv("GOSUMDB", db)
+		var offline *OfflineError
+		if _, err := f.goBuild(t.Context(), b); !errors.As(err, &offline) || !strings.Contains(err.Error(), "checksum") && !strings.Contains(err.Error(), "verifying") {
+			t.Errorf("GOSUMDB=%s: got %v, want an OfflineError about the checksum", db, err)
+		}
+	}
+}
+
+func TestAnOfflineGoCommandSendsNoTelemetry(t *testing.T) {
+	tc := toolchain(t)
+	config := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(config, "go", "telemetry"), 0o755),
+		os.WriteFile(filepath.Join(config, "go", "telemetry", "mode"), []byte("on 2020-01-01\n"), 0o600))
+	t.Setenv("XDG_CONFIG_HOME", config)
+	for _, offline := range []bool{false, true} {
+		f := &Fetcher{Offline: offline}
+		if mode := goEnvOf(t, f, tc)["GOTELEMETRY"]; (mode == "on") == offline {
+			t.Errorf("offline %t: telemetry is %s", offline, mode)
+		}
+	}
+}
+
+// goEnvOf is what the go command makes of a fetcher's environment.
+func goEnvOf(t *testing.T, f *Fetcher, toolchain string) map[string]string {
+	t.Helper()
+	cmd := exec.Command("go", "env", "-json")
+	var err error
+	cmd.Env, err = f.goEnv(t.Context(), toolchain, runtime.GOARCH)
+	must(t, err)
+	out, err := cmd.Output()
+	must(t, err)
+	var env map[string]string
+	must(t, json.Unmarshal(out, &env))
+	return env
+}
+
+func TestSettingsOfTheGoCommandDoNotChangeWhatIsBuilt(t *testing.T) {
+	tc := toolchain(t)
+	byFile(t, nil)
+	dir := hello(t)
+	must(t, os.WriteFile(filepath.Join(dir, "tagged.go"), []byte("//go:build other\n\npackage main\n\nfunc init() { println(\"other\") }\n"), 0o644))
+	made := func(t *testing.T) (string, string) {
+		t.Helper()
+		f := &Fetcher{Cache: Cache{Dir: t.TempDir()}, Offline: true}
+		sum, _, err := f.sourceSum(t.Context(), dir, tc, runtime.GOARCH)
+		must(t, err)
+		file, err := f.goBuild(t.Context(), build{Name: "hello", Dir: dir, Package: ".", Toolchain: tc, Arch: runtime.GOARCH})
+		must(t, err)
+		return sum, filepath.Base(file)
+	}
+	sum, program := made(t)
+	settings := map[string]string{
+		"GOFLAGS": "-tags=other -gcflags=all=-N", "GOEXPERIMENT": "nogreenteagc", "CGO_ENABLED": "1", "GO111MODULE": "off",
+		"GOWORK": filepath.Join(dir, "go.work"), "GOCACHEPROG": "false", "GOTOOLCHAIN": "go1.99.1", "GOAMD64": "v3",
+	}
+	for name, value := range settings {
+		for _, where := range []string{"environment", "file"} {
+			t.Run(name+" "+where, func(t *testing.T) {
+				if where == "file" {
+					byFile(t, map[string]string{name: value})
+				} else {
+					t.Setenv(name, value)
+				}
+				if s, p := made(t); s != sum || p != program {
+					t.Errorf("sources %s, program %s; want %s and %s", s, p, sum, program)
+				}
+			})
+		}
+	}
+}
+
+func TestWhereModulesComeFromIsTheUsersToSay(t *testing.T) {
+	tc := toolchain(t)
+	mod := t.TempDir()
+	want := map[string]string{"GOPROXY": "https://proxy.example", "GOPRIVATE": "shop.example", "GOSUMDB": "off", "GOMODCACHE": mod}
+	byFile(t, want)
+	got := goEnvOf(t, &Fetcher{}, tc)
+	for name, value := range want {
+		if got[name] != value {
+			t.Errorf("%s is %q, want %q", name, got[name], value)
+		}
+	}
+	if got["GONOPROXY"] != "shop.example" {
+		t.Errorf("GONOPROXY is %q", got["GONOPROXY"])
+	}
+	if got := goEnvOf(t, &Fetcher{Offline: true}, tc); got["GOMODCACHE"] != mod || got["GOPROXY"] != "off" || got["GOPRIVATE"] != "" {
+		t.Errorf("offline: %v", got)
 	}
 }
 

@@ -75,7 +75,9 @@ func (f *Fetcher) sourceSum(ctx context.Context, dir, toolchain, arch string) (s
 	}
 	cmd := exec.CommandContext(ctx, "go", "list", "-mod=readonly", "-deps", "-json", ".")
 	cmd.Dir = dir
-	cmd.Env = f.goEnv(toolchain, arch)
+	if cmd.Env, err = f.goEnv(ctx, toolchain, arch); err != nil {
+		return "", nil, err
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

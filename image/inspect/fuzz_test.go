@@ -241,3 +241,30 @@ func FuzzOpenZstd(f *testing.F) {
 		}
 	})
 }
+
+func FuzzAuthData(f *testing.F) {
+	list := []byte("a signature list")
+	made := make([]byte, 16, 64) // the time
+	made = binary.LittleEndian.AppendUint32(made, 24+5)
+	made = binary.LittleEndian.AppendUint32(made, 0x0ef10200) // revision and type of the certificate
+	made = append(made, make([]byte, 16)...)                  // its GUID
+	made = append(append(made, "PKCS7"...), list...)
+	if got, err := authData(made); err != nil || !bytes.Equal(got, list) {
+		f.Fatalf("got %q, %v, want %q", got, err, list)
+	}
+	f.Add(made)
+	f.Add(made[:16+24])
+	f.Add(append(bytes.Repeat([]byte{0xff}, 20), made[20:]...)) // a length beyond every file
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := authData(b)
+		if err != nil {
+			return
+		}
+		if len(got) > len(b)-16-24 || !bytes.HasSuffix(b, got) {
+			t.Errorf("%d bytes of data in %d", len(got), len(b))
+		}
+		if n := binary.LittleEndian.Uint32(b[16:]); int(n) != len(b)-16-len(got) {
+			t.Errorf("certificate of %d bytes before %d of %d", n, len(got), len(b))
+		}
+	})
+}

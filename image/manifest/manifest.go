@@ -6,10 +6,16 @@ package manifest
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Schema names the format that this package reads and writes.
@@ -194,8 +200,9 @@ func (m *Manifest) Encode() ([]byte, error) {
 }
 
 // Decode reads a manifest strictly: unknown fields, another schema, trailing
-// data, or an inconsistent disk are errors. It does not verify a signature;
-// call it only on bytes that image/sign has verified.
+// data, an inconsistent disk, or artifacts that could not lie side by side in
+// one directory are errors. It does not verify a signature; call it only on
+// bytes that image/sign has verified.
 func Decode(b []byte) (*Manifest, error) {
 	if len(b) > MaxSize {
 		return nil, fmt.Errorf("decode manifest: %d bytes, at most %d allowed", len(b), MaxSize)
@@ -212,8 +219,10 @@ func Decode(b []byte) (*Manifest, error) {
 	if m.Schema != Schema {
 		return nil, fmt.Errorf("decode manifest: schema is %q, want %q", m.Schema, Schema)
 	}
-	if err := m.Disk.check(); err != nil {
-		return nil, fmt.Errorf("decode manifest: %w", err)
+	for _, err := range []error{m.Disk.check(), checkArtifacts(m.Artifacts), m.Root.check(), m.UKI.check("uki"), m.Installer.check("installer")} {
+		if err != nil {
+			return nil, fmt.Errorf("decode manifest: %w", err)
+		}
 	}
 	for i := range m.Boots {
 		if err := m.Boots[i].check(); err != nil {
@@ -233,10 +242,102 @@ func (d *Disk) check() error {
 	if int64(len(d.Chunks)) != d.Size/d.ChunkSize {
 		return fmt.Errorf("disk: got %d chunks, want %d", len(d.Chunks), d.Size/d.ChunkSize)
 	}
-	end := uint64(d.Size / 512)
+	return d.checkPartitions()
+}
+
+// Sectors of a GPT before its first and after its last partition (UEFI 2.10,
+// 5.3): the protective MBR, a header and 128 entries; entries and a header.
+const (
+	headSectors = 34
+	tailSectors = 33
+	maxEntries  = 128
+)
+
+var guidText = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+func (d *Disk) checkPartitions() error {
+	if len(d.Partitions) == 0 {
+		return nil
+	}
+	sectors := uint64(d.Size / 512)
+	if sectors < headSectors+tailSectors {
+		return fmt.Errorf("disk: %d sectors have no room for a partition table", sectors)
+	}
+	end := sectors - tailSectors
+	numbers, roles, guids := map[int]bool{}, map[string]bool{}, map[string]bool{}
 	for _, p := range d.Partitions {
-		if p.FirstLBA >= end || p.Sectors > end-p.FirstLBA {
-			return fmt.Errorf("disk: partition %d (%s) ends outside the image", p.Number, p.Role)
+		switch name := fmt.Sprintf("disk: partition %d (%.60s)", p.Number, p.Role); {
+		case p.Number < 1 || p.Number > maxEntries:
+			return fmt.Errorf("%s: number is not between 1 and %d", name, maxEntries)
+		case p.Role == "" || p.Role == RoleState:
+			return fmt.Errorf("%s: role is %q, which no partition of an image has", name, p.Role)
+		case numbers[p.Number] || roles[p.Role] || guids[p.GUID]:
+			return fmt.Errorf("%s: its number, role or GUID is another partition's, too", name)
+		case !guidText.MatchString(p.GUID) || !guidText.MatchString(p.Type):
+			return fmt.Errorf("%s: GUID %.60q, type %.60q, want lower-case GUIDs", name, p.GUID, p.Type)
+		case p.Sectors == 0:
+			return fmt.Errorf("%s has no sectors", name)
+		case p.FirstLBA < headSectors:
+			return fmt.Errorf("%s starts at sector %d, in the partition table", name, p.FirstLBA)
+		case p.FirstLBA >= end || p.Sectors > end-p.FirstLBA:
+			return fmt.Errorf("%s ends outside the image", name)
+		}
+		numbers[p.Number], roles[p.Role], guids[p.GUID] = true, true, true
+	}
+	order := slices.SortedFunc(slices.Values(d.Partitions), func(a, b Partition) int { return cmp.Compare(a.FirstLBA, b.FirstLBA) })
+	for i, p := range order[1:] {
+		if before := order[i]; before.FirstLBA+before.Sectors > p.FirstLBA {
+			return fmt.Errorf("disk: partitions %d (%s) and %d (%s) overlap", before.Number, before.Role, p.Number, p.Role)
+		}
+	}
+	return nil
+}
+
+// maxFile bounds what a manifest may say of a size, in bytes: 1 PiB.
+const maxFile = 1 << 50
+
+// checkArtifacts wants each kind at most once, under a name that leads nowhere
+// but into the image's own directory.
+func checkArtifacts(list []Artifact) error {
+	kinds, names := map[string]bool{}, map[string]bool{}
+	for _, a := range list {
+		switch {
+		case !plainName(a.Name):
+			return fmt.Errorf("artifact %.60q: name %.200q is not a plain file name", a.Kind, a.Name)
+		case a.Kind == "":
+			return fmt.Errorf("artifact %s has no kind", a.Name)
+		case kinds[a.Kind]:
+			return fmt.Errorf("artifact %s: kind %.60q is there twice", a.Name, a.Kind)
+		case names[a.Name]:
+			return fmt.Errorf("artifact %s is there twice", a.Name)
+		case a.Size <= 0 || a.Size > maxFile:
+			return fmt.Errorf("artifact %s: size %d is not between 1 and %d", a.Name, a.Size, int64(maxFile))
+		case a.SHA256.IsZero():
+			return fmt.Errorf("artifact %s has no SHA-256", a.Name)
+		}
+		kinds[a.Kind], names[a.Name] = true, true
+	}
+	return nil
+}
+
+// plainName reports whether a name is that of a file in any directory, which
+// neither hides nor breaks a line that it is printed in.
+func plainName(s string) bool {
+	return s != "" && len(s) <= 255 && s[0] != '.' && utf8.ValidString(s) &&
+		!strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r == '\\' || !unicode.IsPrint(r) })
+}
+
+func (r *Root) check() error {
+	if r.Size < 0 || r.Size%4096 != 0 || r.Size > maxFile {
+		return fmt.Errorf("root: size %d is not a multiple of 4096 up to %d", r.Size, int64(maxFile))
+	}
+	return nil
+}
+
+func (u *UKI) check(name string) error {
+	for _, s := range u.Sections {
+		if s.Size < 0 || s.Size > maxFile {
+			return fmt.Errorf("%s: size %d of section %.60q is not between 0 and %d", name, s.Size, s.Name, int64(maxFile))
 		}
 	}
 	return nil

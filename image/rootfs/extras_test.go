@@ -7,12 +7,15 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -167,6 +170,40 @@ func TestStaticPodsAreWhereTheKubeletLooks(t *testing.T) {
 	}
 	c.Profile.Preload.Manifests[0].Content = "apiVersion: v1\nkind: Service\n"
 	rootError(t, c, `manifest a: static pod: apiVersion "v1", kind "Service"`)
+}
+
+func TestStaticPodsOfOtherDistros(t *testing.T) {
+	for name, c := range map[string]struct{ version, flag string }{
+		"k3s": {"v1.34.1+k3s1", "--kubelet-arg=pod-manifest-path=%s"},
+		"k0s": {"v1.34.1+k0s.1", "--kubelet-extra-args=--node-ip=${NODE_IP} --hostname-override=${NODE_NAME} --pod-manifest-path=%s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := profiles.LoadDistro(name)
+			must(t, err)
+			config := distroConfig(t, name, c.version)
+			preload(t, config, "docker.io/rancher/mirrored-pause:3.6")
+			// The directory is there in any case: the flag is.
+			_, root := build(t, config)
+			if n, _, err := root.Resolve(d.Node.Manifests); err != nil || !n.Mode().IsDir() {
+				t.Errorf("without static pods: %s: %v", d.Node.Manifests, err)
+			}
+			config.Profile.Preload.Manifests = []profiles.Manifest{{Name: "a", Content: pod}}
+			must(t, config.Profile.Validate())
+			_, root = build(t, config)
+			wantFile(t, root, d.Node.Manifests+"/a.yaml", pod, 0o600)
+			raw, err := root.ReadFile(profiles.NodeConfigPath, 1<<20)
+			must(t, err)
+			var n profiles.NodeConfig
+			must(t, json.Unmarshal(raw, &n))
+			if want := fmt.Sprintf(c.flag, d.Node.Manifests); len(n.Services) != 1 || !slices.Contains(n.Services[0].Args, want) {
+				t.Errorf("arguments %q, want %q among them", n.Services[0].Args, want)
+			}
+		})
+	}
+	config := distroConfig(t, "rke2", "v1.34.1+rke2r1")
+	preload(t, config, "docker.io/rancher/mirrored-pause:3.6")
+	config.Profile.Preload.Manifests = []profiles.Manifest{{Name: "a", Content: pod}}
+	rootError(t, config, "distro rke2 takes no static pods from the image")
 }
 
 func certificate(t *testing.T, ca bool) string {

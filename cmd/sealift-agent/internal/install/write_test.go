@@ -85,7 +85,10 @@ func testImage(n int) ([]byte, manifest.Disk) {
 	clear(img[2*testChunk : 3*testChunk])
 	layout := manifest.Disk{
 		Size: int64(len(img)), ChunkSize: testChunk,
-		Partitions: []manifest.Partition{{Role: manifest.RoleESP, FirstLBA: 3 * testChunk / 512, Sectors: 2 * testChunk / 512}},
+		Partitions: []manifest.Partition{{
+			Number: 1, Role: manifest.RoleESP, Type: "c12a7328-f81f-11d2-ba4b-00a0c93ec93b", GUID: "00000000-0000-4000-8000-000000000001",
+			FirstLBA: 3 * testChunk / 512, Sectors: 2 * testChunk / 512,
+		}},
 	}
 	for c := range slices.Chunk(img, testChunk) {
 		d := manifest.SHA256(sha256.Sum256(c))
