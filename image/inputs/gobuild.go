@@ -323,9 +323,10 @@ func offlineGo(sumDB string) []string {
 	// The database's name stays, so that what it said before can be read from
 	// the module cache: a toolchain there is checked against it each time.
 	// Without an address the go command would ask it in spite of GOPROXY.
-	if name, _, _ := strings.Cut(strings.TrimSpace(sumDB), " "); name == "sum.golang.google.cn" {
-		sumDB = "sum.golang.org " + noSumDB // another address of the same
-	} else if name != "" && name != "off" {
+	if name, _, _ := strings.Cut(strings.TrimSpace(sumDB), " "); name != "" && name != "off" {
+		if own, ok := strings.CutSuffix(name, ".google.cn"); ok {
+			name = own + ".org" // the go command has this name for another address of the same
+		}
 		sumDB = name + " " + noSumDB
 	}
 	return []string{

@@ -37,11 +37,21 @@ func cutOff(t *testing.T) *http.Client {
 	}()
 	address := "http://" + l.Addr().String()
 	t.Setenv("GOPROXY", address)
-	t.Setenv("GOSUMDB", "sum.golang.org "+address)
+	t.Setenv("GOSUMDB", sumDB(t)+" "+address)
 	t.Setenv("HTTP_PROXY", address)
 	t.Setenv("HTTPS_PROXY", address)
 	t.Setenv("GOFLAGS", "-mod=mod")
 	return &http.Client{Transport: trap{t}}
+}
+
+// sumDB is the name of the go command's own checksum database.
+func sumDB(t *testing.T) string {
+	t.Helper()
+	cmd := exec.Command("go", "env", "GOSUMDB")
+	cmd.Env = append(os.Environ(), "GOENV=off", "GOSUMDB=")
+	out, err := cmd.Output()
+	must(t, err)
+	return strings.TrimSpace(string(out))
 }
 
 func TestAnOfflineFetchTouchesNoNetwork(t *testing.T) {
@@ -184,7 +194,8 @@ func TestAnOfflineBuildDoesNotAskTheChecksumDatabase(t *testing.T) {
 		os.MkdirAll(info, 0o755),
 		os.WriteFile(filepath.Join(info, version+".ziphash"), []byte("h1:utOm6MM3R3dnawAiJgn0y+xvuYRsm1RKM/4giyfDgV0="), 0o600))
 	b.Toolchain = "go1.99.1"
-	for _, db := range []string{os.Getenv("GOSUMDB"), "sum.golang.org", "sum.golang.google.cn"} {
+	name := sumDB(t)
+	for _, db := range []string{os.Getenv("GOSUMDB"), name, strings.TrimSuffix(name, ".org") + ".google.cn"} {
 		t.Setenv("GOSUMDB", db)
 		var offline *OfflineError
 		if _, err := f.goBuild(t.Context(), b); !errors.As(err, &offline) || !strings.Contains(err.Error(), "checksum") && !strings.Contains(err.Error(), "verifying") {

@@ -3,6 +3,7 @@ package inspect
 import (
 	"bytes"
 	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/pem"
 	"errors"
@@ -326,6 +327,7 @@ func TestMissingKeysAreFailures(t *testing.T) {
 		"no db certificate": {func(in *Input) { in.Keys.DB = nil }, []string{"uki.signature", "installer.signature", "secureboot.reference", "boots.reference"}},
 		"no PK":             {func(in *Input) { in.Keys.PK = nil }, []string{"secureboot.reference", "boots.reference", "installer.initrd"}},
 		"another db":        {func(in *Input) { in.Keys.DB = in.Keys.KEK }, []string{"uki.signature", "secureboot.reference"}},
+		"no PCR key":        {func(in *Input) { in.Keys.PCR = nil }, []string{"uki.policy"}},
 		"another PCR key":   {func(in *Input) { in.Keys.PCR = in.Keys.DB.PublicKey.(*rsa.PublicKey) }, []string{"uki.policy"}},
 		"no directory":      {func(in *Input) { in.Dir = "" }, []string{"files.listed", "file uki.efi", "installer.reference", "boots.reference"}},
 		"no signature":      {func(in *Input) { in.Bundle = nil }, []string{"manifest.signature"}},
@@ -355,36 +357,68 @@ func TestMissingKeysAreFailures(t *testing.T) {
 
 func TestFilesBesideTheManifestAreChecked(t *testing.T) {
 	f := small(t)
-	statement := []byte(`{"_type":"https://in-toto.io/Statement/v1","subject":[{"name":"uki.efi","digest":{"sha256":"` + artifact(f, manifest.KindUKI).SHA256.String() + `"}}],"predicateType":"x","predicate":{}}`)
-	wrong := bytes.Replace(statement, []byte("uki.efi"), []byte("other.efi"), 1)
+	const result = "test.intoto.json"
+	tested := []byte(`{"_type":"https://in-toto.io/Statement/v1","subject":[{"name":"manifest.json","digest":{"sha256":"` +
+		manifest.SHA256(sha256.Sum256(f.in.Manifest)).String() + `"}}],"predicateType":"https://sealift.dev/attestation/image-test/v1","predicate":{"result":"passed"}}`)
+	// test writes a statement of a test, signed as it is after the edit.
+	test := func(old, new string) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			b := bytes.Replace(tested, []byte(old), []byte(new), 1)
+			write(t, dir, result, b)
+			write(t, dir, result+bundleSuffix, f.signStatement(t, b))
+		}
+	}
+	without := func(names ...string) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			for _, name := range names {
+				if err := os.Remove(filepath.Join(dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	badTest := []string{"file " + result + bundleSuffix}
 	for name, c := range map[string]struct {
 		edit func(t *testing.T, dir string)
 		want []string
 	}{
-		"nothing": {func(*testing.T, string) {}, nil},
-		"a signed file": {func(t *testing.T, dir string) {
-			write(t, dir, "sbom.json", []byte("{}"))
-			write(t, dir, "sbom.json.sigstore.json", f.sign(t, []byte("{}")))
-		}, nil},
-		"a statement": {func(t *testing.T, dir string) {
-			write(t, dir, "p.intoto.json", statement)
-			write(t, dir, "p.intoto.json.sigstore.json", f.signStatement(t, statement))
-		}, nil},
-		"a statement about another file": {func(t *testing.T, dir string) {
-			write(t, dir, "p.intoto.json", wrong)
-			write(t, dir, "p.intoto.json.sigstore.json", f.signStatement(t, wrong))
-		}, []string{"file p.intoto.json.sigstore.json"}},
-		"another statement than beside it": {func(t *testing.T, dir string) {
-			write(t, dir, "p.intoto.json", append(bytes.Clone(statement), '\n'))
-			write(t, dir, "p.intoto.json.sigstore.json", f.signStatement(t, statement))
-		}, []string{"file p.intoto.json.sigstore.json"}},
-		"a signature without its file": {func(t *testing.T, dir string) {
-			write(t, dir, "sbom.json.sigstore.json", f.sign(t, []byte("{}")))
-		}, []string{"file sbom.json.sigstore.json"}},
-		"another file than was signed": {func(t *testing.T, dir string) {
-			write(t, dir, "sbom.json", []byte("[]"))
-			write(t, dir, "sbom.json.sigstore.json", f.sign(t, []byte("{}")))
-		}, []string{"file sbom.json.sigstore.json"}},
+		"nothing":                  {func(*testing.T, string) {}, nil},
+		"a passed test":            {test("", ""), nil},
+		"a failed test":            {test(`"passed"`, `"failed"`), badTest},
+		"a test of another image":  {test(`"sha256":"`, `"sha256":"00`), badTest},
+		"a test about no manifest": {test(`[{"name":"manifest.json"`, `[{"name":"uki.efi"`), badTest},
+		"a test about nothing": {func(t *testing.T, dir string) {
+			b := []byte(`{"_type":"https://in-toto.io/Statement/v1","subject":[],"predicateType":"https://sealift.dev/attestation/image-test/v1","predicate":{"result":"passed"}}`)
+			write(t, dir, result, b)
+			write(t, dir, result+bundleSuffix, f.signStatement(t, b))
+		}, badTest},
+		"another statement as the test": {test("image-test/v1", "image-test/v2"), badTest},
+		"a test that is not signed":     {func(t *testing.T, dir string) { write(t, dir, result, tested) }, badTest},
+		"a signature without its test": {func(t *testing.T, dir string) {
+			write(t, dir, result+bundleSuffix, f.signStatement(t, tested))
+		}, badTest},
+		"another test than was signed": {func(t *testing.T, dir string) {
+			write(t, dir, result, append(bytes.Clone(tested), '\n'))
+			write(t, dir, result+bundleSuffix, f.signStatement(t, tested))
+		}, badTest},
+		"a test signed as a file": {func(t *testing.T, dir string) {
+			write(t, dir, result, tested)
+			write(t, dir, result+bundleSuffix, f.sign(t, tested))
+		}, badTest},
+		"some other signed file": {func(t *testing.T, dir string) {
+			write(t, dir, "UPDATE.json", []byte("{}"))
+			write(t, dir, "UPDATE.json"+bundleSuffix, f.sign(t, []byte("{}")))
+		}, []string{"files.listed"}},
+		"no provenance":                 {without(fileProvenance, fileProvenance+bundleSuffix), []string{"file " + fileProvenance + bundleSuffix}},
+		"provenance that is not signed": {without(fileProvenance + bundleSuffix), []string{"file " + fileProvenance + bundleSuffix}},
+		"an SBOM that is not signed":    {without(image.FileSPDX + bundleSuffix), []string{"file " + image.FileSPDX + bundleSuffix}},
+		"an SBOM as the provenance": {func(t *testing.T, dir string) {
+			write(t, dir, fileProvenance, read(t, dir, image.FileSPDX))
+			write(t, dir, fileProvenance+bundleSuffix, read(t, dir, image.FileSPDX+bundleSuffix))
+		}, []string{"file " + fileProvenance + bundleSuffix}},
+		"another SBOM than was signed": {func(t *testing.T, dir string) {
+			write(t, dir, image.FileSPDX, append(read(t, dir, image.FileSPDX), '\n'))
+		}, []string{"file " + image.FileSPDX + bundleSuffix, "file " + image.FileSPDX}},
 		"an unsigned file": {func(t *testing.T, dir string) { write(t, dir, "notes.txt", []byte("x")) }, []string{"files.listed"}},
 		"a changed installer": {func(t *testing.T, dir string) {
 			b := read(t, dir, image.FileInstaller)

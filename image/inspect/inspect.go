@@ -68,9 +68,7 @@ type Keys struct {
 	Image   []byte            // PEM: signs manifests
 	DB      *x509.Certificate // signs UKIs
 	PK, KEK *x509.Certificate // with DB, the Secure Boot keys that the installer enrols
-	// PCR is the key of PCR policies. Optional: without it, the key in the
-	// UKI is taken, which the UKI's signature covers.
-	PCR *rsa.PublicKey
+	PCR     *rsa.PublicKey    // signs PCR policies
 }
 
 // Input is an image to verify.

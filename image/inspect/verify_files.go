@@ -124,25 +124,6 @@ func (v *verifier) checkListed(context.Context) (string, error) {
 	return fmt.Sprintf("%d files, each in the manifest or signed for itself", len(entries)), nil
 }
 
-// signedFiles returns the bundles in the directory but the manifest's.
-func (v *verifier) signedFiles() []string {
-	entries, err := os.ReadDir(v.Dir)
-	if err != nil {
-		return nil // checkListed tells
-	}
-	listed := map[string]bool{FileBundle: true}
-	for _, a := range v.m.Artifacts {
-		listed[a.Name] = true
-	}
-	var names []string
-	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), bundleSuffix) && !listed[e.Name()] {
-			names = append(names, e.Name())
-		}
-	}
-	return names
-}
-
 // checkArtifact compares a file's size and digest with the manifest.
 func (v *verifier) checkArtifact(ctx context.Context, a manifest.Artifact) (_ string, err error) {
 	if a.Name == v.DiskName && a.Kind == manifest.KindDisk {

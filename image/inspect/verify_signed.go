@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -20,8 +23,12 @@ import (
 // maxSigned bounds a signed document beside the manifest, such as an SBOM, bytes.
 const maxSigned = 64 << 20
 
-// fileProvenance is the statement of how the image was made.
-const fileProvenance = "provenance.intoto.json"
+// Statements beside the image: how it was made, and how it booted.
+const (
+	fileProvenance = "provenance.intoto.json"
+	fileTest       = "test.intoto.json"
+	typeTest       = "https://sealift.dev/attestation/image-test/v1"
+)
 
 // checkSBOM holds an SBOM against the files that are on the disk and in each
 // initramfs: it must list each of them, by its digest, and no other.
@@ -107,7 +114,7 @@ func (v *verifier) contents() (map[string]manifest.SHA256, error) {
 	return out, nil
 }
 
-// statement is the part of an in-toto statement (v1) that binds it to files.
+// statement is the part of a test's in-toto statement (v1) that is verified.
 type statement struct {
 	Type    string `json:"_type"`
 	Subject []struct {
@@ -115,11 +122,32 @@ type statement struct {
 		Digest map[string]string `json:"digest"`
 	} `json:"subject"`
 	PredicateType string `json:"predicateType"`
+	Predicate     struct {
+		Result string `json:"result"`
+	} `json:"predicate"`
 }
 
-// checkSigned verifies a document that is signed for itself: a bundle over the
-// file of the same name without the suffix, or one that holds an in-toto
-// statement about files of the image.
+// signedFiles returns the bundles that the directory must have beside the
+// manifest's: those of the SBOMs and of the provenance, and that of the test if
+// there was one. None other vouches for anything.
+func (v *verifier) signedFiles() []string {
+	var names []string
+	for _, a := range v.m.Artifacts {
+		if a.Kind == manifest.KindSPDX || a.Kind == manifest.KindCycloneDX {
+			names = append(names, a.Name+bundleSuffix)
+		}
+	}
+	names = append(names, fileProvenance+bundleSuffix)
+	for _, name := range []string{fileTest, fileTest + bundleSuffix} {
+		if _, err := os.Lstat(filepath.Join(v.Dir, name)); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return append(names, fileTest+bundleSuffix)
+		}
+	}
+	return names
+}
+
+// checkSigned verifies a document that is signed for itself: an SBOM by a bundle
+// over the file, provenance and test by one that holds the in-toto statement.
 func (v *verifier) checkSigned(name string) (string, error) {
 	b, err := v.read(name, bundle.MaxStatementSize)
 	if err != nil {
@@ -136,7 +164,11 @@ func (v *verifier) checkSigned(name string) (string, error) {
 	if err := json.Unmarshal(b, &form); err != nil {
 		return "", err
 	}
-	if form.Envelope == nil {
+	statement := base == fileProvenance || base == fileTest
+	if statement != (form.Envelope != nil) {
+		return "", fmt.Errorf("%s is signed as a statement: %t, want %t", base, form.Envelope != nil, statement)
+	}
+	if !statement {
 		return "signature over " + base, bundle.Verify(document, b, v.Keys.Image)
 	}
 	text, err := bundle.VerifyStatement(b, v.Keys.Image)
@@ -153,23 +185,24 @@ func (v *verifier) checkSigned(name string) (string, error) {
 		}
 		return fmt.Sprintf("%s, %d files, %d inputs", s.PredicateType, len(s.Subject), len(s.Predicate.BuildDefinition.ResolvedDependencies)), s.CheckManifest(v.m, FileManifest, v.Manifest)
 	}
-	return v.checkStatement(text)
+	return v.checkTest(text)
 }
 
-// checkStatement compares the subjects of a statement with the image.
-func (v *verifier) checkStatement(text []byte) (string, error) {
+// checkTest holds the statement of "image test" against the image.
+func (v *verifier) checkTest(text []byte) (string, error) {
 	var s statement
 	if err := json.Unmarshal(text, &s); err != nil {
 		return "", fmt.Errorf("statement: %w", err)
 	}
-	if err := same("type of the statement", s.Type, "https://in-toto.io/Statement/v1"); err != nil {
+	if err := several(present(
+		same("type of the statement", s.Type, "https://in-toto.io/Statement/v1"),
+		same("type of the predicate", s.PredicateType, typeTest),
+		same("result of the test", s.Predicate.Result, "passed"),
+	)); err != nil {
 		return "", err
 	}
-	if len(s.Subject) == 0 {
-		return "", errors.New("the statement is about nothing")
-	}
 	own := manifest.SHA256(sha256.Sum256(v.Manifest))
-	known := map[string]manifest.SHA256{FileManifest: own}
+	known, about := map[string]manifest.SHA256{FileManifest: own}, false
 	for _, a := range v.m.Artifacts {
 		known[a.Name] = a.SHA256
 	}
@@ -181,6 +214,10 @@ func (v *verifier) checkStatement(text []byte) (string, error) {
 		if err := same("digest of "+subject.Name+" in the statement", subject.Digest["sha256"], want.String()); err != nil {
 			return "", err
 		}
+		about = about || subject.Name == FileManifest
 	}
-	return fmt.Sprintf("%s about %d files", s.PredicateType, len(s.Subject)), nil
+	if !about {
+		return "", errors.New("the statement is not about the manifest")
+	}
+	return fmt.Sprintf("%s, %s, about %d files", s.PredicateType, s.Predicate.Result, len(s.Subject)), nil
 }

@@ -310,7 +310,10 @@ func (v *verifier) checkPolicy(image []byte) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("section .pcrpkey: %w", err)
 	}
-	if v.Keys.PCR != nil && !v.Keys.PCR.Equal(key) {
+	if v.Keys.PCR == nil {
+		return "", errors.New("cannot be checked without the PCR key")
+	}
+	if !v.Keys.PCR.Equal(key) {
 		got, want := pcrsig.KeyID(key), pcrsig.KeyID(v.Keys.PCR)
 		return "", &Mismatch{What: "key in .pcrpkey", Got: hex.EncodeToString(got[:]), Want: hex.EncodeToString(want[:])}
 	}
