@@ -130,14 +130,7 @@ func mediumImage(t *testing.T) string {
 	if dir := os.Getenv("SEALIFT_IMAGE"); dir != "" {
 		return dir
 	}
-	root, err := filepath.Abs("../../../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := os.Getenv("SEALIFT_BIN")
-	if bin == "" {
-		bin = filepath.Join(root, "bin")
-	}
+	root, bin := checkout(t)
 	work := filepath.Join(root, "build", "test")
 	dir, keys := filepath.Join(work, "medium"), filepath.Join(work, "keys")
 	sealift := func(args ...string) {

@@ -24,14 +24,7 @@ func TestOneBox(t *testing.T) {
 		}
 		return
 	}
-	root, err := filepath.Abs("../../../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := os.Getenv("SEALIFT_BIN")
-	if bin == "" {
-		bin = filepath.Join(root, "bin")
-	}
+	root, bin := checkout(t)
 	dir := filepath.Join(root, "build", "test")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -56,4 +49,18 @@ func TestOneBox(t *testing.T) {
 	for _, f := range d.Timings() {
 		t.Logf("%s: %.1f s (goal: at most %.0f s)", f.What, f.Took.Seconds(), f.Goal.Seconds())
 	}
+}
+
+// checkout returns the directory of the repository, and that of the built
+// programs.
+func checkout(t *testing.T) (root, bin string) {
+	t.Helper()
+	root, err := filepath.Abs("../../../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bin = os.Getenv("SEALIFT_BIN"); bin == "" {
+		bin = filepath.Join(root, "bin")
+	}
+	return root, bin
 }

@@ -18,14 +18,7 @@ func TestTheSameImageIsBuiltElsewhere(t *testing.T) {
 		t.Skip("builds the demo image: make e2e")
 	}
 	first := mediumImage(t)
-	root, err := filepath.Abs("../../../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := os.Getenv("SEALIFT_BIN")
-	if bin == "" {
-		bin = filepath.Join(root, "bin")
-	}
+	root, bin := checkout(t)
 	second := filepath.Join(t.TempDir(), "elsewhere")
 	// A user namespace without a mapping: the builder is nobody. A network
 	// namespace without an interface that is up.
