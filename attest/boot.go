@@ -23,7 +23,7 @@ const (
 	lastSeparatedPCR   = 7
 	maxListed          = 4 // digests of a list that a message shows
 	reasonRetyped      = "a known digest under another type: the log was altered"
-	hintInspectLog     = "keep the evidence and inspect the firmware: tpm2_eventlog shows the log"
+	hintInspectLog     = "keep the evidence and inspect the firmware: sealift attest log shows the log"
 	hintRemoveHardware = "remove or disable the device or firmware option that measures it"
 )
 

@@ -28,12 +28,14 @@ type EventType uint32
 
 // The event types that the rules of this package name.
 const (
+	EventPostCode        EventType = 0x00000001
 	EventNoAction        EventType = 0x00000003
 	EventSeparator       EventType = 0x00000004
 	EventTag             EventType = 0x00000006
 	EventSCRTMContents   EventType = 0x00000007
 	EventSCRTMVersion    EventType = 0x00000008
 	EventIPL             EventType = 0x0000000d
+	EventPostCode2       EventType = 0x00000013
 	EventVariableConfig  EventType = 0x80000001 // EV_EFI_VARIABLE_DRIVER_CONFIG
 	EventVariableBoot    EventType = 0x80000002
 	EventBootApplication EventType = 0x80000003 // EV_EFI_BOOT_SERVICES_APPLICATION
@@ -42,46 +44,116 @@ const (
 	EventGPT             EventType = 0x80000006
 	EventAction          EventType = 0x80000007 // EV_EFI_ACTION
 	EventFirmwareBlob    EventType = 0x80000008 // EV_EFI_PLATFORM_FIRMWARE_BLOB
+	EventHandoff         EventType = 0x80000009 // EV_EFI_HANDOFF_TABLES
 	EventFirmwareBlob2   EventType = 0x8000000a
+	EventHandoff2        EventType = 0x8000000b
+	EventVariableBoot2   EventType = 0x8000000c
+	EventGPT2            EventType = 0x8000000d
+	EventHCRTM           EventType = 0x80000010
 	EventAuthority       EventType = 0x800000e0 // EV_EFI_VARIABLE_AUTHORITY
 )
 
 // String returns the name of the type in the PFP without "EV_" and "EV_EFI_",
 // or its number.
 func (t EventType) String() string {
-	switch t {
-	case EventNoAction:
-		return "no action"
-	case EventSeparator:
-		return "separator"
-	case EventTag:
-		return "event tag"
-	case EventSCRTMContents:
-		return "S-CRTM contents"
-	case EventSCRTMVersion:
-		return "S-CRTM version"
-	case EventIPL:
-		return "IPL"
-	case EventVariableConfig:
-		return "variable driver config"
-	case EventVariableBoot:
-		return "variable boot"
-	case EventBootApplication:
-		return "boot services application"
-	case EventBootDriver:
-		return "boot services driver"
-	case EventRuntimeDriver:
-		return "runtime services driver"
-	case EventGPT:
-		return "GPT"
-	case EventAction:
-		return "action"
-	case EventFirmwareBlob, EventFirmwareBlob2:
-		return "platform firmware blob"
-	case EventAuthority:
-		return "variable authority"
+	if _, name := t.names(); name != "" {
+		return name
 	}
 	return fmt.Sprintf("type %#x", uint32(t))
+}
+
+// SpecName returns the name of the type as the PFP writes it, or its number.
+func (t EventType) SpecName() string {
+	if name, _ := t.names(); name != "" {
+		return name
+	}
+	return fmt.Sprintf("%#08x", uint32(t))
+}
+
+// names returns the name of the type in the PFP and the one for people, or
+// nothing for a type that the PFP does not name.
+func (t EventType) names() (spec, plain string) {
+	switch t {
+	case 0x00000000:
+		return "EV_PREBOOT_CERT", "preboot cert"
+	case EventPostCode:
+		return "EV_POST_CODE", "POST code"
+	case 0x00000002:
+		return "EV_UNUSED", "unused"
+	case EventNoAction:
+		return "EV_NO_ACTION", "no action"
+	case EventSeparator:
+		return "EV_SEPARATOR", "separator"
+	case 0x00000005:
+		return "EV_ACTION", "platform action"
+	case EventTag:
+		return "EV_EVENT_TAG", "event tag"
+	case EventSCRTMContents:
+		return "EV_S_CRTM_CONTENTS", "S-CRTM contents"
+	case EventSCRTMVersion:
+		return "EV_S_CRTM_VERSION", "S-CRTM version"
+	case 0x00000009:
+		return "EV_CPU_MICROCODE", "CPU microcode"
+	case 0x0000000a:
+		return "EV_PLATFORM_CONFIG_FLAGS", "platform config flags"
+	case 0x0000000b:
+		return "EV_TABLE_OF_DEVICES", "table of devices"
+	case 0x0000000c:
+		return "EV_COMPACT_HASH", "compact hash"
+	case EventIPL:
+		return "EV_IPL", "IPL"
+	case 0x0000000e:
+		return "EV_IPL_PARTITION_DATA", "IPL partition data"
+	case 0x0000000f:
+		return "EV_NONHOST_CODE", "non-host code"
+	case 0x00000010:
+		return "EV_NONHOST_CONFIG", "non-host config"
+	case 0x00000011:
+		return "EV_NONHOST_INFO", "non-host info"
+	case 0x00000012:
+		return "EV_OMIT_BOOT_DEVICE_EVENTS", "omit boot device events"
+	case EventPostCode2:
+		return "EV_POST_CODE2", "POST code"
+	case EventVariableConfig:
+		return "EV_EFI_VARIABLE_DRIVER_CONFIG", "variable driver config"
+	case EventVariableBoot:
+		return "EV_EFI_VARIABLE_BOOT", "variable boot"
+	case EventBootApplication:
+		return "EV_EFI_BOOT_SERVICES_APPLICATION", "boot services application"
+	case EventBootDriver:
+		return "EV_EFI_BOOT_SERVICES_DRIVER", "boot services driver"
+	case EventRuntimeDriver:
+		return "EV_EFI_RUNTIME_SERVICES_DRIVER", "runtime services driver"
+	case EventGPT:
+		return "EV_EFI_GPT_EVENT", "GPT"
+	case EventAction:
+		return "EV_EFI_ACTION", "action"
+	case EventFirmwareBlob:
+		return "EV_EFI_PLATFORM_FIRMWARE_BLOB", "platform firmware blob"
+	case EventHandoff:
+		return "EV_EFI_HANDOFF_TABLES", "handoff tables"
+	case EventFirmwareBlob2:
+		return "EV_EFI_PLATFORM_FIRMWARE_BLOB2", "platform firmware blob"
+	case EventHandoff2:
+		return "EV_EFI_HANDOFF_TABLES2", "handoff tables"
+	case EventVariableBoot2:
+		return "EV_EFI_VARIABLE_BOOT2", "variable boot"
+	case EventGPT2:
+		return "EV_EFI_GPT_EVENT2", "GPT"
+	case EventHCRTM:
+		return "EV_EFI_HCRTM_EVENT", "H-CRTM"
+	case EventAuthority:
+		return "EV_EFI_VARIABLE_AUTHORITY", "variable authority"
+	case 0x800000e1:
+		return "EV_EFI_SPDM_FIRMWARE_BLOB", "SPDM firmware blob"
+	case 0x800000e2:
+		return "EV_EFI_SPDM_FIRMWARE_CONFIG", "SPDM firmware config"
+	case 0x800000e3:
+		return "EV_EFI_SPDM_DEVICE_POLICY", "SPDM device policy"
+	case 0x800000e4:
+		return "EV_EFI_SPDM_DEVICE_AUTHORITY", "SPDM device authority"
+	}
+	return "", ""
 }
 
 // EventLog is a parsed TCG crypto-agile event log (PFP, "Event Logging"). Parsing proves

@@ -192,13 +192,19 @@ func (b *measuredBoot) appraiseAuthorities(sb *secureBoot) {
 func describeAuthority(e *Event) string {
 	if data, verified := e.VerifiedData(); verified {
 		if v, err := parseVariable(data); err == nil && len(v.Data) > 16 {
-			if c, err := x509.ParseCertificate(v.Data[16:]); err == nil {
-				return fmt.Sprintf("the certificate %q of %s", cleanText(c.Subject.String()), cleanText(v.Name))
-			}
-			return "an entry of " + cleanText(v.Name)
+			return v.describeEntry()
 		}
 	}
 	return "an unknown authority"
+}
+
+// describeEntry names what the variable has after the owner's GUID: one entry
+// of a signature list (UEFI 2.10, 32.4.1), more than 16 bytes.
+func (v *variable) describeEntry() string {
+	if c, err := x509.ParseCertificate(v.Data[16:]); err == nil {
+		return fmt.Sprintf("the certificate %q of %s", cleanText(c.Subject.String()), cleanText(v.Name))
+	}
+	return "an entry of " + cleanText(v.Name)
 }
 
 // EFI_CERT_X509_GUID in its binary form (UEFI 2.10, 32.4.1).

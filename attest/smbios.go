@@ -112,7 +112,10 @@ func smbiosString(strs []byte, n int) string {
 
 // cleanText makes a machine's text fit for messages and reports: printable
 // ASCII, no space around it, at most 64 characters.
-func cleanText(s string) string {
+func cleanText(s string) string { return cleanTo(maxSMBIOSString, s) }
+
+// cleanTo is cleanText for at most n characters.
+func cleanTo(n int, s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
 			return '?'
@@ -120,8 +123,8 @@ func cleanText(s string) string {
 		return r
 	}, s)
 	s = strings.TrimSpace(s)
-	if len(s) > maxSMBIOSString {
-		s = strings.TrimSpace(s[:maxSMBIOSString])
+	if len(s) > n {
+		s = strings.TrimSpace(s[:n])
 	}
 	return s
 }

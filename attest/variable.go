@@ -29,20 +29,32 @@ const (
 
 // parseVariable decodes UEFI_VARIABLE_DATA (TCG PFP, "Measuring UEFI Variables").
 func parseVariable(b []byte) (*variable, error) {
+	v, rest, err := cutVariable(b)
+	if err == nil && len(rest) != 0 {
+		err = fmt.Errorf("variable: lengths of %d characters and %d bytes do not fit into %d bytes", (len(b)-32-len(rest)-len(v.Data))/2, len(v.Data), len(b))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// cutVariable is parseVariable for data that may have more after the variable.
+func cutVariable(b []byte) (v *variable, rest []byte, err error) {
 	r := &logReader{b: b}
 	guid, nameLen, dataLen := r.take(16), r.u64(), r.u64()
 	if r.bad {
-		return nil, fmt.Errorf("variable: %d bytes are too short", len(b))
+		return nil, nil, fmt.Errorf("variable: %d bytes are too short", len(b))
 	}
 	if nameLen > maxVariableName || dataLen > maxVariableData {
-		return nil, fmt.Errorf("variable: name of %d characters and data of %d bytes, at most %d and %d allowed",
+		return nil, nil, fmt.Errorf("variable: name of %d characters and data of %d bytes, at most %d and %d allowed",
 			nameLen, dataLen, maxVariableName, maxVariableData)
 	}
 	name, data := r.take(int(nameLen)*2), r.take(int(dataLen))
-	if r.bad || len(r.b) != 0 {
-		return nil, fmt.Errorf("variable: lengths of %d characters and %d bytes do not fit into %d bytes", nameLen, dataLen, len(b))
+	if r.bad {
+		return nil, nil, fmt.Errorf("variable: lengths of %d characters and %d bytes do not fit into %d bytes", nameLen, dataLen, len(b))
 	}
-	return &variable{GUID: formatGUID(guid), Name: decodeUTF16(name), Data: data}, nil
+	return &variable{GUID: formatGUID(guid), Name: decodeUTF16(name), Data: data}, r.b, nil
 }
 
 // formatGUID returns the text form of an EFI_GUID, whose first three fields

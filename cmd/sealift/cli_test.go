@@ -36,7 +36,9 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, "cache"))
-			return nil
+			logs, err := filepath.Abs("../../testdata/eventlogs")
+			e.Setenv("LOGS", logs)
+			return err
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits": scriptExits, "mode": scriptMode, "mkimage": scriptImage, "mkdisk": scriptDisk, "mklog": scriptLog, "flipbyte": scriptFlip,
