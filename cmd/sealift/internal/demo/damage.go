@@ -59,7 +59,7 @@ func (d *Demo) damage(ctx context.Context) (string, error) {
 		}
 		seen = append(seen, c.what+": "+line)
 	}
-	return strings.Join(seen, "\n    "), nil
+	return strings.Join(seen, "; "), nil
 }
 
 // firstBlocks returns the places of the first blocks of ELF files.
