@@ -198,9 +198,11 @@ func writeModule(dir string, m *profiles.GoModule) error {
 	return errors.Join(errs...)
 }
 
+// key is what a program is remembered by: all that it is made from. Programs of
+// version 1 may have been built with flags of the user's, which it did not have.
 func (b build) key() string {
 	h := sha256.New()
-	for _, s := range append([]string{"sealift.dev/go-build/v1", b.Package, b.LDFlags, b.Toolchain, b.Arch}, b.Inputs...) {
+	for _, s := range append([]string{"sealift.dev/go-build/v2", b.Package, b.LDFlags, b.Toolchain, b.Arch}, b.Inputs...) {
 		fmt.Fprintf(h, "%q\n", s)
 	}
 	return hex.EncodeToString(h.Sum(nil))
