@@ -19,4 +19,5 @@ type StoredEvidence struct {
 	Session   attest.Session   `json:"session"`
 	Known     attest.Known     `json:"known"`
 	Evidence  attest.Evidence  `json:"evidence"`
+	Boot      *attest.Boot     `json:"boot,omitempty"` // of a report: what it was held against
 }

@@ -35,6 +35,7 @@ type proof struct {
 	restartCount uint32
 	clock        uint64
 	tpmFirmware  uint64
+	boot         *attest.Boot
 	wrap         func(attest.Secret) (attest.WrappedKey, error)
 }
 
@@ -47,7 +48,7 @@ func appraise(ev *attest.Evidence, ch *attest.Challenge, ses *attest.Session, kn
 	}
 	reset, restart := v.Boot()
 	return r, &proof{
-		akName: v.AKName(), resetCount: reset, restartCount: restart, clock: v.Clock(), tpmFirmware: v.TPMFirmware(),
+		akName: v.AKName(), resetCount: reset, restartCount: restart, clock: v.Clock(), tpmFirmware: v.TPMFirmware(), boot: v.BootState(),
 		wrap: func(secret attest.Secret) (attest.WrappedKey, error) { return attest.Wrap(v, secret) },
 	}
 }
@@ -99,9 +100,13 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		// MakeCredential took this key when the challenge was made.
 		return 0, nil, internal(fmt.Errorf("challenge %s: %w", ch.ID, err))
 	}
-	sub := &submission{peer: p, now: now, machine: machine, challenge: ch, request: req, proven: activated(ch, req)}
+	sub := &submission{peer: p, now: now, machine: machine, challenge: ch, request: req}
+	decide := s.decideReport
+	if ch.Purpose != attest.PurposeReport {
+		sub.proven, decide = activated(ch, req), s.decide
+	}
 	for range attempts {
-		status, body, f := s.decide(ctx, sub)
+		status, body, f := decide(ctx, sub)
 		if f != nil && errors.Is(f.cause, ErrConflict) {
 			continue
 		}

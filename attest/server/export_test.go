@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -10,6 +11,7 @@ import (
 type Boot struct {
 	Reset, Restart uint32
 	Clock          uint64 // ms
+	State          *attest.Boot
 }
 
 // Appraiser stands for attest.Verify in tests that have no TPM: a nil Boot
@@ -24,11 +26,22 @@ func (s *Server) Appraise(f Appraiser) {
 		if boot == nil {
 			return r, nil
 		}
-		return r, &proof{akName: []byte("ak"), resetCount: boot.Reset, restartCount: boot.Restart, clock: boot.Clock, wrap: func(secret attest.Secret) (attest.WrappedKey, error) {
+		return r, &proof{akName: []byte("ak"), resetCount: boot.Reset, restartCount: boot.Restart, clock: boot.Clock, boot: boot.State, wrap: func(secret attest.Secret) (attest.WrappedKey, error) {
 			return attest.WrappedKey{Public: append([]byte(nil), secret...)}, nil
 		}}
 	}
 }
+
+// AppraiseReport makes the server ask f instead of attest.VerifyReport.
+func (s *Server) AppraiseReport(f func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Boot) (*attest.Result, attest.Report)) {
+	s.appraiseReport = f
+}
+
+// Sweep looks once for stale machines, as a service that runs since up.
+func (s *Server) Sweep(ctx context.Context, up time.Time) error { return s.sweep(ctx, up) }
+
+// FenceNodes fences once what is due.
+func (s *Server) FenceNodes(ctx context.Context) error { return s.fence(ctx) }
 
 // AppraiseForReal makes the server ask attest.Verify again.
 func (s *Server) AppraiseForReal() { s.appraise = appraise }

@@ -137,6 +137,7 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 		m.DiskGUID, m.Serial, m.Installed, m.Next = rec.DiskGUID, rec.Serial, rec.Finished, nil
 		m.StateMade, m.Joined, m.DiskKey = false, false, nil
 		m.ResetCount, m.RestartCount, m.Clock, m.Released = 0, 0, 0, false
+		m.Boot = nil
 		return events, nil
 	})
 }
@@ -145,6 +146,10 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 func stateEvent(m *Machine, to attest.EnrolmentState, by, reason string) audit.Event {
 	ev := audit.Event{Kind: audit.KindState, Machine: m.ID, Data: audit.StateChange{From: m.State, To: to, By: by, Reason: reason}}
 	m.State, m.Reason = to, reason
+	if to != attest.StateEnrolled {
+		m.Stale, m.ReportDue = false, time.Time{}
+	}
+	m.FenceDue = to == attest.StateQuarantined || to == attest.StateRevoked
 	return ev
 }
 
@@ -204,6 +209,7 @@ func transitions() []transition {
 	return []transition{
 		{"approve", api.RoleApprover, []attest.EnrolmentState{attest.StatePending}, attest.StateEnrolled, rebase},
 		{"revoke", api.RoleOperator, []attest.EnrolmentState{attest.StatePending, attest.StateEnrolled, attest.StateQuarantined}, attest.StateRevoked, nil},
+		{"quarantine", api.RoleOperator, []attest.EnrolmentState{attest.StatePending, attest.StateEnrolled}, attest.StateQuarantined, nil},
 		{"reinstate", api.RoleApprover, []attest.EnrolmentState{attest.StateRevoked, attest.StateQuarantined}, attest.StateEnrolled, nil},
 	}
 }
@@ -222,8 +228,8 @@ func rebase(m *Machine, by, reason string) []audit.Event {
 }
 
 // setState makes a transition. Asking for the state that a machine is in
-// changes nothing and is no error, but for what the transition settles. A revoked machine's open join token is
-// taken back.
+// changes nothing and is no error, but for what the transition settles. The open
+// join token of a machine that is locked out is taken back, and its node fenced.
 func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition, by, reason string) (*api.Machine, *failure) {
 	reason, f := checkReason(reason)
 	if f != nil {
@@ -248,8 +254,8 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 		}
 		return nil, conflict(fmt.Sprintf("machine %s is %s: it cannot be made %s by %s", id, m.State, t.to, t.verb), "")
 	})
-	if f == nil && t.to == attest.StateRevoked && token != "" && s.c.Tokens != nil {
-		s.takeBack(ctx, id, token)
+	if f == nil && t.to != attest.StateEnrolled {
+		s.lockedOut(ctx, id, token)
 	}
 	return m, f
 }

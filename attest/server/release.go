@@ -99,6 +99,8 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.Rebased = false
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
+	m.Boot = prf.boot
+	events = append(events, s.heardOf(m, sub.now)...)
 	f = s.commit(ctx, &Change{
 		Machine: m,
 		Release: &Release{
@@ -192,7 +194,7 @@ func (s *Server) envelope(id string, sub *submission, result *attest.Result, prf
 		return nil, err
 	}
 	return api.SignRelease(s.c.ReleaseKey, &api.Release{
-		ID: id, Machine: sub.machine, ChallengeID: sub.challenge.ID, Policy: result.Policy, Issued: sub.now,
+		ID: id, Machine: sub.machine, ChallengeID: sub.challenge.ID, Policy: result.Policy, Issued: sub.now, ReportAfter: s.c.Reports.seconds(),
 		Key: wrapped, Sealed: sealed,
 	})
 }

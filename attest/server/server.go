@@ -51,6 +51,17 @@ type Config struct {
 	// only.
 	Tokens TokenMinter
 
+	// Fence keeps the cluster from giving work to the nodes of machines that
+	// were quarantined or revoked. Optional.
+	Fence NodeFencer
+
+	// Reports says how often machines must report from their running system.
+	Reports Reports
+
+	// IgnoreSerials are serial numbers that name no machine, beside the usual
+	// placeholders. Optional.
+	IgnoreSerials []string
+
 	// Firmware is told of accepted evidence. Optional.
 	Firmware FirmwareObserver
 
@@ -201,6 +212,12 @@ type Server struct {
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
 
+	// wake tells Watch that a node is to be fenced.
+	wake chan struct{}
+
+	// appraiseReport is attest.VerifyReport.
+	appraiseReport func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Boot) (*attest.Result, attest.Report)
+
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
 }
@@ -237,6 +254,9 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("attestation service: limits: %w", err)
 	}
 	c.Limits = c.Limits.withDefaults()
+	if err := c.Reports.check(); err != nil {
+		return nil, fmt.Errorf("attestation service: reports: %w", err)
+	}
 	return &Server{
 		c:             c,
 		keys:          keys,
@@ -250,6 +270,9 @@ func New(c Config) (*Server, error) {
 		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
 		bodyShares:    newShares(bodiesPerAddress),
 		appraise:      appraise,
+
+		appraiseReport: attest.VerifyReport,
+		wake:           make(chan struct{}, 1),
 	}, nil
 }
 

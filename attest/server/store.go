@@ -109,6 +109,11 @@ type Machine struct {
 	DiskKey *SealedKey `json:"diskKey,omitempty"` // nil until the first release
 	TokenID string     `json:"tokenID,omitempty"` // of the last join token minted
 
+	// Boot is the machine's state at its last release, for its reports.
+	Boot *attest.Boot `json:"boot,omitempty"`
+	// FenceDue: the machine was locked out, and its node must still be fenced.
+	FenceDue bool `json:"fenceDue,omitempty"`
+
 	// Former are disks that a reinstall replaced, the latest last.
 	Former []FormerDisk `json:"former,omitempty"`
 }

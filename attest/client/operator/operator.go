@@ -185,6 +185,12 @@ func (c *Client) Revoke(ctx context.Context, id attest.MachineID, reason string)
 	return c.setState(ctx, id, "revoke", reason)
 }
 
+// Quarantine keeps a machine from getting secrets until it was inspected, from
+// its next request on.
+func (c *Client) Quarantine(ctx context.Context, id attest.MachineID, reason string) (*api.Machine, error) {
+	return c.setState(ctx, id, "quarantine", reason)
+}
+
 // Reinstate enrols a revoked or quarantined machine again.
 func (c *Client) Reinstate(ctx context.Context, id attest.MachineID, reason string) (*api.Machine, error) {
 	return c.setState(ctx, id, "reinstate", reason)
