@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/audit"
 )
 
 // Boot is what a test's evidence proves when it is accepted.
@@ -66,3 +67,16 @@ func (s *Server) Shares() int {
 	defer s.bodyShares.mu.Unlock()
 	return len(s.bodyShares.use)
 }
+
+// HurryWebhooks shortens the times of webhooks.
+func (s *Server) HurryWebhooks(timeout, lease time.Duration) {
+	for _, h := range s.hooks {
+		h.times = hookTimes{poll: 5 * time.Millisecond, lease: lease, timeout: timeout, first: time.Millisecond, max: 20 * time.Millisecond}
+	}
+}
+
+// LogEnd is the number of the last entry of the audit log.
+func (s *Server) LogEnd(ctx context.Context) (int64, error) { return s.logEnd(ctx) }
+
+// EventType is the type of event that an entry is.
+func EventType(e *audit.Entry) string { return eventType(e) }

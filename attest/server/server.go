@@ -58,6 +58,9 @@ type Config struct {
 	// Reports says how often machines must report from their running system.
 	Reports Reports
 
+	// Webhooks are told of events by DeliverWebhooks. Optional.
+	Webhooks []Webhook
+
 	// IgnoreSerials are serial numbers that name no machine, beside the usual
 	// placeholders. Optional.
 	IgnoreSerials []string
@@ -212,6 +215,8 @@ type Server struct {
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
 
+	hooks []*hook
+
 	// wake tells Watch that a node is to be fenced.
 	wake chan struct{}
 
@@ -257,6 +262,11 @@ func New(c Config) (*Server, error) {
 	if err := c.Reports.check(); err != nil {
 		return nil, fmt.Errorf("attestation service: reports: %w", err)
 	}
+	hooks, err := newHooks(c.Webhooks)
+	if err != nil {
+		return nil, fmt.Errorf("attestation service: %w", err)
+	}
+	c.Webhooks = nil
 	return &Server{
 		c:             c,
 		keys:          keys,
@@ -271,6 +281,7 @@ func New(c Config) (*Server, error) {
 		bodyShares:    newShares(bodiesPerAddress),
 		appraise:      appraise,
 
+		hooks:          hooks,
 		appraiseReport: attest.VerifyReport,
 		wake:           make(chan struct{}, 1),
 	}, nil

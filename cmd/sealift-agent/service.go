@@ -28,6 +28,8 @@ type released struct {
 	issued    time.Time     // by the service's clock, signed
 	transport attest.Secret // proves the confirmation
 	secrets   *api.Secrets
+	// reportAfter is how often the service wants reports, seconds; 0: never.
+	reportAfter int
 }
 
 // newService makes a client from the measured configuration.
@@ -112,7 +114,7 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 	if err != nil {
 		return nil, err
 	}
-	r := &released{id: release.ID, issued: release.Issued, transport: transport, secrets: secrets}
+	r := &released{id: release.ID, issued: release.Issued, transport: transport, secrets: secrets, reportAfter: release.ReportAfter}
 	if result != nil {
 		r.image = result.Image
 	}

@@ -33,6 +33,10 @@ type serveConfig struct {
 	Firmware  firmwareConfig   `yaml:"firmware"`
 	Cluster   *clusterConfig   `yaml:"cluster"`   // optional: without it no join tokens are minted
 	Provision *provisionConfig `yaml:"provision"` // optional: DHCP, TFTP and HTTP boot
+
+	Reports       reportsConfig   `yaml:"reports"`       // optional: of running systems
+	Webhooks      []webhookConfig `yaml:"webhooks"`      // optional
+	IgnoreSerials []string        `yaml:"ignoreSerials"` // optional: serial numbers that many machines have
 }
 
 type listenConfig struct {
@@ -56,7 +60,8 @@ type firmwareConfig struct {
 }
 
 type clusterConfig struct {
-	Kubeconfig string `yaml:"kubeconfig"`
+	Kubeconfig  string `yaml:"kubeconfig"`
+	DeleteNodes bool   `yaml:"deleteNodes"` // of machines that are locked out; otherwise they are cordoned
 }
 
 type provisionConfig struct {
@@ -104,6 +109,10 @@ func readServeConfig(file string) (*serveConfig, error) {
 	if c.Provision != nil {
 		at(&c.Provision.State)
 	}
+	for i := range c.Webhooks {
+		at(&c.Webhooks[i].SecretFile)
+		at(&c.Webhooks[i].CA)
+	}
 	if err := c.check(); err != nil {
 		return nil, withHint(usage{fmt.Errorf("configuration %s: %w", file, err)}, "sealift serve --help shows a whole configuration")
 	}
@@ -147,6 +156,10 @@ func (c *serveConfig) check() error {
 	need("firmware.catalogue", c.Firmware.Catalogue != "")
 	if c.Cluster != nil {
 		need("cluster.kubeconfig", c.Cluster.Kubeconfig != "")
+	}
+	for i, w := range c.Webhooks {
+		need(fmt.Sprintf("webhooks[%d].url", i), w.URL != "")
+		need(fmt.Sprintf("webhooks[%d].secretFile", i), w.SecretFile != "")
 	}
 	if p := c.Provision; p != nil {
 		need("provision.interface", p.Interface != "")

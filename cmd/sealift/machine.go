@@ -26,7 +26,14 @@ TPM was (attestation key, firmware version, counters, clock), after TPM2_Clear o
 another change that was meant: its next evidence sets them anew.`, (*operator.Client).Approve),
 		newMachineStateCommand(e, "revoke", "Give a machine nothing any more", `Takes effect on the machine's next request. What it has already unlocked stays
 unlocked until it is off.`, (*operator.Client).Revoke),
-		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", "Lets a revoked or quarantined machine have secrets again.", (*operator.Client).Reinstate),
+		newMachineStateCommand(e, "quarantine", "Give a machine nothing until it was inspected", `Takes effect on the machine's next request, as a revocation does; it says that
+something is wrong with the machine, not that it is gone. Its open join token is
+deleted and its node cordoned, or deleted if the service is configured so. A report
+of the running system that shows a change does the same by itself.`, (*operator.Client).Quarantine),
+		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", `Lets a revoked or quarantined machine have secrets again. Restart a quarantined
+machine first: what was measured in its present boot stays measured, and its next
+report would quarantine it again. Let the cluster use its node again with
+kubectl uncordon NODE.`, (*operator.Client).Reinstate),
 		newMachineStateCommand(e, "rejoin", "Let a node join the cluster again", `A machine gets a join token until its node has joined. For a node whose kubelet
 certificate was lost or ran out, this makes the next release hold a token again.
 Restart the machine then: a boot has one release.`, (*operator.Client).Rejoin))

@@ -49,6 +49,9 @@ A configuration:
     roots: [{class: hardware, file: infineon-root.pem}]
   firmware: {catalogue: catalogue.yaml}
   cluster: {kubeconfig: admin.kubeconfig}
+  reports: {every: 10m, deadline: 30m}
+  webhooks:
+  - {url: "https://ops.example/sealift", secretFile: webhook.key, events: [machine.quarantined, machine.stale, alarm]}
   provision:
     interface: eth1
     address: 10.77.1.1/24
@@ -115,7 +118,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	var tokens *cluster.Cluster
 	if c.Cluster != nil {
-		if tokens, err = cluster.New(cluster.Config{Kubeconfig: c.Cluster.Kubeconfig, Log: log, Clock: e.now}); err != nil {
+		if tokens, err = cluster.New(cluster.Config{Kubeconfig: c.Cluster.Kubeconfig, DeleteNodes: c.Cluster.DeleteNodes, Log: log, Clock: e.now}); err != nil {
 			return err
 		}
 	}
@@ -124,8 +127,15 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 	}
 	if tokens != nil {
-		config.Tokens = tokens
+		config.Tokens, config.Fence = tokens, tokens
 	}
+	if config.Reports, err = c.Reports.value(); err != nil {
+		return err
+	}
+	if config.Webhooks, err = readWebhooks(c.Webhooks); err != nil {
+		return err
+	}
+	config.IgnoreSerials = c.IgnoreSerials
 	service, err := server.New(config)
 	if err != nil {
 		return err
@@ -157,6 +167,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return service.ServeNodes(ctx, nodes, nodeCert) })
 	group.Go(func() error { return service.ServeOperators(ctx, operators, operatorCert, issuer.Pool()) })
+	group.Go(func() error { return service.Watch(ctx) })
+	group.Go(func() error { return service.DeliverWebhooks(ctx) })
 	if tokens != nil {
 		group.Go(func() error { return tokens.Run(ctx, service) })
 	}

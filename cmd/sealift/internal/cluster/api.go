@@ -220,7 +220,7 @@ func (a *apiClient) do(ctx context.Context, method, path string, in, out any) (e
 	}
 	req.Header.Set("Accept", "application/json")
 	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", map[bool]string{true: "application/merge-patch+json", false: "application/json"}[method == http.MethodPatch])
 	}
 	resp, err := a.http.Do(req)
 	if err != nil {
