@@ -100,7 +100,14 @@ func (v *verification) checkSerial(smbios *SMBIOS) {
 			Hint: "if the list is wrong, import the corrected line with --replace, or, once the machine is enrolled: " + v.command("approve"),
 		})
 	}
-	if owner := v.known.SerialOwner; !owner.IsZero() && owner != v.r.Machine {
+	if owner := v.known.SerialOwner; !owner.IsZero() && v.known.SerialExpected {
+		v.find(Finding{
+			Code:    CodeSerialTaken,
+			Message: fmt.Sprintf("the serial number %q was enrolled beforehand with the endorsement key %s, this machine has another", smbios.Serial, owner),
+			Got:     v.r.Machine.String(), Want: owner.String(),
+			Hint: "if the list is wrong, import the corrected line with --replace",
+		})
+	} else if !owner.IsZero() && owner != v.r.Machine {
 		v.find(Finding{
 			Code:    CodeSerialTaken,
 			Message: fmt.Sprintf("the serial number %q belongs to machine %s, which has another endorsement key", smbios.Serial, owner.Short()),

@@ -7,8 +7,9 @@ import (
 	"github.com/sealift/sealift/image/manifest"
 )
 
-// MaxExpected is how many machines one ExpectedList may name.
-const MaxExpected = 500
+// MaxExpected is how many machines one ExpectedList may name: it fits into a
+// request however its texts are escaped.
+const MaxExpected = 100
 
 // Bounds of an Expected, bytes.
 const (
@@ -28,6 +29,8 @@ type Expected struct {
 	By      string           `json:"by,omitempty"` // who enrolled it; set by the service
 	At      time.Time        `json:"at,omitzero"`
 	Machine attest.MachineID `json:"machine,omitzero"` // that showed up with the key, unset until then
+	// Withdrawn: it is no longer expected. In a list: it is to be withdrawn.
+	Withdrawn bool `json:"withdrawn,omitempty"`
 }
 
 // ExpectedList enrols machines beforehand: all of them or none.
@@ -39,10 +42,11 @@ type ExpectedList struct {
 
 // What became of an Expected.
 const (
-	ExpectedAdded    = "added"
-	ExpectedChanged  = "changed"
-	ExpectedPresent  = "present"  // it was there already
-	ExpectedConflict = "conflict" // Problem says with what; nothing was written
+	ExpectedAdded     = "added"
+	ExpectedChanged   = "changed"
+	ExpectedPresent   = "present" // it was there already
+	ExpectedWithdrawn = "withdrawn"
+	ExpectedConflict  = "conflict" // Problem says with what; nothing was written
 )
 
 // ExpectedAnswer answers an ExpectedList, in the order of its machines.

@@ -66,6 +66,14 @@ type submission struct {
 	// and suppressed.
 	counted, logged bool
 	suppressed      int64
+
+	// What whoIs found out, and what enrolling an expected machine adds to its
+	// release. Made anew with each decision.
+	documents *documents
+	expected  *api.Expected
+	digests   []manifest.SHA256
+	serial    string // claimed
+	events    []audit.Event
 }
 
 // evidence answers api.PathEvidence. The challenge is taken first, so whatever
@@ -146,6 +154,10 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 	if f != nil {
 		return 0, nil, f
 	}
+	sub.events = nil
+	if f := s.whoIs(ctx, sub, m, known); f != nil {
+		return 0, nil, f
+	}
 	policy, err := s.c.Policy(ctx, sub.machine)
 	if err != nil {
 		return 0, nil, unavailable("the policy", fmt.Errorf("policy of machine %s: %w", sub.machine, err))
@@ -161,6 +173,11 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 	}
 	if prf == nil {
 		return s.refuse(ctx, sub, m, policy, result, stored)
+	}
+	if sub.expected != nil && sub.proven {
+		if f := s.enrolExpected(ctx, sub, m); f != nil {
+			return 0, nil, f
+		}
 	}
 	if result.Machine != sub.machine || !sub.proven || m.State != attest.StateEnrolled {
 		// Verify has just checked all three. Should the two ever differ, no
@@ -271,6 +288,10 @@ func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine,
 		return false, f
 	}
 	m.State, m.Reason = attest.StatePending, "asked for a release without an install record"
+	if sub.expected != nil {
+		m.Reason = "enrolled beforehand, but its evidence was refused"
+	}
+	m.Serial, m.Digests = clip(sub.serial), sub.digests
 	m.LastSeen, m.Firmware, m.Image = sub.now, result.Firmware, result.Image
 	change.Machine = m
 	change.Events = append(change.Events, audit.Event{

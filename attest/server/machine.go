@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 // Bounds of what an operator or an install record says, bytes.
@@ -110,7 +112,8 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 		f := findings[0]
 		return nil, &failure{status: http.StatusForbidden, code: string(f.Code), text: fmt.Sprintf("machine %s: %s", id, f.Message), hint: f.Hint}
 	}
-	return s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
+	digests := digestsOf(rec.EKPublic, rec.EKCertificates)
+	return s.changeAll(ctx, id, func(m *Machine, now time.Time) (*Change, *failure) {
 		if m.State == attest.StateRevoked || m.State == attest.StateQuarantined {
 			return nil, conflict(fmt.Sprintf("machine %s is %s: %s", id, m.State, m.Reason), "reinstate it first: sealift machine reinstate "+id.String()+" --reason TEXT")
 		}
@@ -121,8 +124,17 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 		if len(owners) > 0 && owners[0].ID != id {
 			return nil, conflict(fmt.Sprintf("disk %s belongs to machine %s", rec.DiskGUID, owners[0].ID), "install the machine again, which gives its disk a new GUID")
 		}
+		docs := s.documents()
 		if m.State == attest.StateEnrolled {
-			return reinstall(m, by, rec), nil
+			// Only looked at: what the record says counts once it is proven.
+			same := *m
+			if f := s.sameIdentity(ctx, docs, &same, rec.Serial, digests); f != nil {
+				return nil, f
+			}
+			return &Change{Events: reinstall(m, by, rec)}, nil
+		}
+		if f := s.sameIdentity(ctx, docs, m, rec.Serial, digests); f != nil {
+			return nil, f
 		}
 		if m.Revision == 0 {
 			if f := s.chooseName(ctx, m); f != nil {
@@ -134,12 +146,35 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 			stateEvent(m, attest.StateEnrolled, by, "install record"),
 		}
 		m.Generation++
-		m.DiskGUID, m.Serial, m.Installed, m.Next = rec.DiskGUID, rec.Serial, rec.Finished, nil
+		if !m.Listed {
+			m.Serial = rec.Serial
+		}
+		m.DiskGUID, m.Installed, m.Next, m.Digests = rec.DiskGUID, rec.Finished, nil, digests
 		m.StateMade, m.Joined, m.DiskKey = false, false, nil
 		m.ResetCount, m.RestartCount, m.Clock, m.Released = 0, 0, 0, false
 		m.Boot = nil
-		return events, nil
+		return &Change{Documents: docs.dirty, Events: events}, nil
 	})
+}
+
+// sameIdentity binds the serial number of an install record, which must be
+// neither another's nor other than what was said beforehand of the key.
+func (s *Server) sameIdentity(ctx context.Context, docs *documents, m *Machine, serial string, digests []manifest.SHA256) *failure {
+	e, f := docs.expectation(ctx, digests)
+	if f != nil {
+		return f
+	}
+	if e == nil {
+		return s.owns(ctx, docs, m, serial, digests)
+	}
+	if s.serialKey(e.Serial) != s.serialKey(serial) {
+		return &failure{
+			status: http.StatusConflict, code: string(attest.CodeSerialMismatch),
+			text: fmt.Sprintf("machine %s says that its serial number is %q, it was enrolled beforehand with %q", m.ID, serial, e.Serial),
+			hint: "if the list is wrong, import the corrected line with --replace",
+		}
+	}
+	return s.met(ctx, docs, m, e, digests)
 }
 
 // stateEvent moves m to another state and returns the event that says so.
@@ -165,6 +200,14 @@ func withEffect(ev audit.Event, effect string) audit.Event {
 // change applies edit to a machine's record until nobody else changed it
 // meanwhile. An edit that returns no events changed nothing.
 func (s *Server) change(ctx context.Context, id attest.MachineID, edit func(m *Machine, now time.Time) ([]audit.Event, *failure)) (*api.Machine, *failure) {
+	return s.changeAll(ctx, id, func(m *Machine, now time.Time) (*Change, *failure) {
+		events, f := edit(m, now)
+		return &Change{Events: events}, f
+	})
+}
+
+// changeAll is change for an edit that writes documents, too.
+func (s *Server) changeAll(ctx context.Context, id attest.MachineID, edit func(m *Machine, now time.Time) (*Change, *failure)) (*api.Machine, *failure) {
 	var last error
 	for range attempts {
 		m, f := s.load(ctx, id)
@@ -172,17 +215,18 @@ func (s *Server) change(ctx context.Context, id attest.MachineID, edit func(m *M
 			return nil, f
 		}
 		now := s.c.Clock()
-		events, f := edit(m, now)
+		c, f := edit(m, now)
 		if f != nil {
 			return nil, f
 		}
-		if len(events) == 0 {
+		if c == nil || len(c.Events) == 0 {
 			return &m.Machine, nil
 		}
-		for i := range events {
-			events[i].Time = now
+		for i := range c.Events {
+			c.Events[i].Time = now
 		}
-		f = s.commit(ctx, &Change{Machine: m, Events: events})
+		c.Machine = m
+		f = s.commit(ctx, c)
 		if f == nil {
 			return &m.Machine, nil
 		}
@@ -219,12 +263,16 @@ func transitions() []transition {
 // and where the counters stood. The counters stay on record to tell the boot of
 // the last release, see sameBoot.
 func rebase(m *Machine, by, reason string) []audit.Event {
-	if m.Rebased || len(m.AKName) == 0 && m.TPMFirmware == 0 && !m.Released {
+	if !m.Listed && (m.Rebased || len(m.AKName) == 0 && m.TPMFirmware == 0 && !m.Released) {
 		return nil
 	}
-	m.AKName, m.TPMFirmware, m.Rebased = nil, 0, true
+	effect := "the TPM's attestation key, counters, clock and firmware version are taken anew from its next evidence"
+	if m.Listed {
+		effect += ", its serial number is no longer held against the list"
+	}
+	m.AKName, m.TPMFirmware, m.Rebased, m.Listed = nil, 0, true, false
 	ev := stateEvent(m, m.State, by, reason)
-	return []audit.Event{withEffect(ev, "the TPM's attestation key, counters, clock and firmware version are taken anew from its next evidence")}
+	return []audit.Event{withEffect(ev, effect)}
 }
 
 // setState makes a transition. Asking for the state that a machine is in
@@ -236,7 +284,7 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 		return nil, f
 	}
 	token := ""
-	m, f := s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
+	m, f := s.changeAll(ctx, id, func(m *Machine, now time.Time) (*Change, *failure) {
 		if m.Revision == 0 {
 			return nil, notFound(fmt.Sprintf("there is no machine %s", id))
 		}
@@ -245,11 +293,22 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 			if t.settle == nil {
 				return nil, nil
 			}
-			return t.settle(m, by, reason), nil
+			return &Change{Events: t.settle(m, by, reason)}, nil
+		}
+		docs := s.documents()
+		if t.to == attest.StateEnrolled && slices.Contains(t.from, m.State) {
+			// Its serial number may be another's: an identity keeps its
+			// endorsement key.
+			if !m.ReplacedBy.IsZero() {
+				return nil, conflict(fmt.Sprintf("machine %s was replaced by machine %s, which has its name and serial number", id, m.ReplacedBy), "")
+			}
+			if f := s.owns(ctx, docs, m, m.Serial, m.names()); f != nil {
+				return nil, f
+			}
 		}
 		for _, from := range t.from {
 			if m.State == from {
-				return []audit.Event{stateEvent(m, t.to, by, reason)}, nil
+				return &Change{Documents: docs.dirty, Events: []audit.Event{stateEvent(m, t.to, by, reason)}}, nil
 			}
 		}
 		return nil, conflict(fmt.Sprintf("machine %s is %s: it cannot be made %s by %s", id, m.State, t.to, t.verb), "")

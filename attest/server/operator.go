@@ -59,6 +59,9 @@ func (s *Server) OperatorHandler() http.Handler {
 		})
 	}
 	handle("POST "+api.PathMachines+"/{id}/rejoin", api.RoleOperator, s.postRejoin)
+	handle("POST "+api.PathMachines+"/{id}/re-enrol", api.RoleApprover, s.postReEnrol)
+	handle("GET "+api.PathExpected, api.RoleViewer, s.listExpected)
+	handle("POST "+api.PathExpected, api.RoleOperator, s.postExpected)
 	handle("POST "+api.PathInstalls, api.RoleOperator, s.postInstall)
 	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
 	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)

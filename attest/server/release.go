@@ -43,7 +43,13 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	var promoted []audit.Event
 	switch {
 	case m.fromCandidate(disk):
+		serial := m.Serial
 		promoted = append(promoted, m.promote(sub.now))
+		if m.Listed {
+			m.Serial = serial
+		} else if f := s.owns(ctx, sub.documents, m, m.Serial, m.names()); f != nil {
+			return 0, nil, f
+		}
 	case m.Rebased && m.countsAnew(prf):
 		m.Generation++
 	}
@@ -65,7 +71,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	events := []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: m.ID, Data: audit.Verdict{
 		ChallengeID: sub.challenge.ID, Address: sub.peer.address, Evidence: digestOf(stored), Result: bounded(result),
 	}}}
-	events = append(events, promoted...)
+	events = append(append(events, sub.events...), promoted...)
 	committed := false
 	if !m.Joined && s.c.Tokens != nil {
 		token, f := s.mint(ctx, m, sub.now)
@@ -107,8 +113,9 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 			ID: id, Machine: m.ID, Generation: m.Generation, ResetCount: prf.resetCount, RestartCount: prf.restartCount,
 			Issued: sub.now, Transport: kept,
 		},
-		Evidence: stored,
-		Events:   events,
+		Documents: sub.documents.dirty,
+		Evidence:  stored,
+		Events:    events,
 	})
 	if f != nil {
 		if errors.Is(f.cause, ErrReleased) {

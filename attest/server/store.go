@@ -109,6 +109,11 @@ type Machine struct {
 	DiskKey *SealedKey `json:"diskKey,omitempty"` // nil until the first release
 	TokenID string     `json:"tokenID,omitempty"` // of the last join token minted
 
+	// Digests are those of the endorsement key by which lists may name it.
+	Digests []manifest.SHA256 `json:"digests,omitempty"`
+	// FormerName is the node name that went to ReplacedBy.
+	FormerName string `json:"formerName,omitempty"`
+
 	// Boot is the machine's state at its last release, for its reports.
 	Boot *attest.Boot `json:"boot,omitempty"`
 	// FenceDue: the machine was locked out, and its node must still be fenced.
