@@ -42,6 +42,10 @@ var rooms = map[string][]string{
 	"github.com/pin/tftp":                    {"provisioner"},
 	"k8s.io/client-go":                       {"cmd/sealift/internal/cluster"},
 	"github.com/google/go-containerregistry": {"image"},
+	"github.com/hashicorp/vault":             {"cmd/sealift/internal/kek"},
+	"github.com/aws/aws-sdk-go-v2":           {"cmd/sealift/internal/kek"},
+	"cloud.google.com/go":                    {"cmd/sealift/internal/kek"},
+	"github.com/Azure/azure-sdk-for-go":      {"cmd/sealift/internal/kek"},
 }
 
 // agentMayNot lists what the agent must never link.
