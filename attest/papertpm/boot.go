@@ -35,11 +35,11 @@ func (m Measurement) Bytes() []byte {
 	return m.Data
 }
 
-// Digest returns what is extended into a bank. An event that is not measured
-// has zeros.
+// Digest returns the digest for a bank: of Digests, or of Bytes. An event that
+// is not measured has zeros unless it says otherwise.
 func (m Measurement) Digest(bank string) []byte {
 	h := hashOf(bank)
-	if m.Type == attest.EventNoAction {
+	if m.Type == attest.EventNoAction && m.Measured == nil && m.Digests == nil {
 		return make([]byte, h.Size())
 	}
 	if m.Digests != nil {
@@ -53,10 +53,11 @@ func (m Measurement) Digest(bank string) []byte {
 // Boot is one boot of a machine: what was measured, and what the machine says
 // of it. Where the two differ, the machine lies.
 type Boot struct {
-	Banks    []string      // active, and in the log; at least sha256
+	Banks    []string      // active; at least sha256
 	Measured []Measurement // extended
 	Logged   []Measurement // what the log says instead; nil: the same
 	Unlogged []Measurement // extended after the rest, and not in the log
+	LogBanks []string      // of the log; nil: Banks
 	Locality byte          // from which PCR 0 starts; the log must say the same
 	RawLog   []byte        // sent as log, whatever was measured; nil: made from the above
 
@@ -84,13 +85,17 @@ func (b *Boot) Measure(t *TPM) {
 
 // Log returns the event log that the machine sends.
 func (b *Boot) Log() []byte {
-	switch {
-	case b.RawLog != nil:
-		return b.RawLog
-	case b.Logged != nil:
-		return EncodeLog(b.Banks, b.Logged)
+	banks, events := b.Banks, b.Measured
+	if b.LogBanks != nil {
+		banks = b.LogBanks
 	}
-	return EncodeLog(b.Banks, b.Measured)
+	if b.Logged != nil {
+		events = b.Logged
+	}
+	if b.RawLog != nil {
+		return b.RawLog
+	}
+	return EncodeLog(banks, events)
 }
 
 // ReadBoot takes a boot from a recorded crypto-agile event log.
