@@ -22,7 +22,7 @@ func newKeysCommand(e *env) *cobra.Command {
 	return newGroup("keys", "Make the keys of a fleet and issue certificates with them", `
 One directory holds all keys of a fleet.`, `
   sealift keys init keys`,
-		newKeysInitCommand(e),
+		newKeysInitCommand(e), newKEKCommand(e),
 		newGroup("issue", "Issue certificates from the service's CA", `
 Certificates end by themselves; issue new ones in time.`, `
   sealift keys issue operator ana --role operator --out ana`,

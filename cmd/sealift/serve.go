@@ -40,6 +40,7 @@ image directories; a manifest whose signature does not verify stops the start.
 
 A configuration:
   keys: keys
+  kek: {file: keys/disk-kek.key}
   store: sealift.db
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
@@ -55,6 +56,14 @@ A configuration:
     first: 10.77.1.100
     last: 10.77.1.199
     state: provisioner
+
+The key-encryption key, under which disk keys are stored, may instead be in a file
+that a key management service decrypts at the start. Keys that were replaced are
+named until 'sealift keys kek status' shows that nothing is under them:
+  kek:
+    uri: hashivault://fleet-kek
+    wrapped: kek.wrapped
+    former: [{file: keys/disk-kek.key}]
 
 Example:
   sealift serve --config serve.yaml` + exitStatus,
@@ -105,7 +114,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 
 	moves := &campaigns{store: store, catalogue: catalogue, clock: e.now, log: log}
 	policies := &policySource{images: images, tpm: tpm, campaigns: moves}
-	kek, err := ring.DiskKEK()
+	keks, err := c.KEK.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -120,7 +129,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		}
 	}
 	config := server.Config{
-		Store: store, Policy: policies.policy, KEK: kek, ReleaseKey: release,
+		Store: store, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 	}
 	if tokens != nil {
@@ -151,12 +160,13 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return errors.Join(fmt.Errorf("operator API: %w", err), nodes.Close())
 	}
 	if err := service.Start(ctx); err != nil {
-		return errors.Join(err, nodes.Close(), operators.Close())
+		return errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return service.ServeNodes(ctx, nodes, nodeCert) })
 	group.Go(func() error { return service.ServeOperators(ctx, operators, operatorCert, issuer.Pool()) })
+	group.Go(func() error { rewrap(ctx, service, log); return nil })
 	if tokens != nil {
 		group.Go(func() error { return tokens.Run(ctx, service) })
 	}
@@ -165,6 +175,22 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	log.Info("serving", "nodes", nodes.Addr().String(), "operators", operators.Addr().String(), "images", len(images))
 	return group.Wait()
+}
+
+// hintOfKEK says what to do about disk keys that cannot be opened.
+func hintOfKEK(err error) error {
+	if !errors.Is(err, server.ErrNoKEK) {
+		return err
+	}
+	return withHint(err, "name the missing key under kek.former ('sealift keys kek show' tells a key's id); only if it is lost for good, put its id under kek.lost: its machines must then be installed again")
+}
+
+// rewrap brings all disk keys under the present key-encryption key, while the
+// service answers. What it could not do, a person must look at.
+func rewrap(ctx context.Context, service *server.Server, log *slog.Logger) {
+	if err := service.Rewrap(ctx); err != nil && ctx.Err() == nil {
+		log.Error("disk keys are left under a former key-encryption key", "error", err, "again", "sealift keys kek rewrap")
+	}
 }
 
 // openStore opens the database, which is made on the first start.
