@@ -44,7 +44,8 @@ public half of one that is kept in a token or a key management service. It must
 be ECDSA P-256. 'sealift image build' then signs with it.
 
 Whoever holds DIR owns the fleet: keep it on the build machine, and give
-'sealift serve' only what it needs: service-ca, release, disk-kek and image.pub.
+'sealift serve' only what it needs: service-ca, release and image.pub, and
+disk-kek, unless its configuration names another key-encryption key.
 
 Example:
   sealift keys init keys
