@@ -212,7 +212,11 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, timeout time.
 	rc := http.NewResponseController(w)
 	// Not every ResponseWriter has deadlines; those of tests do not.
 	_ = rc.SetReadDeadline(time.Now().Add(timeout))
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	inner := w
+	if a, ok := w.(*answer); ok {
+		inner = a.ResponseWriter // which MaxBytesReader tells, so that it closes the connection well
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(inner, r.Body, limit))
 	if err != nil {
 		// What is left of the body is not waited for: net/http would read on,
 		// but the deadline stays.

@@ -101,11 +101,11 @@ type Limits struct {
 	// factory line behind one address
 	AddressConnections int
 	// OperatorPerAddress and OperatorAddressBurst are PerAddress and
-	// AddressBurst of the operator API; 20 ms and 500
+	// AddressBurst of the operator API; 5 ms and 2000
 	OperatorPerAddress   time.Duration
 	OperatorAddressBurst int
-	PerOperator          time.Duration // one request of each operator after each; 50 ms
-	OperatorBurst        int           // requests an operator can save up; 200
+	PerOperator          time.Duration // one request of each operator after each; 10 ms
+	OperatorBurst        int           // requests an operator can save up; 1000
 	Queue                time.Duration // how long a request waits for its turn; 5 s
 	MaxPending           int           // machines that wait for approval; 1000
 	Mint                 time.Duration // how long minting a join token may take; 10 s
@@ -151,16 +151,16 @@ func (l Limits) withDefaults() Limits {
 		l.AddressConnections = 1024
 	}
 	if l.OperatorPerAddress == 0 {
-		l.OperatorPerAddress = 20 * time.Millisecond
+		l.OperatorPerAddress = 5 * time.Millisecond
 	}
 	if l.OperatorAddressBurst == 0 {
-		l.OperatorAddressBurst = 500
+		l.OperatorAddressBurst = 2000
 	}
 	if l.PerOperator == 0 {
-		l.PerOperator = 50 * time.Millisecond
+		l.PerOperator = 10 * time.Millisecond
 	}
 	if l.OperatorBurst == 0 {
-		l.OperatorBurst = 200
+		l.OperatorBurst = 1000
 	}
 	if l.Queue == 0 {
 		l.Queue = 5 * time.Second
@@ -315,6 +315,10 @@ func (s *Server) Start(ctx context.Context) error {
 		Data: audit.Start{Version: s.c.Version, KEK: s.keys.id, ReleaseKey: s.keyID},
 	})
 }
+
+// KeyIDs returns the ids of the key-encryption key and of the release key, as
+// the audit log names them.
+func (s *Server) KeyIDs() (kek, release string) { return s.keys.id, s.keyID }
 
 // Record appends events to the audit log. An event without a time gets the
 // present one. It is for those who decide beside the Server: campaigns.

@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/json"
@@ -202,6 +203,14 @@ func (r *Revocations) Revoked(crt *x509.Certificate) (bool, error) {
 	defer r.mu.Unlock()
 	r.refresh()
 	return r.serials[crt.SerialNumber.Text(16)], r.err
+}
+
+// Check returns why no certificate can be judged, or nil.
+func (r *Revocations) Check(context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refresh()
+	return r.err
 }
 
 // refresh reads the file if it is another than the last. The caller holds mu.

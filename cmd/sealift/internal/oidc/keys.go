@@ -122,6 +122,14 @@ func (k *keySet) find(ctx context.Context, id string, alg jose.SignatureAlgorith
 	}
 }
 
+// check returns why the issuer could not be asked when that was last tried, or
+// nil.
+func (k *keySet) check() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.failed
+}
+
 // wait waits for the attempt under way. The caller holds mu.
 func (k *keySet) wait(ctx context.Context) error {
 	flight := k.flight

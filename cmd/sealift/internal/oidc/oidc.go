@@ -180,6 +180,10 @@ func (a *Authenticator) Authenticate(ctx context.Context, token string) (server.
 	return a.operator(claims)
 }
 
+// Check returns why the issuer could not be asked when that was last tried, or
+// nil. It does not ask.
+func (a *Authenticator) Check(context.Context) error { return a.keys.check() }
+
 // checkTime checks exp, nbf and iat (RFC 7519 4.1).
 func (a *Authenticator) checkTime(claims map[string]json.RawMessage) error {
 	now := a.c.Clock()
