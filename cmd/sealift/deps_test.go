@@ -40,6 +40,9 @@ var rooms = map[string][]string{
 	"github.com/spdx/tools-golang":           {"image/sbom"},
 	"github.com/diskfs/go-diskfs":            {"image"},
 	"github.com/pin/tftp":                    {"provisioner"},
+	"github.com/coreos/go-oidc":              {"cmd/sealift/internal/oidc"},
+	"github.com/go-jose/go-jose":             {"cmd/sealift/internal/oidc"},
+	"github.com/prometheus":                  {"cmd/sealift/internal/monitor"},
 	"k8s.io/client-go":                       {"cmd/sealift/internal/cluster"},
 	"github.com/google/go-containerregistry": {"image"},
 	// What forges evidence serves tests, the simulated fleet and the attack lab.
