@@ -56,6 +56,9 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 		})
 	}
 	handle("POST "+api.PathMachines+"/{id}/rejoin", api.RoleOperator, s.postRejoin)
+	handle("POST "+api.PathMachines+"/{id}/rotate-key", api.RoleOperator, s.postRotateKey)
+	handle("GET "+api.PathKEK, api.RoleViewer, s.getKEK)
+	handle("POST "+api.PathKEKRewrap, api.RoleOperator, s.postRewrap)
 	handle("POST "+api.PathInstalls, api.RoleOperator, s.postInstall)
 	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
 	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)

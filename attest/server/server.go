@@ -45,6 +45,14 @@ type Config struct {
 	// bytes from a CSPRNG. It must not be kept in the store.
 	KEK attest.Secret
 
+	// FormerKEKs open what was stored under them; nothing is stored under them
+	// any more. Rewrap brings it under KEK. Optional.
+	FormerKEKs []attest.Secret
+
+	// LostKEKs are the ids (KEKID) of keys that are lost for good. Start goes on
+	// although the disk keys under them can never be released. Optional.
+	LostKEKs []string
+
 	// ReleaseKey signs releases. ECDSA P-256.
 	ReleaseKey crypto.Signer
 
@@ -226,7 +234,7 @@ type FirmwareObserver interface {
 // Server answers nodes and operators. Make it with New.
 type Server struct {
 	c       Config
-	keys    *keyWrapper
+	keys    *keks
 	keyID   string // of ReleaseKey
 	address *limiter
 	ek      *limiter
@@ -272,11 +280,11 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attestation service: %w", err)
 	}
-	keys, err := newKeyWrapper(c.KEK)
+	keys, err := newKEKs(c.KEK, c.FormerKEKs, c.LostKEKs)
 	if err != nil {
 		return nil, fmt.Errorf("attestation service: %w", err)
 	}
-	c.KEK = nil
+	c.KEK, c.FormerKEKs = nil, nil
 	if c.Clock == nil {
 		c.Clock = time.Now
 	}
@@ -308,11 +316,16 @@ func New(c Config) (*Server, error) {
 }
 
 // Start writes the start of service to the audit log. Call it once, before
-// the APIs are served: a store that cannot be written shows here.
+// the APIs are served: a store that cannot be written shows here, and so do
+// disk keys under a key-encryption key that the service does not have
+// (ErrNoKEK).
 func (s *Server) Start(ctx context.Context) error {
+	if err := s.checkKEKs(ctx); err != nil {
+		return err
+	}
 	return s.Record(ctx, audit.Event{
 		Kind: audit.KindStart,
-		Data: audit.Start{Version: s.c.Version, KEK: s.keys.id, ReleaseKey: s.keyID},
+		Data: audit.Start{Version: s.c.Version, KEK: s.keys.present.id, FormerKEKs: s.keys.former(), LostKEKs: s.keys.lost, ReleaseKey: s.keyID},
 	})
 }
 
