@@ -135,7 +135,12 @@ type Error struct {
 	Code    string `json:"code"` // stable, e.g. "bad-request", "too-large", "rate-limited"
 	Message string `json:"message"`
 	Hint    string `json:"hint,omitempty"`
+	Request string `json:"request,omitempty"` // as HeaderRequestID
 }
+
+// HeaderRequestID is the header of every answer that names the request in the
+// service's log. A client cannot choose it.
+const HeaderRequestID = "X-Request-Id"
 
 // Paths of the operator API, served on another listener to holders of an
 // operator certificate.

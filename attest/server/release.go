@@ -128,7 +128,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		return 0, nil, f
 	}
 	committed = true
-	s.c.Log.Info("released", "machine", m.ID.Short(), "release", id, "image", result.Image, "secrets", entry.Secrets)
+	s.c.Log.Info("released", "request", sub.peer.request, "machine", m.ID.Short(), "release", id, "image", result.Image, "secrets", entry.Secrets)
 	if s.c.Firmware != nil {
 		if err := s.c.Firmware.Accepted(ctx, m.ID, sub.now, result); err != nil {
 			s.c.Log.Error("firmware observer failed", "machine", m.ID.Short(), "error", err)
@@ -261,7 +261,7 @@ func (s *Server) confirm(ctx context.Context, p peer, req *api.ConfirmRequest) (
 		if f != nil {
 			return 0, nil, f
 		}
-		s.c.Log.Info("release confirmed", "machine", rel.Machine.Short(), "release", rel.ID, "outcome", req.Outcome, "peer", p.address)
+		s.c.Log.Info("release confirmed", "request", p.request, "machine", rel.Machine.Short(), "release", rel.ID, "outcome", req.Outcome, "peer", p.address)
 		return http.StatusOK, struct{}{}, nil
 	}
 	return 0, nil, unavailable("the release's record", fmt.Errorf("release %s: changed %d times while it was confirmed", req.ReleaseID, attempts))
