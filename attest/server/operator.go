@@ -60,6 +60,8 @@ func (s *Server) OperatorHandler() http.Handler {
 	}
 	handle("POST "+api.PathMachines+"/{id}/rejoin", api.RoleOperator, s.postRejoin)
 	handle("POST "+api.PathInstalls, api.RoleOperator, s.postInstall)
+	handle("GET "+api.PathRestore, api.RoleViewer, s.getRestore)
+	handle("POST "+api.PathRestore+"/accept", api.RoleApprover, s.postAcceptRestore)
 	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
 	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)
 	if s.c.Campaigns != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/goccy/go-yaml/token"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/cmd/sealift/internal/pgstore"
 )
 
 // serveConfig is the configuration file of `sealift serve`. Relative paths are
@@ -23,7 +24,7 @@ import (
 // node, operator, keys, store, images and tpm are always needed.
 type serveConfig struct {
 	Keys   string   `yaml:"keys"`   // key directory of `sealift keys init`
-	Store  string   `yaml:"store"`  // SQLite database, made if missing
+	Store  string   `yaml:"store"`  // file of a SQLite database, made if missing, or DSN of a PostgreSQL database (postgres://...)
 	Images []string `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
 
 	Node     listenConfig `yaml:"node"`     // API for agents
@@ -90,7 +91,9 @@ func readServeConfig(file string) (*serveConfig, error) {
 		}
 	}
 	at(&c.Keys)
-	at(&c.Store)
+	if !pgstore.IsDSN(c.Store) {
+		at(&c.Store)
+	}
 	at(&c.Firmware.Catalogue)
 	for i := range c.Images {
 		at(&c.Images[i])

@@ -21,7 +21,6 @@ import (
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
-	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/provisioner"
 	provisionapi "github.com/sealift/sealift/provisioner/api"
@@ -40,7 +39,7 @@ image directories; a manifest whose signature does not verify stops the start.
 
 A configuration:
   keys: keys
-  store: sealift.db
+  store: sealift.db   # or postgres://sealift@db.example/sealift?sslmode=verify-full
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
@@ -165,14 +164,6 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	log.Info("serving", "nodes", nodes.Addr().String(), "operators", operators.Addr().String(), "images", len(images))
 	return group.Wait()
-}
-
-// openStore opens the database, which is made on the first start.
-func openStore(ctx context.Context, path string) (*sqlstore.Store, error) {
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return sqlstore.Create(ctx, path)
-	}
-	return sqlstore.Open(ctx, path)
 }
 
 // loadedImage is a built image whose signature was verified.

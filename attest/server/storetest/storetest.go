@@ -73,6 +73,13 @@ func Run(t *testing.T, sub Subject) {
 			})
 		}
 	}
+	runArchive(t, func(t *testing.T) server.Archive {
+		s, ok := sub.Open(t).(server.Archive)
+		if !ok {
+			t.Skip("the store is no server.Archive")
+		}
+		return s
+	})
 	if sub.Reopen != nil {
 		t.Run("everything written is there after a kill", func(t *testing.T) { durable(t, sub.Open(t), sub.Reopen) })
 	}

@@ -102,13 +102,9 @@ func configure(dsn string) (*pgxpool.Config, error) {
 	}
 	c, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
-		// pgx says what is wrong together with the DSN, from which it takes
-		// the password only where it finds it.
-		var parse *pgconn.ParseConfigError
-		if errors.As(err, &parse) && errors.Unwrap(parse) != nil {
-			return nil, fmt.Errorf("the DSN or the PG* environment is wrong: %w", errors.Unwrap(parse))
-		}
-		return nil, errors.New("the DSN or the PG* environment is wrong")
+		// pgx shows the value that it could not read, which may be a password
+		// that stands in the wrong place.
+		return nil, errors.New("a parameter of the DSN, or a PG* variable of the environment, has a value that cannot be used")
 	}
 	if err := checkTransport(c.ConnConfig); err != nil {
 		return nil, err
@@ -232,8 +228,11 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc, error) {
 }
 
 // undecided reports whether the server says that it has undone everything, so
-// that the same can be tried again: a deadlock or a serialization failure.
+// that the same can be tried again: a serialization failure or a deadlock
+// (PostgreSQL, appendix A, class 40). The driver's own word that nothing was
+// sent (pgconn.SafeToRetry) is not asked: it has it so of a COMMIT whose answer
+// was lost.
 func undecided(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01") || pgconn.SafeToRetry(err)
+	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
 }

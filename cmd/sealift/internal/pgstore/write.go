@@ -46,7 +46,7 @@ func (s *Store) PutChallenge(ctx context.Context, c *attest.Challenge, horizon t
 }
 
 // exec runs one statement as a transaction of its own. It is begun again only
-// where the server says that it undid it, or was never asked.
+// where the server says that it undid it.
 func (s *Store) exec(ctx context.Context, query string, args ...any) (tag pgconn.CommandTag, err error) {
 	ctx, cancel, err := bounded(ctx)
 	if err != nil {

@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds every wait for the server. A test that waits so long fails.
@@ -69,7 +71,7 @@ func Start(tb testing.TB, settings ...string) *Server {
 		tb.Skipf("PostgreSQL is needed: %v", err)
 	}
 	// Not tb.TempDir: others may not look into that, and the server is one.
-	dir, err := os.MkdirTemp("", "pg-")
+	dir, err := os.MkdirTemp(place(), "pg-")
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -99,7 +101,7 @@ func Start(tb testing.TB, settings ...string) *Server {
 	if out, err := s.command("initdb", "--pgdata", s.data(), "--username", "sealift", "--auth", "trust", "--no-sync", "--encoding", "SQL_ASCII", "--locale", "C").CombinedOutput(); err != nil {
 		tb.Fatalf("initdb: %v\n%s", err, out)
 	}
-	conf := "listen_addresses = ''\nunix_socket_directories = '" + dir + "'\nmax_connections = 200\nshared_buffers = 32MB\n" + strings.Join(settings, "\n") + "\n"
+	conf := "listen_addresses = ''\nunix_socket_directories = '" + dir + "'\nmax_connections = 200\nshared_buffers = 32MB\nmax_wal_size = 128MB\n" + strings.Join(settings, "\n") + "\n"
 	if err := appendFile(filepath.Join(s.data(), "postgresql.conf"), conf); err != nil {
 		tb.Fatal(err)
 	}
@@ -119,6 +121,18 @@ func Start(tb testing.TB, settings ...string) *Server {
 		s.Kill()
 	})
 	return s
+}
+
+// place returns the directory to work in: memory if there is enough of it. The
+// server's crashes that tests make are those of processes, which lose nothing
+// that was written, be it to a disk or not.
+func place() string {
+	const shm = "/dev/shm"
+	var st unix.Statfs_t
+	if err := unix.Statfs(shm, &st); err != nil || st.Type != unix.TMPFS_MAGIC || st.Bavail*uint64(st.Bsize) < 2<<30 {
+		return ""
+	}
+	return shm
 }
 
 func appendFile(name, text string) error {
@@ -235,11 +249,13 @@ func (s *Server) DSN(database string) string {
 	return "postgres://sealift@/" + database + "?" + q.Encode()
 }
 
-// Database makes an empty database and returns its DSN.
+// Database makes an empty database, which goes with the test, and returns its
+// DSN.
 func (s *Server) Database(tb testing.TB) string {
 	tb.Helper()
 	name := fmt.Sprintf("test%d", s.databases.Add(1))
 	s.SQL(tb, "postgres", "CREATE DATABASE "+name)
+	tb.Cleanup(func() { s.SQL(tb, "postgres", "DROP DATABASE "+name+" WITH (FORCE)") })
 	return s.DSN(name)
 }
 
@@ -247,7 +263,7 @@ func (s *Server) Database(tb testing.TB) string {
 // returns what they print.
 func (s *Server) SQL(tb testing.TB, database, query string) string {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // tb.Context has ended when the test cleans up
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, "psql"), "--no-psqlrc", "--quiet", "--tuples-only", "--no-align",
 		"--set", "ON_ERROR_STOP=1", "--host", s.dir, "--username", "sealift", "--dbname", database, "--command", query)
