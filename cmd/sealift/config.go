@@ -27,8 +27,10 @@ type serveConfig struct {
 	Store  string   `yaml:"store"`  // file of a SQLite database, made if missing, or DSN of a PostgreSQL database (postgres://...)
 	Images []string `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
 
-	Node     listenConfig `yaml:"node"`     // API for agents
-	Operator listenConfig `yaml:"operator"` // API for people, by client certificate
+	Node     listenConfig   `yaml:"node"`     // API for agents
+	Operator operatorConfig `yaml:"operator"` // API for people, by client certificate or token
+	Monitor  *monitorConfig `yaml:"monitor"`  // optional: metrics and health
+	Limits   limitsConfig   `yaml:"limits"`   // optional
 
 	TPM       tpmConfig        `yaml:"tpm"`
 	Firmware  firmwareConfig   `yaml:"firmware"`
@@ -95,6 +97,10 @@ func readServeConfig(file string) (*serveConfig, error) {
 		at(&c.Store)
 	}
 	at(&c.Firmware.Catalogue)
+	at(&c.Operator.Revoked)
+	if c.Operator.OIDC != nil {
+		at(&c.Operator.OIDC.CA)
+	}
 	for i := range c.Images {
 		at(&c.Images[i])
 	}
@@ -192,7 +198,7 @@ func (c *serveConfig) checkValues() error {
 			return fmt.Errorf("provision: the range %s to %s does not lie in %s", p.First, p.Last, subnet)
 		}
 	}
-	return nil
+	return c.checkService()
 }
 
 func knownClass(c attest.TPMClass) bool {
