@@ -40,6 +40,12 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		// evidence.
 		return s.repeated(ctx, sub, policy, result, stored)
 	}
+	if f := s.held(ctx); f != nil {
+		return 0, nil, f
+	}
+	if m.Restored {
+		return s.forfeit(ctx, sub, m, policy, result, prf, stored)
+	}
 	var promoted []audit.Event
 	switch {
 	case m.fromCandidate(disk):
@@ -143,12 +149,15 @@ func (s *Server) repeated(ctx context.Context, sub *submission, policy *attest.P
 	if f != nil {
 		return 0, nil, f
 	}
+	return s.refuse(ctx, sub, m, policy, asRepeated(accepted, "secrets were already released in this boot"), stored)
+}
+
+// asRepeated returns an accepted result as the refusal of a second release.
+func asRepeated(accepted *attest.Result, message string) *attest.Result {
 	r := *accepted
 	r.Allowed = false
-	r.Findings = []attest.Finding{{
-		Code: attest.CodeReleaseRepeated, Message: "secrets were already released in this boot", Hint: "restart the machine",
-	}}
-	return s.refuse(ctx, sub, m, policy, &r, stored)
+	r.Findings = []attest.Finding{{Code: attest.CodeReleaseRepeated, Message: message, Hint: "restart the machine"}}
+	return &r
 }
 
 // mint gets a join token for m's node.

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -255,6 +256,9 @@ type Server struct {
 	// unproven is what may be logged of refusals of senders that proved
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
+
+	// free: the store is not held after a restore, see held.
+	free atomic.Bool
 
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/cmd/sealift/internal/kek"
+	"github.com/sealift/sealift/cmd/sealift/internal/pgstore"
 )
 
 // serveConfig is the configuration file of `sealift serve`. Relative paths are
@@ -25,7 +26,7 @@ import (
 type serveConfig struct {
 	Keys   string    `yaml:"keys"`   // key directory of `sealift keys init`
 	KEK    kekConfig `yaml:"kek"`    // what disk keys are stored under; there is no default
-	Store  string    `yaml:"store"`  // SQLite database, made if missing
+	Store  string    `yaml:"store"`  // file of a SQLite database, made if missing, or DSN of a PostgreSQL database (postgres://...)
 	Images []string  `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
 
 	Node     listenConfig   `yaml:"node"`     // API for agents
@@ -100,7 +101,9 @@ func readServeConfig(file string) (*serveConfig, error) {
 		at(&c.KEK.Former[i].File)
 		at(&c.KEK.Former[i].Wrapped)
 	}
-	at(&c.Store)
+	if !pgstore.IsDSN(c.Store) {
+		at(&c.Store)
+	}
 	at(&c.Firmware.Catalogue)
 	at(&c.Operator.Revoked)
 	if c.Operator.OIDC != nil {

@@ -310,7 +310,7 @@ func newServer(t *testing.T) (*server.Server, *sqlstore.Store, *tpmtest.CA) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := openStore(t.Context(), filepath.Join(t.TempDir(), "s.db"))
+	store, err := sqlstore.Create(t.Context(), filepath.Join(t.TempDir(), "s.db"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,6 @@ import (
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 	"github.com/sealift/sealift/cmd/sealift/internal/monitor"
-	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/provisioner"
 	provisionapi "github.com/sealift/sealift/provisioner/api"
@@ -43,7 +42,7 @@ stops the start.
 A configuration; docs/serve.md has every setting:
   keys: keys
   kek: {file: keys/disk-kek.key}
-  store: sealift.db
+  store: sealift.db   # or postgres://sealift@db.example/sealift?sslmode=verify-full
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
@@ -254,14 +253,6 @@ func rewrap(ctx context.Context, service *server.Server, log *slog.Logger) {
 	if err := service.Rewrap(ctx); err != nil && ctx.Err() == nil {
 		log.Error("disk keys are left under a former key-encryption key", "error", err, "again", "sealift keys kek rewrap")
 	}
-}
-
-// openStore opens the database, which is made on the first start.
-func openStore(ctx context.Context, path string) (*sqlstore.Store, error) {
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return sqlstore.Create(ctx, path)
-	}
-	return sqlstore.Open(ctx, path)
 }
 
 // loadedImage is a built image whose signature was verified.
