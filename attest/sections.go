@@ -58,6 +58,10 @@ func (b *measuredBoot) readSections() []measuredSection {
 // with what was measured, so that a finding shows the difference.
 func (b *measuredBoot) chooseReference(sections []measuredSection) {
 	b.reference = b.image
+	if b.reference == nil && b.denied != nil {
+		b.reference = b.denied.Manifest
+		return
+	}
 	best := -1
 	for _, m := range b.v.p.Images {
 		if b.image != nil || m == nil {
