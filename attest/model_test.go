@@ -1,4 +1,4 @@
-package attest
+package attest_test
 
 import (
 	"bytes"
@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	. "github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/papertpm"
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -39,12 +41,12 @@ func certList(der []byte) []byte {
 }
 
 func (s *scene) setDBX(data []byte) {
-	s.replace(of(string(encodeVariable(paperSecurity, "dbx", []byte("dbx")))), func(m *measurement) { m.data = encodeVariable(paperSecurity, "dbx", data) })
+	s.replace(of(string(papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbx", []byte("dbx")))), func(m *papertpm.Measurement) { m.Data = papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbx", data) })
 }
 
 func TestPolicyRulesAreAppliedToAModel(t *testing.T) {
 	paper := func(r ModelRule) []ModelRule { r.Vendor, r.Product = "Paper", "Box"; return []ModelRule{r} }
-	rom := measurement{pcr: 2, typ: EventBootDriver, data: []byte("rom"), measured: []byte("option rom")}
+	rom := papertpm.Measurement{PCR: 2, Type: EventBootDriver, Data: []byte("rom"), Measured: []byte("option rom")}
 	cases := map[string]struct {
 		change func(*scene)
 		want   []Code
@@ -93,18 +95,18 @@ func TestPolicyRulesAreAppliedToAModel(t *testing.T) {
 
 		"only measured firmware is released and it is cross-checked": {
 			change: func(s *scene) {
-				s.measured[0].data = []byte("B1")
-				s.smbios = encodeSMBIOS("B1", "Paper", "Box")
+				s.Measured[0].Data = []byte("B1")
+				s.SMBIOS = papertpm.EncodeSMBIOS("B1", "Paper", "Box", "serial-1")
 				s.policy.Firmware = FirmwarePolicy{References: []FirmwareReference{{Version: "B1", Status: FirmwareAllowed}}, Release: []FirmwareVerdict{FirmwareMeasured}}
 			},
 			want: []Code{CodeFirmwareUnknown}, says: "only cross-checked"},
 		"a claim where the policy takes claims": {change: func(s *scene) {
-			s.replace(of("dxe volume"), func(m *measurement) { m.measured = []byte("evil") })
+			s.replace(of("dxe volume"), func(m *papertpm.Measurement) { m.Measured = []byte("evil") })
 			s.policy.Firmware.Release = []FirmwareVerdict{FirmwareMeasured, FirmwareClaimedOnly}
 		}},
 		"a claim below the minimum where the policy takes claims": {
 			change: func(s *scene) {
-				s.replace(of("dxe volume"), func(m *measurement) { m.measured = []byte("evil") })
+				s.replace(of("dxe volume"), func(m *papertpm.Measurement) { m.Measured = []byte("evil") })
 				s.policy.Firmware.Release = []FirmwareVerdict{FirmwareMeasured, FirmwareClaimedOnly}
 				s.policy.Models = paper(ModelRule{Minimum: []FirmwareMinimum{{Version: "2"}}})
 			},
@@ -116,29 +118,29 @@ func TestPolicyRulesAreAppliedToAModel(t *testing.T) {
 			want: []Code{CodeFirmwareUnknown}},
 
 		"an option ROM that no policy names": {change: func(s *scene) {
-			s.measured = append(s.measured[:3:3], append([]measurement{rom}, s.measured[3:]...)...)
+			s.Measured = append(s.Measured[:3:3], append([]papertpm.Measurement{rom}, s.Measured[3:]...)...)
 		},
 			want: []Code{CodeEventUnknown}},
 		"an option ROM that the policy names": {change: func(s *scene) {
-			s.measured = append(s.measured[:3:3], append([]measurement{rom}, s.measured[3:]...)...)
+			s.Measured = append(s.Measured[:3:3], append([]papertpm.Measurement{rom}, s.Measured[3:]...)...)
 			s.policy.Models = paper(ModelRule{Components: []Component{{PCR: 2, SHA256: digestOf("option rom"), Name: "NIC"}}})
 		}},
 		"an option ROM that the policy names for another model": {
 			change: func(s *scene) {
-				s.measured = append(s.measured[:3:3], append([]measurement{rom}, s.measured[3:]...)...)
+				s.Measured = append(s.Measured[:3:3], append([]papertpm.Measurement{rom}, s.Measured[3:]...)...)
 				s.policy.Models = []ModelRule{{Vendor: "Other", Components: []Component{{PCR: 2, SHA256: digestOf("option rom")}}}}
 			},
 			want: []Code{CodeEventUnknown}},
 		"an option ROM that the policy names for another PCR": {
 			change: func(s *scene) {
-				s.measured = append(s.measured[:3:3], append([]measurement{rom}, s.measured[3:]...)...)
+				s.Measured = append(s.Measured[:3:3], append([]papertpm.Measurement{rom}, s.Measured[3:]...)...)
 				s.policy.Models = paper(ModelRule{Components: []Component{{PCR: 3, SHA256: digestOf("option rom")}}})
 			},
 			want: []Code{CodeEventUnknown}},
 		"the authority of an option ROM that the policy names": {change: func(s *scene) {
-			a := measurement{pcr: 7, typ: EventAuthority, data: encodeVariable(paperSecurity, "db", []byte("another owner and certificate"))}
+			a := papertpm.Measurement{PCR: 7, Type: EventAuthority, Data: papertpm.EncodeVariable(papertpm.SecurityGUID(), "db", []byte("another owner and certificate"))}
 			s.insertAfter(isSeparatorOf(7), a)
-			s.policy.Models = paper(ModelRule{Components: []Component{{PCR: 7, SHA256: digestOf(string(a.data)), Name: "NIC maker"}}})
+			s.policy.Models = paper(ModelRule{Components: []Component{{PCR: 7, SHA256: digestOf(string(a.Data)), Name: "NIC maker"}}})
 		}},
 		"settings that are not all listed": {
 			change: func(s *scene) { s.policy.Models = paper(ModelRule{Configuration: true}) },
@@ -163,8 +165,8 @@ func TestPolicyRulesAreAppliedToAModel(t *testing.T) {
 
 		"an old image": {
 			change: func(s *scene) {
-				old := paperImage()
-				next := paperImage()
+				old := papertpm.GoodImage()
+				next := papertpm.GoodImage()
 				next.Version, next.UKI.Authenticode = "2", digestOf("uki 2")
 				s.policy.Images = []*manifest.Manifest{next}
 				s.policy.DeniedImages = []DeniedImage{{Manifest: old, Reason: "version 1 is below the minimum 2"}}
@@ -196,7 +198,7 @@ func TestPolicyRulesAreAppliedToAModel(t *testing.T) {
 
 func TestClaimedFirmwareStaysAClaim(t *testing.T) {
 	s := newScene(t)
-	s.replace(of("dxe volume"), func(m *measurement) { m.measured = []byte("evil") })
+	s.replace(of("dxe volume"), func(m *papertpm.Measurement) { m.Measured = []byte("evil") })
 	s.policy.Firmware.Release = []FirmwareVerdict{FirmwareClaimedOnly}
 	s.collect()
 	r := s.verify()
@@ -224,7 +226,7 @@ func TestUpdatesOfDBXAreReadWithAndWithoutTheirSignature(t *testing.T) {
 		}
 	}
 	entries, err := SignatureEntries(lists)
-	if err != nil || len(entries) != 3 || entries[2] != (SignatureEntry{guidX509, "certificate"}) {
+	if err != nil || len(entries) != 3 || entries[2] != (SignatureEntry{GUIDX509, "certificate"}) {
 		t.Errorf("%d entries, %v", len(entries), err)
 	}
 	for name, b := range map[string][]byte{"nothing": nil, "an update with nothing": update, "half a list": lists[:40], "text": []byte("not a signature list, but long enough for one")} {

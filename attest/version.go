@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 )
@@ -84,7 +85,7 @@ func CompareVersions(a, b string) (int, error) {
 		case x.number != y.number:
 			return 0, fmt.Errorf("versions %q and %q are of two schemes: %q against %q", a, b, x.text, y.text)
 		case x.number && len(x.text) != len(y.text):
-			return sign(len(x.text) - len(y.text)), nil
+			return cmp.Compare(len(x.text), len(y.text)), nil
 		case x.text != y.text:
 			return strings.Compare(x.text, y.text), nil
 		}
@@ -96,14 +97,4 @@ func CompareVersions(a, b string) (int, error) {
 		return 0, nil
 	}
 	return 1, nil
-}
-
-func sign(n int) int {
-	switch {
-	case n < 0:
-		return -1
-	case n > 0:
-		return 1
-	}
-	return 0
 }

@@ -1,8 +1,11 @@
-package attest
+package attest_test
 
 import (
+	"cmp"
 	"strings"
 	"testing"
+
+	. "github.com/sealift/sealift/attest"
 )
 
 func TestVersionsHaveAnOrder(t *testing.T) {
@@ -19,7 +22,7 @@ func TestVersionsHaveAnOrder(t *testing.T) {
 		for i, a := range ordered {
 			for j, b := range ordered {
 				got, err := CompareVersions(a, b)
-				if want := sign(i - j); err != nil || got != want {
+				if want := cmp.Compare(i, j); err != nil || got != want {
 					t.Errorf("%q against %q: got %d, %v, want %d", a, b, got, err, want)
 				}
 			}
