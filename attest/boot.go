@@ -150,7 +150,7 @@ func (b *measuredBoot) unknown(e *Event, what, hint string) {
 		return
 	}
 	b.v.findPCR(e.PCR, Finding{
-		Code:    CodeEventUnknown,
+		Code: CodeEventUnknown, Component: unknownComponents(e.PCR),
 		Message: fmt.Sprintf("PCR %d, event %d: %s, a %s event with the digest %s%s", e.PCR, e.Number, what, e.UntrustedType, e.SHA256(), dataHint(e)),
 		Got:     e.SHA256().String(), Hint: hint,
 	})
@@ -400,4 +400,13 @@ func (b *measuredBoot) findDeniedImage() {
 		Code: CodeImageDenied, Message: fmt.Sprintf("PCR 4: image %s was booted, which the policy refuses: %s", name, b.denied.Reason),
 		Got: name, Hint: "install an image that the policy allows",
 	})
+}
+
+// unknownComponents says what an event that no rule allows is likely of.
+func unknownComponents(pcr int) string {
+	return map[int]string{
+		1: "the firmware's configuration", 2: "an option ROM or driver", 3: "the configuration of an option ROM", 4: "the boot loader",
+		5: "the boot loader's configuration or the partition table", 6: "something of the maker's own", 7: "the Secure Boot policy",
+		9: "the kernel's command line or initrd", 11: "the UKI",
+	}[pcr]
 }

@@ -209,7 +209,7 @@ func (b *measuredBoot) appraiseDBXSuperset(v *measuredVariable) {
 		return
 	}
 	bad := func(format string, args ...any) {
-		b.v.findPCR(7, Finding{Code: CodeSecureBootKeys, Message: "PCR 7: " + fmt.Sprintf(format, args...), Hint: "update the machine's dbx: fwupdmgr update"})
+		b.v.findPCR(7, Finding{Code: CodeSecureBootKeys, Component: "dbx", Message: "PCR 7: " + fmt.Sprintf(format, args...), Hint: "update the machine's dbx: fwupdmgr update"})
 	}
 	want, err := SignatureEntries(b.v.p.DBXSuperset)
 	if err != nil {

@@ -79,12 +79,14 @@ const (
 
 // Finding is one failed check. Any finding refuses the evidence.
 type Finding struct {
-	Code    Code   `json:"code"`
-	PCR     *int   `json:"pcr,omitempty"`
-	Message string `json:"message"` // for people: names the component, both sides of a mismatch
-	Got     string `json:"got,omitempty"`
-	Want    string `json:"want,omitempty"`
-	Hint    string `json:"hint,omitempty"` // the command or action that mends it
+	Code Code `json:"code"`
+	PCR  *int `json:"pcr,omitempty"`
+	// Component names what it is about where the code does not, e.g. "dbx".
+	Component string `json:"component,omitempty"`
+	Message   string `json:"message"` // for people: names the component, both sides of a mismatch
+	Got       string `json:"got,omitempty"`
+	Want      string `json:"want,omitempty"`
+	Hint      string `json:"hint,omitempty"` // the command or action that mends it
 }
 
 // Fact is something the evidence says, with how far it is proven.

@@ -3,6 +3,7 @@ package attest
 import (
 	"crypto/sha256"
 	"fmt"
+	"strings"
 
 	"github.com/sealift/sealift/image/manifest"
 )
@@ -91,6 +92,9 @@ func (b *measuredBoot) appraiseSections(sections []measuredSection) {
 	image := imageName(b.reference)
 	bad := func(code Code, got, wanted manifest.SHA256, format string, args ...any) {
 		f := Finding{Code: code, Message: "PCR 11: " + fmt.Sprintf(format, args...), Hint: hintReinstall}
+		if strings.HasPrefix(format, "section %s") {
+			f.Component = fmt.Sprintf("section %s", args[0])
+		}
 		if !got.IsZero() {
 			f.Got = got.String()
 		}

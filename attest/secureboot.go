@@ -122,7 +122,7 @@ func (b *measuredBoot) appraiseSecureBoot(sb *secureBoot) {
 const hintKeys = "enrol the key set that the image was signed for: put the firmware into setup mode and run the installer; or build the image with the keys of this machine"
 
 func (b *measuredBoot) appraiseKeys(v *measuredVariable, name string, want manifest.SHA256) {
-	f := Finding{Code: CodeSecureBootKeys, Want: want.String(), Hint: hintKeys}
+	f := Finding{Code: CodeSecureBootKeys, Component: name, Want: want.String(), Hint: hintKeys}
 	image := imageName(b.reference)
 	switch {
 	case v == nil:
@@ -143,7 +143,7 @@ func (b *measuredBoot) appraiseKeys(v *measuredVariable, name string, want manif
 
 func (b *measuredBoot) appraiseDBX(v *measuredVariable) {
 	if v == nil {
-		b.v.findPCR(7, Finding{Code: CodeSecureBootKeys, Message: "PCR 7: the variable dbx was not measured", Hint: hintInspectLog})
+		b.v.findPCR(7, Finding{Code: CodeSecureBootKeys, Component: "dbx", Message: "PCR 7: the variable dbx was not measured", Hint: hintInspectLog})
 		return
 	}
 	d := v.event.SHA256()
@@ -155,7 +155,7 @@ func (b *measuredBoot) appraiseDBX(v *measuredVariable) {
 			want = append(want, a.String())
 		}
 		b.v.findPCR(7, Finding{
-			Code: CodeSecureBootKeys,
+			Code: CodeSecureBootKeys, Component: "dbx",
 			Message: fmt.Sprintf("PCR 7: dbx holds %s (digest %s), which is none of the %d that the policy allows",
 				describeSignatures(v.data), d, len(b.v.p.DBX)),
 			Got: d.String(), Want: strings.Join(want, " "),
