@@ -154,7 +154,9 @@ func TestARefusalIsExplainedEventByEvent(t *testing.T) {
 			s.policy.Images = []*manifest.Manifest{next}
 		}},
 		{"another initrd in the UKI", func(t *testing.T, s *scene) {
-			i := slices.IndexFunc(s.Measured, func(m papertpm.Measurement) bool { return m.PCR == 11 && bytes.HasPrefix(m.Data, papertpm.EncodeUTF16(".initrd")[:14]) })
+			i := slices.IndexFunc(s.Measured, func(m papertpm.Measurement) bool {
+				return m.PCR == 11 && bytes.HasPrefix(m.Data, papertpm.EncodeUTF16(".initrd")[:14])
+			})
 			s.Measured[i+1].Digests, s.Measured[i+1].Measured = nil, []byte("another initrd")
 			bend(t, s.Boot, ofType(9, EventTag, 1), func(m *papertpm.Measurement) { m.Measured = []byte("another initrd") })
 		}},

@@ -49,6 +49,8 @@ type Verdict struct {
 	Evidence    manifest.SHA256 `json:"evidence"` // of the stored evidence; unset if the sender's TPM was not proven and nothing was stored
 	Result      *attest.Result  `json:"result"`
 	Suppressed  int64           `json:"suppressed,omitempty"` // as in ChallengeRefused
+	// Explanation is that of a refusal whose evidence was stored.
+	Explanation *attest.Explanation `json:"explanation,omitempty"`
 }
 
 // What a release gave.
