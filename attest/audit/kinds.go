@@ -22,6 +22,7 @@ const (
 	KindInstall          Kind = "machine.install"   // Install
 	KindToken            Kind = "token"             // Token
 	KindCampaign         Kind = "campaign"          // Campaign
+	KindPolicy           Kind = "policy"            // Policy
 	KindDiskKey          Kind = "machine.disk-key"  // DiskKey
 	KindKEK              Kind = "kek.rewrap"        // KEKRewrap
 )
@@ -151,4 +152,18 @@ type Campaign struct {
 	By     string          `json:"by,omitempty"` // an operator, or the service itself
 	Reason string          `json:"reason,omitempty"`
 	Detail json.RawMessage `json:"detail,omitempty"`
+}
+
+// Policy records that the service goes by another policy than before. Without a
+// name it goes by none.
+type Policy struct {
+	Name        string          `json:"name,omitempty"`
+	Version     int             `json:"version,omitempty"`
+	Digest      manifest.SHA256 `json:"digest,omitzero"` // SHA-256 of the file
+	Signed      bool            `json:"signed"`
+	FromName    string          `json:"fromName,omitempty"`
+	FromVersion int             `json:"fromVersion,omitempty"`
+	Rollback    bool            `json:"rollback,omitempty"` // to an older version, or to another name
+	By          string          `json:"by"`
+	Reason      string          `json:"reason,omitempty"`
 }

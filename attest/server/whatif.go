@@ -51,7 +51,7 @@ func (s *Server) postWhatIf(_ Operator, w http.ResponseWriter, r *http.Request) 
 		return nil, f
 	}
 	if !s.trying.take(r.Context(), s.c.Limits.Queue) {
-		f := busy("policies")
+		f := busy(limitConcurrent)
 		f.text = "another policy is being tried"
 		return nil, f
 	}
