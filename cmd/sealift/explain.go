@@ -171,6 +171,11 @@ func printExplanation(e *env, digest manifest.SHA256, x *attest.Explanation) err
 			return err
 		}
 	}
+	for _, f := range x.Facts {
+		if err := e.print(nil, "fact  %s  %s  [%s]", f.Name, plain(f.Value), f.Trust); err != nil {
+			return err
+		}
+	}
 	switch {
 	case !x.Compared:
 		return e.print(nil, "there is no accepted evidence of this machine to compare with")
