@@ -265,6 +265,17 @@ func (b *builder) describe(e Entry, l *Line) error {
 		b.r.Summary.Suppressed += d.Suppressed
 		b.r.Unproven = append(b.r.Unproven, *l)
 		return nil
+	case KindAlarm:
+		var d Alarm
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text, l.Bad = fmt.Sprintf("ALARM %s: %s", d.Name, d.What), true
+		if d.Peer != "" {
+			l.Text += " (" + d.Peer + ")"
+		}
+		b.file(e, *l)
+		return nil
 	}
 	m := b.machine(e)
 	switch e.Kind {

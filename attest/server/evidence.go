@@ -229,14 +229,16 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		v.Suppressed = n
 		change.Events = []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Data: v}}
 	}
+	codes := codesOf(result)
+	if sub.proven && m.Revision > 0 && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
+		change.Events = append(change.Events, alarm(sub.machine, sub.now, audit.Alarm{
+			Name: audit.AlarmReleaseRepeated, Peer: sub.peer.address, What: "a second release was asked for in one boot",
+		}))
+	}
 	if f := s.commit(ctx, change); f != nil {
 		return 0, nil, f
 	}
-	codes := codesOf(result)
 	s.c.Log.Info("evidence refused", "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codes)
-	if sub.proven && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
-		s.c.Log.Error("second release requested in one boot", "machine", sub.machine.Short(), "peer", sub.peer.address)
-	}
 	return refused(result)
 }
 
@@ -283,6 +285,7 @@ func (s *Server) commit(ctx context.Context, c *Change) *failure {
 	if err := s.c.Store.Commit(ctx, c); err != nil {
 		return unavailable("the store", err)
 	}
+	s.sound(c.Events)
 	return nil
 }
 

@@ -201,6 +201,8 @@ type Server struct {
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
 
+	alarms alarmCounts
+
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
 }
@@ -274,5 +276,6 @@ func (s *Server) Record(ctx context.Context, events ...audit.Event) error {
 	if err := s.c.Store.Commit(ctx, &Change{Events: events}); err != nil {
 		return fmt.Errorf("append to the audit log: %w", err)
 	}
+	s.sound(events)
 	return nil
 }
