@@ -317,6 +317,19 @@ func (b *builder) describe(e Entry, l *Line) error {
 		if d.Reason != "" {
 			l.Text += ": " + d.Reason
 		}
+	case KindRecovery:
+		var d Recovery
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Bad = d.Event == RecoveryGiven || d.Event == RecoveryRefused
+		l.Text = fmt.Sprintf("recovery %s: %s by %s", orNone(d.Request), d.Event, d.By)
+		if d.Reason != "" {
+			l.Text += ": " + d.Reason
+		}
+		if !d.Expires.IsZero() {
+			l.Text += ", until " + stamp(d.Expires)
+		}
 	default:
 		l.Text = "entry of a kind that this report does not know: " + string(e.Data)
 	}

@@ -169,7 +169,7 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *failure) {
 	m, err := s.c.Store.Machine(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		return &Machine{Machine: api.Machine{ID: id, NodeName: nodeName(id, 10)}}, nil
+		return &Machine{Machine: api.Machine{ID: id, NodeName: api.NodeName(id, 10)}}, nil
 	}
 	if err != nil {
 		return nil, unavailable("the store", err)

@@ -59,6 +59,7 @@ func (s *Server) OperatorHandler() http.Handler {
 		})
 	}
 	handle("POST "+api.PathMachines+"/{id}/rejoin", api.RoleOperator, s.postRejoin)
+	s.handleRecovery(handle)
 	handle("POST "+api.PathInstalls, api.RoleOperator, s.postInstall)
 	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
 	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)
