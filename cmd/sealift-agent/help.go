@@ -3,13 +3,18 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/client"
 	"github.com/sealift/sealift/attest/recovery"
+	"github.com/sealift/sealift/cmd/sealift-agent/internal/kmod"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/rescue"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/unlock"
+	"github.com/sealift/sealift/profiles"
 )
 
 // help is what people can do for a boot that gets no release.
@@ -36,6 +41,10 @@ func (m *machine) newHelp(ctx context.Context, s *service, e *early) *help {
 		nodeName: func(digits int) string { return api.NodeName(s.machine, digits) },
 	}
 	h.prompt = func(ctx context.Context) (*recovery.Secrets, error) {
+		// A box may have a serial line and no keyboard.
+		if err := loadPeopleModules(e.root.Dir); err != nil {
+			m.log.Warn("keyboards may not work", "err", err)
+		}
 		p := rescue.Prompt{
 			Machine: s.machine, NodeName: h.nodeName(10), Disk: e.state.DiskGUID(), Terminals: rescue.OpenTerminals(),
 			Clock: time.Now, Sleep: unlock.Sleep, After: time.After,
@@ -44,6 +53,27 @@ func (m *machine) newHelp(ctx context.Context, s *service, e *early) *help {
 	}
 	h.ctx, h.cancel = context.WithCancel(ctx)
 	return h
+}
+
+// loadPeopleModules loads the drivers of keyboards from the root file system,
+// which dm-verity vouches for.
+func loadPeopleModules(root string) error {
+	f, err := os.Open(filepath.Join(root, profiles.PeopleModulesPath))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	paths, err := kmod.ReadList(f)
+	if err != nil {
+		return err
+	}
+	for i := range paths {
+		paths[i] = filepath.Join(root, paths[i])
+	}
+	return kmod.Load(paths)
 }
 
 // failed asks people for a recovery code, once, when an attempt failed in a way
