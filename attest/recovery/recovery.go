@@ -33,26 +33,33 @@ import (
 )
 
 const (
-	// RequestLines and CodeLines are how many lines each text has.
+	// RequestLines and CodeLines are how many lines each text has, LongLines
+	// those of a code while the machine's disk key is being changed.
 	RequestLines = 4
 	CodeLines    = 8
+	LongLines    = 12
 	// MaxText bounds a request or a code as it is typed, bytes.
 	MaxText = 1024
 
 	requestVersion = 1    // first byte of a request
 	codeVersion    = 0x81 // first byte of a code
+	longVersion    = 0x82 // of one with two halves
 	keySize        = 32   // X25519
 	tagSize        = 12   // of a request
 	halfSize       = 32   // of a disk key
 	plainSize      = halfSize + 4
+	longSize       = 2*halfSize + 17
 	timeSize       = 5
 	requestSize    = 1 + keySize + tagSize
-	codeSize       = 1 + keySize + timeSize + plainSize + 16
+	codeSize       = 1 + keySize + timeSize + 16 // and the plaintext
 )
 
 // Secrets are what a code holds.
 type Secrets struct {
 	DiskKey attest.Secret // the service's half of the disk key, 32 bytes
+	// NextDiskKey is the half that the disk may be under already, while its key
+	// is being changed, 32 bytes. Optional.
+	NextDiskKey attest.Secret
 	// NameDigits is how many digits of its id are in the machine's node name, 1
 	// to 64: attest/api.NodeName.
 	NameDigits int
@@ -181,16 +188,16 @@ func sealer(shared, bootKey, serviceKey []byte) (cipher.AEAD, error) {
 }
 
 // additional is what a code is bound to.
-func additional(machine attest.MachineID, disk string, bootKey, serviceKey, expires []byte) []byte {
-	return digest([]byte("sealift recovery code v1"), machine[:], []byte(disk), bootKey, serviceKey, expires)
+func additional(version byte, machine attest.MachineID, disk string, bootKey, serviceKey, expires []byte) []byte {
+	return digest([]byte("sealift recovery code v1"), []byte{version}, machine[:], []byte(disk), bootKey, serviceKey, expires)
 }
 
 // Seal makes the code for a boot, its lines joined by line feeds. bootKey comes
 // from ParseRequest. expires, in whole seconds, is part of what the code is
 // bound to.
 func Seal(bootKey []byte, machine attest.MachineID, disk string, s *Secrets, expires time.Time) (attest.Secret, error) {
-	if len(s.DiskKey) != halfSize || s.NameDigits < 1 || s.NameDigits > 64 {
-		return nil, fmt.Errorf("make a recovery code: the half has %d bytes, want %d, or %d digits are not 1 to 64", len(s.DiskKey), halfSize, s.NameDigits)
+	if n := len(s.NextDiskKey); len(s.DiskKey) != halfSize || n != 0 && n != halfSize || s.NameDigits < 1 || s.NameDigits > 64 {
+		return nil, fmt.Errorf("make a recovery code: the halves have %d and %d bytes, want %d, or %d digits are not 1 to 64", len(s.DiskKey), n, halfSize, s.NameDigits)
 	}
 	unix := expires.Unix()
 	if unix < 0 || unix >= 1<<(8*timeSize) {
@@ -214,14 +221,19 @@ func Seal(bootKey []byte, machine attest.MachineID, disk string, s *Secrets, exp
 	if err != nil {
 		return nil, fmt.Errorf("make a recovery code: %w", err)
 	}
-	plain := make([]byte, plainSize)
+	version, size := byte(codeVersion), plainSize
+	if s.NextDiskKey != nil {
+		version, size = longVersion, longSize
+	}
+	plain := make([]byte, size) // half, digits, next half, zeros
 	defer clear(plain)
 	copy(plain, s.DiskKey)
 	plain[halfSize] = byte(s.NameDigits)
+	copy(plain[halfSize+1:], s.NextDiskKey)
 	at := binary.BigEndian.AppendUint64(nil, uint64(unix))[8-timeSize:]
-	b := append([]byte{codeVersion}, serviceKey...)
+	b := append([]byte{version}, serviceKey...)
 	b = append(b, at...)
-	b = aead.Seal(b, make([]byte, aead.NonceSize()), plain, additional(machine, disk, bootKey, serviceKey, at))
+	b = aead.Seal(b, make([]byte, aead.NonceSize()), plain, additional(version, machine, disk, bootKey, serviceKey, at))
 	return attest.Secret(strings.Join(encode(b), "\n")), nil
 }
 
@@ -237,7 +249,8 @@ func (e *ExpiredError) Error() string {
 
 // open decrypts the bytes of a code.
 func (k *BootKey) open(b []byte, now time.Time) (*Secrets, error) {
-	if len(b) != codeSize || b[0] != codeVersion {
+	short := len(b) == codeSize+plainSize && b[0] == codeVersion
+	if !short && (len(b) != codeSize+longSize || b[0] != longVersion) {
 		return nil, errors.New("this is no recovery code: it may be a request")
 	}
 	serviceKey, at, box := b[1:1+keySize], b[1+keySize:1+keySize+timeSize], b[1+keySize+timeSize:]
@@ -255,7 +268,7 @@ func (k *BootKey) open(b []byte, now time.Time) (*Secrets, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain, err := aead.Open(nil, make([]byte, aead.NonceSize()), box, additional(k.machine, k.disk, bootKey, serviceKey, at))
+	plain, err := aead.Open(nil, make([]byte, aead.NonceSize()), box, additional(b[0], k.machine, k.disk, bootKey, serviceKey, at))
 	if err != nil {
 		return nil, ErrOtherBoot
 	}
@@ -268,23 +281,36 @@ func (k *BootKey) open(b []byte, now time.Time) (*Secrets, error) {
 	if now.After(expires) {
 		return nil, &ExpiredError{expires, now}
 	}
-	return &Secrets{DiskKey: attest.Secret(append([]byte{}, plain[:halfSize]...)), NameDigits: digits}, nil
+	s := &Secrets{DiskKey: attest.Secret(append([]byte{}, plain[:halfSize]...)), NameDigits: digits}
+	if !short {
+		s.NextDiskKey = attest.Secret(append([]byte{}, plain[halfSize+1:2*halfSize+1]...))
+	}
+	return s, nil
 }
 
 // Reader puts the lines of a code together as they are typed, in any order.
 // Make it with BootKey.Reader; it is used by one goroutine.
 type Reader struct {
 	key   *BootKey
-	lines [CodeLines][]byte
+	lines [LongLines][]byte // data of each; nil: not there
 }
 
 // Reader returns a Reader for codes to this boot.
 func (k *BootKey) Reader() *Reader { return &Reader{key: k} }
 
-// Missing returns the numbers of the lines that are not there, in order.
+// total is how many lines the code has, as far as its first line says it.
+func (r *Reader) total() int {
+	if first := r.lines[0]; first != nil && first[0]<<3|first[1]>>2 == longVersion {
+		return LongLines
+	}
+	return CodeLines
+}
+
+// Missing returns the numbers of the lines that are not there, in order. How
+// many there are is known once the first is there.
 func (r *Reader) Missing() []int {
 	var out []int
-	for i, l := range r.lines {
+	for i, l := range r.lines[:r.total()] {
 		if l == nil {
 			out = append(out, i+1)
 		}
@@ -300,11 +326,11 @@ func (r *Reader) Line(text string, now time.Time) (number int, s *Secrets, err e
 	if len(text) > MaxText {
 		return 0, nil, &TypoError{Text: fmt.Sprintf("a line of %d bytes", len(text))}
 	}
-	expected := CodeLines
+	expected := r.total()
 	if m := r.Missing(); len(m) > 0 {
 		expected = m[0]
 	}
-	number, data, err := decodeLine(text, CodeLines, expected)
+	number, data, err := decodeLine(text, LongLines, expected)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -312,9 +338,9 @@ func (r *Reader) Line(text string, now time.Time) (number int, s *Secrets, err e
 	if len(r.Missing()) > 0 {
 		return number, nil, nil
 	}
-	b := join(r.lines[:])
+	b := join(r.lines[:r.total()])
 	defer clear(b)
-	r.lines = [CodeLines][]byte{}
+	r.lines = [LongLines][]byte{}
 	s, err = r.key.open(b, now)
 	return number, s, err
 }

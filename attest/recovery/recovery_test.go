@@ -122,6 +122,48 @@ func TestACodeIsForOneBootMachineDiskAndTime(t *testing.T) {
 	}
 }
 
+func TestACodeOfAKeyThatIsBeingChangedHoldsBothHalves(t *testing.T) {
+	k := newBoot(t)
+	next := attest.Secret(bytes.Repeat([]byte{8}, halfSize))
+	c, err := Seal(k.key.PublicKey().Bytes(), machine, disk, &Secrets{DiskKey: half(), NextDiskKey: next, NameDigits: 59}, soon())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(c), "\n")
+	if len(lines) != LongLines {
+		t.Fatalf("%d lines", len(lines))
+	}
+	for _, order := range [][]string{lines, append(append([]string{}, lines[6:]...), lines[:6]...)} {
+		r := k.Reader()
+		var s *Secrets
+		for _, l := range order {
+			if _, s, err = r.Line(l, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s == nil || !bytes.Equal(s.DiskKey, half()) || !bytes.Equal(s.NextDiskKey, next) || s.NameDigits != 59 {
+			t.Errorf("got %+v", s)
+		}
+	}
+	// Whoever makes a short code of a long one gets nothing.
+	var data [][]byte
+	for i, l := range lines[:CodeLines] {
+		_, d, err := decodeLine(l, LongLines, i+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data = append(data, d)
+	}
+	b := join(data)
+	b[0] = codeVersion
+	if s, err := enter(k.Reader(), encode(b), time.Now()); err == nil {
+		t.Errorf("got %v", s)
+	}
+	if _, err := Seal(k.key.PublicKey().Bytes(), machine, disk, &Secrets{DiskKey: half(), NextDiskKey: next[1:], NameDigits: 10}, soon()); err == nil {
+		t.Error("a short next half was taken")
+	}
+}
+
 func TestWhatIsAlteredDoesNotOpen(t *testing.T) {
 	k := newBoot(t)
 	var data [][]byte
@@ -141,7 +183,7 @@ func TestWhatIsAlteredDoesNotOpen(t *testing.T) {
 			t.Errorf("byte %d: got %v", i, s)
 		}
 	}
-	zero := append([]byte{codeVersion}, make([]byte, codeSize-1)...)
+	zero := append([]byte{codeVersion}, make([]byte, codeSize+plainSize-1)...)
 	if s, err := enter(k.Reader(), encode(zero), time.Now()); err == nil {
 		t.Errorf("a key of low order: got %v", s)
 	}
@@ -231,7 +273,7 @@ func TestTwoWrongSymbolsAreAlwaysFound(t *testing.T) {
 			}
 		}
 	}
-	for n := 2; n <= CodeLines; n++ {
+	for n := 2; n <= LongLines; n++ {
 		if s0, s1 := syndromes(s, n); s0 == 0 && s1 == 0 {
 			t.Errorf("line 1 passes for line %d", n)
 		}
@@ -280,19 +322,19 @@ func TestSealRefuses(t *testing.T) {
 	boot := newBoot(t).key.PublicKey().Bytes()
 	for name, f := range map[string]func() error{
 		"a short half": func() error {
-			_, err := Seal(boot, machine, disk, &Secrets{half()[1:], 10}, soon())
+			_, err := Seal(boot, machine, disk, &Secrets{DiskKey: half()[1:], NameDigits: 10}, soon())
 			return err
 		},
 		"no name": func() error {
-			_, err := Seal(boot, machine, disk, &Secrets{half(), 0}, soon())
+			_, err := Seal(boot, machine, disk, &Secrets{DiskKey: half()}, soon())
 			return err
 		},
 		"a short key": func() error {
-			_, err := Seal(boot[1:], machine, disk, &Secrets{half(), 10}, soon())
+			_, err := Seal(boot[1:], machine, disk, &Secrets{DiskKey: half(), NameDigits: 10}, soon())
 			return err
 		},
 		"before 1970": func() error {
-			_, err := Seal(boot, machine, disk, &Secrets{half(), 10}, time.Unix(-1, 0))
+			_, err := Seal(boot, machine, disk, &Secrets{DiskKey: half(), NameDigits: 10}, time.Unix(-1, 0))
 			return err
 		},
 	} {

@@ -51,8 +51,14 @@ func personOf(op Operator, r *http.Request) person {
 	return p
 }
 
+// sameName reports whether two names may be one person's. A name in a token and
+// the same in a certificate are.
+func sameName(a, b string) bool {
+	return strings.EqualFold(strings.TrimPrefix(a, bearerPrefix), strings.TrimPrefix(b, bearerPrefix))
+}
+
 func (p person) is(name, credential string) bool {
-	return strings.EqualFold(strings.TrimSpace(p.Name), strings.TrimSpace(name)) || p.credential != "" && p.credential == credential
+	return sameName(p.Name, name) || p.credential != "" && p.credential == credential
 }
 
 // handleRecovery registers the operations of a recovery.
@@ -271,7 +277,7 @@ func (s *Server) approveRecovery(ctx context.Context, p person, id attest.Machin
 				return nil, s.refuseRecovery(ctx, p, id, st.ID, conflict(fmt.Sprintf("recovery %s has the approval of %s, who cannot approve it twice", st.ID, a.By), "another person must approve"))
 			}
 		}
-		if p.credential != "" && p.credential == st.Credential && !strings.EqualFold(p.Name, st.By) {
+		if p.credential != "" && p.credential == st.Credential && !sameName(p.Name, st.By) {
 			return nil, s.refuseRecovery(ctx, p, id, st.ID, conflict(fmt.Sprintf("recovery %s was opened with the key of %s as %s", st.ID, p.Name, st.By), "another person must approve"))
 		}
 		if len(st.Approvals) >= api.RecoveryApprovals {
@@ -315,10 +321,16 @@ func (s *Server) takeRecovery(ctx context.Context, p person, id attest.MachineID
 		}
 		diskKey, _, err := s.diskKey(m) // there is one: recoverable
 		if err != nil {
-			return nil, internal(fmt.Errorf("disk key of machine %s: %w", id, err))
+			return nil, noDiskKey(fmt.Errorf("disk key of machine %s: %w", id, err))
 		}
 		defer clear(diskKey)
-		code, err := recovery.Seal(st.BootKey, id, st.DiskGUID, &recovery.Secrets{DiskKey: diskKey, NameDigits: digits}, st.Expires)
+		// A disk whose key is being changed may be under either.
+		next, _, err := s.nextKey(m, true)
+		if err != nil {
+			return nil, noDiskKey(fmt.Errorf("next disk key of machine %s: %w", id, err))
+		}
+		defer clear(next)
+		code, err := recovery.Seal(st.BootKey, id, st.DiskGUID, &recovery.Secrets{DiskKey: diskKey, NextDiskKey: next, NameDigits: digits}, st.Expires)
 		if err != nil {
 			return nil, internal(fmt.Errorf("recovery of machine %s: %w", id, err))
 		}

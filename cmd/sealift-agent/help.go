@@ -117,5 +117,5 @@ func (h *help) end() *released {
 	if s == nil {
 		return nil
 	}
-	return &released{secrets: &api.Secrets{DiskKey: s.DiskKey, NodeName: h.nodeName(s.NameDigits)}, recovered: true}
+	return &released{secrets: &api.Secrets{DiskKey: s.DiskKey, NextDiskKey: s.NextDiskKey, NodeName: h.nodeName(s.NameDigits)}, recovered: true}
 }

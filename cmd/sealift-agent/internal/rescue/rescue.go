@@ -128,7 +128,7 @@ func (p *Prompt) show(t Terminal, key *recovery.BootKey) {
 	for i, l := range key.Request() {
 		t.Step("  request %d:  %s", i+1, l)
 	}
-	t.Step("read it to the operator (sealift machine recovery-key); type the %d lines of the code here, Enter after each", recovery.CodeLines)
+	t.Step("read it to the operator (sealift machine recovery-key); type the lines of the code here, Enter after each")
 	t.Step("Enter alone shows this again")
 }
 
