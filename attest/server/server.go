@@ -333,7 +333,7 @@ func (s *Server) Start(ctx context.Context) error {
 
 // KeyIDs returns the ids of the key-encryption key and of the release key, as
 // the audit log names them.
-func (s *Server) KeyIDs() (kek, release string) { return s.keys.id, s.keyID }
+func (s *Server) KeyIDs() (kek, release string) { return s.keys.present.id, s.keyID }
 
 // Record appends events to the audit log. An event without a time gets the
 // present one. It is for those who decide beside the Server: campaigns.
