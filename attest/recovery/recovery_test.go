@@ -101,6 +101,42 @@ func TestACodeOpensInItsBootAsItIsTyped(t *testing.T) {
 	}
 }
 
+// The vectors were made with Python's cryptography (X25519, HKDF, AES-GCM) and
+// a search for the check symbols, from the comments of this package.
+const (
+	vectorRequest = `043T6 Z5W2G G97J5 QAQYK
+E1P47 8DJT2 CDTAT 5NABD
+GMZD1 FFW1C NRDME 7R572
+JG9YX PEGCG QMVEQ S96RQ`
+	vectorCode = `G5BH8 XMX25 NZES1 PNS9T
+TBRY9 X5GRA T683R PDC2W
+A9SR0 Q3Y4T CB846 3C0N2
+7MGSB G1ZNH 0JW6H TSZDQ
+EW4GT D042M S4X80 94HBS
+SM7FD GYFST F26RF NSMVK
+QAJ4B 3DCKN GQD88 XMGAT
+C7ER2 645EH 0YGMC 7FDS5`
+)
+
+func TestVectors(t *testing.T) {
+	private := make([]byte, keySize)
+	for i := range private {
+		private[i] = byte(i + 1)
+	}
+	key, err := ecdh.X25519().NewPrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &BootKey{key: key, machine: machine, disk: disk}
+	if got := strings.Join(k.Request(), "\n"); got != vectorRequest {
+		t.Errorf("the request is\n%s\nwant\n%s", got, vectorRequest)
+	}
+	s, err := enter(k.Reader(), strings.Split(vectorCode, "\n"), time.Now())
+	if err != nil || !bytes.Equal(s.DiskKey, half()) || s.NameDigits != 16 {
+		t.Errorf("got %+v, %v", s, err)
+	}
+}
+
 func TestACodeIsForOneBootMachineDiskAndTime(t *testing.T) {
 	k := newBoot(t)
 	lines := code(t, k, soon())

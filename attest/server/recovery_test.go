@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -36,7 +37,7 @@ func (s *scene) identity(name string, roles ...string) tls.Certificate {
 
 func newRecoveryScene(t *testing.T) *recoveryScene {
 	t.Helper()
-	s := newScene(t, nil)
+	s := newScene(t, func(c *server.Config) { c.Bearer = anybody{} })
 	r := &recoveryScene{scene: s, box: newBox(t, s.tpmCA)}
 	s.enrol(r.box)
 	_, resp := s.attest(r.box)
@@ -46,6 +47,30 @@ func newRecoveryScene(t *testing.T) *recoveryScene {
 	r.alice = s.httpClient(s.identity("alice", "operator", "approver"))
 	r.bob, r.carl = s.httpClient(s.identity("bob", "approver")), s.httpClient(s.identity("carl", "approver"))
 	return r
+}
+
+// anybody takes a token for the name of an approver.
+type anybody struct{}
+
+func (anybody) Authenticate(_ context.Context, token string) (server.Operator, error) {
+	return server.Operator{Name: token, Roles: []api.Role{api.RoleApprover}}, nil
+}
+
+// bearer is a client that shows a token.
+type bearer struct {
+	http.RoundTripper
+	token string
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	return b.RoundTripper.RoundTrip(r)
+}
+
+func (s *scene) bearer(token string) *http.Client {
+	c := s.httpClient()
+	return &http.Client{Transport: bearer{c.Transport, token}}
 }
 
 // reboot gives the machine a new boot key.
@@ -207,9 +232,10 @@ func TestOnePersonIsNotTwo(t *testing.T) {
 	for name, c := range map[string]*http.Client{
 		"the same certificate":         r.httpClient(bob),
 		"the name in another key":      r.httpClient(r.identity("bob", "approver")),
-		"the name in other letters":    r.httpClient(r.identity("Bob ", "approver")),
+		"the name in other letters":    r.httpClient(r.identity("BOB", "approver")),
 		"the key under another name":   r.httpClient(r.renamed(bob, "frank", "approver")),
 		"the opener's, under another":  r.httpClient(r.renamed(shared, "gus", "approver")),
+		"the name in a token":          r.bearer("bob"),
 		"an operator without the role": r.httpClient(r.identity("hal", "operator", "auditor")),
 		"an auditor":                   r.httpClient(r.identity("ida", "auditor")),
 	} {
@@ -221,7 +247,10 @@ func TestOnePersonIsNotTwo(t *testing.T) {
 		t.Errorf("HTTP %d, %+v", status, e)
 	}
 	refused := audit.AlarmRecoveryRefused
-	r.wantAlarms(refused, refused, refused, refused, refused)
+	r.wantAlarms(refused, refused, refused, refused, refused, refused)
+	if a := r.approve(r.bearer("kim"), req.ID); a.status != 200 || len(a.Approvals) != 2 {
+		t.Errorf("another person with a token: HTTP %d, %+v", a.status, a)
+	}
 	if a := r.step(r.bob, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 403 {
 		t.Errorf("an approver opens a recovery: HTTP %d", a.status)
 	}
@@ -431,5 +460,29 @@ func TestACodeIsLostRatherThanGivenTwice(t *testing.T) {
 		if again := r.opened(r.alice); persisted && again.ID == req.ID {
 			t.Error("no other recovery can be opened")
 		}
+	}
+}
+
+func TestTheCodeOfAKeyThatIsBeingChangedHoldsBoth(t *testing.T) {
+	r := newRecoveryScene(t)
+	if status := r.call(r.alice, "POST", r.url("/rotate-key"), &api.StateChange{Reason: "yearly"}, nil); status != 200 {
+		t.Fatalf("HTTP %d", status)
+	}
+	r.set(func() { r.scene.boot.Reset++ })
+	c := r.httpClient()
+	ev := r.answer(r.box, r.challenge(c, r.box))
+	ev.Evidence.Disk.StateExists = true
+	_, resp := r.send(c, ev)
+	_, secrets, _ := r.open(resp)
+	if secrets.NextDiskKey == nil {
+		t.Fatal("the release holds no next key")
+	}
+	req := r.opened(r.alice)
+	r.approve(r.alice, req.ID)
+	r.approve(r.bob, req.ID)
+	_, code, _ := r.take(r.alice, req.ID)
+	got, err := r.opens(code.Code)
+	if err != nil || !bytes.Equal(got.DiskKey, secrets.DiskKey) || !bytes.Equal(got.NextDiskKey, secrets.NextDiskKey) {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }
