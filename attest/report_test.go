@@ -1,4 +1,4 @@
-package attest
+package attest_test
 
 import (
 	"bytes"
@@ -10,6 +10,9 @@ import (
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
+
+	. "github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/papertpm"
 )
 
 // reported is a machine that was released and capped, and that makes reports.
@@ -23,7 +26,7 @@ func newReported(t testing.TB, banks ...string) *reported {
 	t.Helper()
 	s := newScene(t)
 	if len(banks) > 0 {
-		s.banks, s.tpm.banks = banks, banks
+		s.Banks = banks
 	}
 	s.collect()
 	v, ok := s.verify().Verified()
@@ -42,26 +45,25 @@ func newReported(t testing.TB, banks ...string) *reported {
 	for pcr, text := range map[int]string{15: "volume key", 12: "sealift released", 11: "sealift released"} {
 		r.extend(pcr, text)
 	}
-	s.tpm.clock.Clock += 60_000
+	s.tpm.Clock.Clock += 60_000
 	s.ch.Purpose = PurposeReport
 	return r
 }
 
-func (r *reported) extend(pcr int, text string) {
-	for bank, values := range r.tpm.pcrs {
-		hash, _ := bankHash(bank)
-		values[pcr] = extended(hash, values[pcr], text)
-	}
-}
+func (r *reported) extend(pcr int, text string) { r.tpm.Extend(pcr, []byte(text)) }
 
 // collect makes a report.
 func (r *reported) collect() {
 	r.t.Helper()
-	r.ev = &Evidence{EKPublic: tpm2.Marshal(r.tpm.ekPublic), AKPublic: tpm2.Marshal(r.tpm.akPublic), EventLog: r.log, Disk: r.disk}
+	r.ev = &Evidence{EKPublic: tpm2.Marshal(r.tpm.EKPublic), AKPublic: tpm2.Marshal(r.tpm.AKPublic), EventLog: r.log, Disk: r.Disk}
 	r.ch.EKPublic, r.ch.AKPublic = r.ev.EKPublic, r.ev.AKPublic
 	extra := QualifyingData(Binding{Purpose: r.ch.Purpose, Nonce: r.ch.Nonce, Exporter: r.ses.Exporter}, r.ev)
-	for _, bank := range r.tpm.banks {
-		r.ev.Quotes = append(r.ev.Quotes, r.tpm.quote(bank, extra))
+	for _, bank := range r.Banks {
+		q, err := r.tpm.Quote(bank, extra)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.ev.Quotes = append(r.ev.Quotes, q)
 	}
 }
 
@@ -82,15 +84,15 @@ func TestAReportOfAReleasedBootIsAccepted(t *testing.T) {
 				t.Fatal("a report gives what a secret can be wrapped for")
 			}
 			r.boot.Volume, r.boot.Clock = rep.Volume, rep.Clock
-			r.tpm.clock.Clock += 600_000
+			r.tpm.Clock.Clock += 600_000
 		}
 	}
 }
 
 // addEvent returns the log with an event appended.
 func addEvent(log []byte, pcr int) []byte {
-	whole := encodeLog([]string{"sha256"}, []measurement{{pcr: pcr, typ: EventIPL, data: []byte("later")}})
-	header := encodeLog([]string{"sha256"}, nil)
+	whole := papertpm.EncodeLog([]string{"sha256"}, []papertpm.Measurement{{PCR: pcr, Type: EventIPL, Data: []byte("later")}})
+	header := papertpm.EncodeLog([]string{"sha256"}, nil)
 	return append(bytes.Clone(log), whole[len(header):]...)
 }
 
@@ -108,20 +110,20 @@ func TestAReportIsRefusedAndWhetherTheMachineChanged(t *testing.T) {
 		"a system extension was added":        {before: func(r *reported) { r.extend(13, "x") }, want: []Code{CodePCRChanged}, genuine: true, changed: true},
 		"PCR 14 was extended":                 {before: func(r *reported) { r.extend(14, "x") }, want: []Code{CodePCRChanged}, genuine: true, changed: true},
 		"PCR 15 after the first report":       {before: func(r *reported) { r.first(); r.extend(15, "x") }, want: []Code{CodePCRChanged}, genuine: true, changed: true},
-		"the boot is not capped":              {before: func(r *reported) { r.tpm.pcrs["sha256"] = r.released() }, want: []Code{CodePCRChanged}, genuine: true, changed: true},
+		"the boot is not capped":              {before: func(r *reported) { r.tpm.PCRs["sha256"] = r.released() }, want: []Code{CodePCRChanged}, genuine: true, changed: true},
 		"the log is shorter":                  {before: func(r *reported) { r.log = r.log[:len(r.log)-1] }, want: []Code{CodeLogChanged}, genuine: true, changed: true},
 		"the log was altered":                 {before: func(r *reported) { r.log = bytes.Clone(r.log); r.log[200] ^= 1 }, want: []Code{CodeLogChanged}, genuine: true, changed: true},
 		"the log has an event too many":       {before: func(r *reported) { r.log = addEvent(r.log, 4) }, want: []Code{CodeLogChanged}, genuine: true, changed: true},
 		"the log has no event but bytes":      {before: func(r *reported) { r.log = append(bytes.Clone(r.log), 1, 2, 3) }, want: []Code{CodeLogChanged}, genuine: true, changed: true},
-		"another disk":                        {before: func(r *reported) { r.disk.GUID = "11020304-0506-0708-090a-0b0c0d0e0f10" }, want: []Code{CodeDiskForeign}, genuine: true, changed: true},
+		"another disk":                        {before: func(r *reported) { r.Disk.GUID = "11020304-0506-0708-090a-0b0c0d0e0f10" }, want: []Code{CodeDiskForeign}, genuine: true, changed: true},
 		"the log has an event of another PCR": {before: func(r *reported) { r.log = addEvent(r.log, 10) }, genuine: true},
 
 		// Genuine, and no reason to lock the machine out.
-		"another boot":                {before: func(r *reported) { r.tpm.clock.ResetCount++; r.extend(0, "x") }, want: []Code{CodeReportBoot}, genuine: true},
-		"the TPM restarted":           {before: func(r *reported) { r.tpm.clock.RestartCount++ }, want: []Code{CodeReportBoot}, genuine: true},
-		"the TPM was cleared":         {before: func(r *reported) { r.tpm.clock = tpm2.TPMSClockInfo{} }, want: []Code{CodeReportBoot}, genuine: true},
-		"the TPM has other firmware":  {before: func(r *reported) { r.tpm.firmware-- }, want: []Code{CodeReportBoot}, genuine: true},
-		"overtaken by a later report": {before: func(r *reported) { r.boot.Clock = uint64(r.tpm.clock.Clock) + 1 }, want: []Code{CodeClock}, genuine: true},
+		"another boot":                {before: func(r *reported) { r.tpm.Clock.ResetCount++; r.extend(0, "x") }, want: []Code{CodeReportBoot}, genuine: true},
+		"the TPM restarted":           {before: func(r *reported) { r.tpm.Clock.RestartCount++ }, want: []Code{CodeReportBoot}, genuine: true},
+		"the TPM was cleared":         {before: func(r *reported) { r.tpm.Clock = tpm2.TPMSClockInfo{} }, want: []Code{CodeReportBoot}, genuine: true},
+		"the TPM has other firmware":  {before: func(r *reported) { r.tpm.Firmware-- }, want: []Code{CodeReportBoot}, genuine: true},
+		"overtaken by a later report": {before: func(r *reported) { r.boot.Clock = uint64(r.tpm.Clock.Clock) + 1 }, want: []Code{CodeClock}, genuine: true},
 		"a quarantined machine":       {before: func(r *reported) { r.known.State = StateQuarantined }, want: []Code{CodeQuarantined}, genuine: true},
 		"a revoked machine":           {before: func(r *reported) { r.known.State = StateRevoked }, want: []Code{CodeMachineRevoked}, genuine: true},
 
@@ -129,22 +131,22 @@ func TestAReportIsRefusedAndWhetherTheMachineChanged(t *testing.T) {
 		"no release is on record": {before: func(r *reported) { r.boot = nil }, want: []Code{CodeReportBoot}},
 		"another attestation key": {before: func(r *reported) {
 			k := newKey(r.t, elliptic.P256())
-			r.tpm.ak, r.tpm.akPublic = k, paperAK(r.t, &k.PublicKey)
+			r.tpm.AK, r.tpm.AKPublic = k, akArea(r.t, &k.PublicKey)
 			r.extend(0, "x")
 		}, want: []Code{CodeAKChanged}},
 		"a boot without attestation key": {before: func(r *reported) { r.boot.AKName = nil }, want: []Code{CodeAKChanged}},
-		"signed by another key":          {before: func(r *reported) { r.tpm.ak = newKey(r.t, elliptic.P256()); r.extend(0, "x") }, want: []Code{CodeQuoteSignature, CodeQuoteMissing}},
+		"signed by another key":          {before: func(r *reported) { r.tpm.AK = newKey(r.t, elliptic.P256()); r.extend(0, "x") }, want: []Code{CodeQuoteSignature, CodeQuoteMissing}},
 		"the log altered on the way":     {after: func(r *reported) { r.ev.EventLog = bytes.Clone(r.ev.EventLog); r.ev.EventLog[200] ^= 1 }, want: []Code{CodeQuoteNonce, CodeQuoteMissing}},
 		"the disk altered on the way":    {after: func(r *reported) { r.ev.Disk.StateExists = !r.ev.Disk.StateExists }, want: []Code{CodeQuoteNonce, CodeQuoteMissing}},
 		"PCR values altered on the way":  {after: func(r *reported) { r.ev.Quotes[0].PCRs[0] = make([]byte, 32) }, want: []Code{CodeQuoteDigest, CodeQuoteMissing}},
 		"another connection":             {after: func(r *reported) { r.ses.Exporter = bytes.Repeat([]byte{8}, 32) }, want: []Code{CodeQuoteNonce, CodeQuoteMissing}},
 		"another challenge's nonce":      {after: func(r *reported) { r.ch.Nonce = bytes.Repeat([]byte{8}, 32) }, want: []Code{CodeQuoteNonce, CodeQuoteMissing}},
-		"an expired challenge":           {before: func(r *reported) { r.ch.Expires = paperNow; r.extend(0, "x") }, want: []Code{CodeChallenge}},
+		"an expired challenge":           {before: func(r *reported) { r.ch.Expires = now; r.extend(0, "x") }, want: []Code{CodeChallenge}},
 		"evidence for a release":         {before: func(r *reported) { r.ch.Purpose = PurposeUnlock }, want: []Code{CodeChallenge, CodeQuoteNonce, CodeQuoteMissing}},
 		"no channel binding":             {before: func(r *reported) { r.ses.Exporter = nil }, want: []Code{CodeChallenge}},
 		"no quote":                       {after: func(r *reported) { r.ev.Quotes = nil }, want: []Code{CodeQuoteMissing}},
 		"a quote twice":                  {after: func(r *reported) { r.ev.Quotes = append(r.ev.Quotes, r.ev.Quotes[0]) }, want: []Code{CodeMalformed}},
-		"a transport key":                {after: func(r *reported) { r.ev.Transport = r.tpm.transport(r.ch.Nonce) }, want: []Code{CodeTransport}},
+		"a transport key":                {after: func(r *reported) { r.ev.Transport, _ = r.tpm.MakeTransport(r.ch.Nonce) }, want: []Code{CodeTransport}},
 		"a log that is too large":        {before: func(r *reported) { r.log = make([]byte, MaxEventLog+1) }, want: []Code{CodeMalformed}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -188,7 +190,7 @@ func (r *reported) released() map[int][]byte {
 
 func TestAReportMustQuoteTheBanksOfTheRelease(t *testing.T) {
 	r := newReported(t, "sha256", "sha384")
-	r.tpm.banks = []string{"sha384"}
+	r.Banks = []string{"sha384"}
 	r.collect()
 	if result, rep := r.verify(); result.Allowed || !rep.Changed || !slices.Equal(codesOf(result), []Code{CodeQuoteMissing}) {
 		t.Errorf("a bank less: %q, %+v", codesOf(result), rep)
@@ -218,7 +220,7 @@ func TestNothingOfAReportPanics(t *testing.T) {
 	if result, rep := VerifyReport(nil, nil, nil, nil, nil); result.Allowed || rep.Genuine {
 		t.Error("nothing was allowed")
 	}
-	result, rep := VerifyReport(&Evidence{Disk: Disk{GUID: paperDisk}}, &Challenge{Purpose: PurposeReport}, &Session{}, &Known{}, &Boot{})
+	result, rep := VerifyReport(&Evidence{Disk: Disk{GUID: papertpm.Disk}}, &Challenge{Purpose: PurposeReport}, &Session{}, &Known{}, &Boot{})
 	if result.Allowed || rep.Genuine {
 		t.Error("nothing was allowed")
 	}
@@ -260,11 +262,11 @@ func TestSerialNumbers(t *testing.T) {
 
 func TestAnEndorsementKeyIsKnownByEachDigest(t *testing.T) {
 	s := newScene(t)
-	cert, err := x509.ParseCertificate(s.tpm.certs[0])
+	cert, err := x509.ParseCertificate(s.tpm.EKCertificates[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	area := tpm2.Marshal(s.tpm.ekPublic)
+	area := tpm2.Marshal(s.tpm.EKPublic)
 	got, err := EKDigests(area, cert)
 	if err != nil {
 		t.Fatal(err)
@@ -273,7 +275,7 @@ func TestAnEndorsementKeyIsKnownByEachDigest(t *testing.T) {
 	if len(got) != 4 || MachineID(got[0]) != id || got[3] != digestOf(string(cert.Raw)) || got[2] != digestOf(string(area)) {
 		t.Errorf("digests are %s", got)
 	}
-	if got, err := EKDigests(area, s.ca.root); err != nil || len(got) != 3 {
+	if got, err := EKDigests(area, s.ca.Root); err != nil || len(got) != 3 {
 		t.Errorf("with a certificate of another key: %s, %v", got, err)
 	}
 	if _, err := EKDigests([]byte("none"), nil); err == nil {

@@ -24,6 +24,13 @@ const (
 	serialKind   = "serial"
 )
 
+// Effects of a re-enrolment on its two machines, in the audit log: what they
+// begin with.
+const (
+	effectGivesUp   = "gives up its node name and serial number, "
+	effectTakesOver = "takes over the node name and serial number, "
+)
+
 // serialNumber says whose a serial number is: a machine's, or, until that shows
 // up, an endorsement key's that was enrolled beforehand. With neither it is
 // nobody's again.
@@ -492,7 +499,7 @@ func (s *Server) reEnrol(ctx context.Context, old, next attest.MachineID, by, re
 		}
 		token = m.TokenID
 		ev := withEffect(stateEvent(m, attest.StateRevoked, by, "replaced by machine "+next.String()+": "+reason),
-			fmt.Sprintf("node name %s and serial number %q go to machine %s", m.NodeName, m.Serial, next))
+			fmt.Sprintf(effectGivesUp+"%s, %q, to machine %s", m.NodeName, m.Serial, next))
 		// The node stays, with another machine.
 		m.FenceDue, m.TokenID = false, ""
 		m.ReplacedBy, m.FormerName = next, m.NodeName
@@ -525,7 +532,7 @@ func (s *Server) reEnrol(ctx context.Context, old, next attest.MachineID, by, re
 		// to the old one only if it claims that.
 		m.Listed = from.Listed && s.serialKey(m.Serial) == s.serialKey(from.Serial)
 		m.Serial, m.NodeName, m.Joined = from.Serial, from.FormerName, false
-		ev := withEffect(stateEvent(m, attest.StateEnrolled, by, reason), fmt.Sprintf("takes node name %s and serial number %q of machine %s", from.FormerName, from.Serial, old))
+		ev := withEffect(stateEvent(m, attest.StateEnrolled, by, reason), fmt.Sprintf(effectTakesOver+"%s, %q, of machine %s", from.FormerName, from.Serial, old))
 		return &Change{Documents: d.dirty, Events: []audit.Event{ev}}, nil
 	})
 }

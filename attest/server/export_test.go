@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -80,3 +81,15 @@ func (s *Server) LogEnd(ctx context.Context) (int64, error) { return s.logEnd(ct
 
 // EventType is the type of event that an entry is.
 func EventType(e *audit.Entry) string { return eventType(e) }
+
+// NewBoundedListener bounds the connections of a listener.
+func NewBoundedListener(ln net.Listener, total, each int, refused func(string)) *boundedListener {
+	return newBoundedListener(ln, total, each, refused)
+}
+
+// Open is the number of open connections and of the addresses that have them.
+func (l *boundedListener) Open() (total, addresses int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open, len(l.by)
+}

@@ -30,6 +30,7 @@ type released struct {
 	secrets   *api.Secrets
 	// reportAfter is how often the service wants reports, seconds; 0: never.
 	reportAfter int
+	recovered   bool // people typed the secrets: nothing of the above is set, and there is nothing to confirm
 }
 
 // newService makes a client from the measured configuration.
