@@ -38,22 +38,22 @@ const (
 	EventEvidenceRefused  = "evidence.refused"
 	EventReportAccepted   = "report.accepted"
 	EventReportRefused    = "report.refused"
-	eventAlarm            = "alarm"
 )
 
 // EventTypes returns what a Webhook can ask for.
 func EventTypes() []string {
 	return []string{
-		EventQuarantined, EventStale, EventFresh, string(audit.KindState), eventAlarm,
+		EventQuarantined, EventStale, EventFresh, string(audit.KindState), string(audit.KindAlarm),
 		EventEvidenceAccepted, EventEvidenceRefused, EventReportAccepted, EventReportRefused,
 		string(audit.KindRelease), string(audit.KindConfirm), string(audit.KindInstall), string(audit.KindExpected), string(audit.KindToken),
-		string(audit.KindCampaign), string(audit.KindChallengeRefused), string(audit.KindStart),
+		string(audit.KindCampaign), string(audit.KindPolicy), string(audit.KindRecovery), string(audit.KindDiskKey), string(audit.KindKEK),
+		string(audit.KindRestore), string(audit.KindAcceptRestore), string(audit.KindChallengeRefused), string(audit.KindStart),
 	}
 }
 
 // defaultEvents are those for which somebody should look.
 func defaultEvents() []string {
-	return []string{EventQuarantined, EventStale, EventFresh, string(audit.KindState), eventAlarm}
+	return []string{EventQuarantined, EventStale, EventFresh, string(audit.KindState), string(audit.KindAlarm)}
 }
 
 // Webhook is a receiver of events: entries of the audit log, as HTTP requests

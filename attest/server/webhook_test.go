@@ -467,7 +467,9 @@ func TestEveryKindOfEntryIsAnEventThatCanBeAskedFor(t *testing.T) {
 		{audit.KindReport, audit.Reattestation{Result: result(true)}, server.EventReportAccepted}, {audit.KindReport, audit.Reattestation{Result: result(false)}, server.EventReportRefused},
 		{audit.KindStart, audit.Start{}, ""}, {audit.KindChallengeRefused, audit.ChallengeRefused{}, ""}, {audit.KindRelease, audit.Release{}, ""},
 		{audit.KindConfirm, audit.Confirm{}, ""}, {audit.KindInstall, audit.Install{}, ""}, {audit.KindToken, audit.Token{}, ""},
-		{audit.KindCampaign, audit.Campaign{}, ""}, {audit.KindExpected, audit.Expected{}, ""}, {"alarm", struct{}{}, ""},
+		{audit.KindCampaign, audit.Campaign{}, ""}, {audit.KindExpected, audit.Expected{}, ""}, {audit.KindAlarm, audit.Alarm{}, ""}, {audit.KindPolicy, audit.Policy{}, ""},
+		{audit.KindRecovery, audit.Recovery{}, ""}, {audit.KindDiskKey, audit.DiskKey{}, ""}, {audit.KindKEK, audit.KEKRewrap{}, ""},
+		{audit.KindRestore, audit.Restore{}, ""}, {audit.KindAcceptRestore, audit.AcceptRestore{}, ""},
 	} {
 		e, err := audit.Next(audit.Head{}, audit.Event{Kind: c.kind, Data: c.data})
 		if err != nil {
