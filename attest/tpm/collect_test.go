@@ -119,7 +119,7 @@ func TestTransportKeyIsCertified(t *testing.T) {
 	if !bytes.Equal(info.CreationHash.Buffer, hashed(ev.Transport.CreationData)) {
 		t.Errorf("creation hash: got %x, want %x", info.CreationHash.Buffer, hashed(ev.Transport.CreationData))
 	}
-	policy, err := pcrsig.PolicyDigest(sha256Quote(t, ev).PCRs)
+	policy, err := pcrsig.PolicyDigest("sha256", sha256Quote(t, ev).PCRs)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	_ "crypto/sha1" // of a PCR bank, where one is active
 	_ "crypto/sha256"
 	_ "crypto/sha512"
+	"errors"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
@@ -80,6 +81,19 @@ next:
 		return nil, fmt.Errorf("no pcr bank is active: turn the sha256 bank on in the firmware's setup")
 	}
 	return banks, nil
+}
+
+// mainBank returns the bank to whose state secrets are bound: SHA-256 if it is
+// active, else SHA-384. attest.Verify expects the same choice.
+func mainBank(active []bank) (bank, error) {
+	for _, name := range []string{"sha256", "sha384"} {
+		for _, b := range active {
+			if b.name == name {
+				return b, nil
+			}
+		}
+	}
+	return bank{}, errors.New("neither the sha256 nor the sha384 pcr bank is active: turn one of them on in the firmware's setup")
 }
 
 // ReadPCR returns the value of PCR index, 0 to 23, of the bank sha1, sha256,

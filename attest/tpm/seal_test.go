@@ -32,7 +32,7 @@ func signingKey(t testing.TB) (*rsa.PrivateKey, []byte) {
 
 func signed(t testing.TB, key *rsa.PrivateKey, pcr11 []byte) []byte {
 	t.Helper()
-	file, err := pcrsig.Sign(key, pcr11)
+	file, err := pcrsig.Sign(key, map[string][]byte{"sha256": pcr11})
 	if err != nil {
 		t.Fatal(err)
 	}
