@@ -1,4 +1,4 @@
-package attest
+package attest_test
 
 import (
 	"bytes"
@@ -14,6 +14,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	. "github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/papertpm"
 )
 
 // allLogs are the files of every log in testdata, and of those in the
@@ -41,18 +44,18 @@ func allLogs(tb testing.TB) []string {
 }
 
 // readableEvents are the paper events with data that decodes as its type says.
-func readableEvents() []measurement {
-	events := paperEvents()
+func readableEvents() []papertpm.Measurement {
+	events := papertpm.GoodBoot().Measured
 	for i := range events {
-		switch events[i].typ {
+		switch events[i].Type {
 		case EventBootApplication:
-			events[i].data = make([]byte, 32)
+			events[i].Data = make([]byte, 32)
 		case EventFirmwareBlob:
-			events[i].data = make([]byte, 16)
+			events[i].Data = make([]byte, 16)
 		case EventVariableBoot:
-			events[i].data = encodeVariable(paperGlobal, "BootOrder", []byte{1, 0})
+			events[i].Data = papertpm.EncodeVariable(papertpm.GlobalGUID(), "BootOrder", []byte{1, 0})
 		case EventTag:
-			events[i].data = append([]byte{1, 0, 0, 0, byte(len(events[i].data)), 0, 0, 0}, events[i].data...)
+			events[i].Data = append([]byte{1, 0, 0, 0, byte(len(events[i].Data)), 0, 0, 0}, events[i].Data...)
 		}
 	}
 	return events
@@ -174,17 +177,17 @@ func TestDecodedLogsLeadToThePCRsOfTpm2Eventlog(t *testing.T) {
 
 func TestDecodedLogsOfAnyBanksLeadToThePCRsOfTpm2Eventlog(t *testing.T) {
 	tool(t, "tpm2_eventlog")
-	locality := func(v byte) []measurement {
-		return append([]measurement{{typ: EventNoAction, data: append([]byte(localitySignature), v)}}, readableEvents()...)
+	locality := func(v byte) []papertpm.Measurement {
+		return append([]papertpm.Measurement{{Type: EventNoAction, Data: append([]byte(LocalitySignature), v)}}, readableEvents()...)
 	}
 	for name, log := range map[string][]byte{
-		"SHA-1":              encodeLog([]string{"sha1"}, readableEvents()),
-		"SHA-384":            encodeLog([]string{"sha384"}, readableEvents()),
-		"SHA-512, SHA-256":   encodeLog([]string{"sha512", "sha256"}, readableEvents()),
-		"PCRs of DRTM":       encodeLog([]string{"sha256"}, []measurement{{pcr: 16, typ: EventAction}, {pcr: 17, typ: EventAction}, {pcr: 22, typ: EventAction}, {pcr: 23, typ: EventAction}}),
-		"startup locality 0": encodeLog([]string{"sha256", "sha1"}, locality(0)),
-		"startup locality 3": encodeLog([]string{"sha256", "sha1"}, locality(3)),
-		"startup locality 4": encodeLog([]string{"sha256", "sha384"}, locality(4)),
+		"SHA-1":              papertpm.EncodeLog([]string{"sha1"}, readableEvents()),
+		"SHA-384":            papertpm.EncodeLog([]string{"sha384"}, readableEvents()),
+		"SHA-512, SHA-256":   papertpm.EncodeLog([]string{"sha512", "sha256"}, readableEvents()),
+		"PCRs of DRTM":       papertpm.EncodeLog([]string{"sha256"}, []papertpm.Measurement{{PCR: 16, Type: EventAction}, {PCR: 17, Type: EventAction}, {PCR: 22, Type: EventAction}, {PCR: 23, Type: EventAction}}),
+		"startup locality 0": papertpm.EncodeLog([]string{"sha256", "sha1"}, locality(0)),
+		"startup locality 3": papertpm.EncodeLog([]string{"sha256", "sha1"}, locality(3)),
+		"startup locality 4": papertpm.EncodeLog([]string{"sha256", "sha384"}, locality(4)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "log")
@@ -210,7 +213,7 @@ func TestDecodedLogsLeadToTheValuesOfTheTPM(t *testing.T) {
 					if pcr == 10 {
 						continue // the kernel's own (IMA)
 					}
-					untouched := got[pcr] == nil && (allBytes(want, 0) || pcr >= 17 && allBytes(want, 0xff))
+					untouched := got[pcr] == nil && (AllBytes(want, 0) || pcr >= 17 && AllBytes(want, 0xff))
 					if !untouched && !bytes.Equal(got[pcr], want) {
 						t.Errorf("PCR %d, bank %s: got %x, want %x", pcr, bank, got[pcr], want)
 					}
@@ -257,7 +260,7 @@ func compareWithStrict(t *testing.T, name string, s *EventLog, l *UntrustedLog) 
 	}
 	for i, e := range measured {
 		w := &s.Events[i]
-		if e.Number != w.Number || int(e.PCR) != w.PCR || e.UntrustedType != w.UntrustedType || !bytes.Equal(e.UntrustedData, w.UntrustedData) || !slices.EqualFunc(e.Digests, w.digests, bytes.Equal) {
+		if e.Number != w.Number || int(e.PCR) != w.PCR || e.UntrustedType != w.UntrustedType || !bytes.Equal(e.UntrustedData, w.UntrustedData) || !slices.EqualFunc(e.Digests, w.Digests(), bytes.Equal) {
 			t.Errorf("%s: event %d differs from the strict reader's", name, e.Number)
 		}
 		// With SHA-256 alone, the two say the same of the data.
@@ -320,7 +323,7 @@ func TestRealLogsShowTheirQuirks(t *testing.T) {
 	}
 }
 
-// Offsets in a log that encodeLog made with one bank.
+// Offsets in a log that papertpm.EncodeLog made with one bank.
 const (
 	specAt  = 32                       // data of the Spec ID event
 	banksAt = specAt + 28              // its banks
@@ -330,11 +333,13 @@ const (
 )
 
 func TestQuirksAreSaidAndReadOver(t *testing.T) {
-	one := func() []byte { return encodeLog([]string{"sha256"}, readableEvents()) }
-	with := func(first ...measurement) []byte {
-		return encodeLog([]string{"sha256"}, append(first, readableEvents()...))
+	one := func() []byte { return papertpm.EncodeLog([]string{"sha256"}, readableEvents()) }
+	with := func(first ...papertpm.Measurement) []byte {
+		return papertpm.EncodeLog([]string{"sha256"}, append(first, readableEvents()...))
 	}
-	noAction := func(data string) measurement { return measurement{typ: EventNoAction, data: []byte(data)} }
+	noAction := func(data string) papertpm.Measurement {
+		return papertpm.Measurement{Type: EventNoAction, Data: []byte(data)}
+	}
 	patch := func(b []byte, off int, p ...byte) []byte { copy(b[off:], p); return b }
 	insert := func(b []byte, off int, p ...byte) []byte { return slices.Insert(b, off, p...) }
 	// spec changes the size of the Spec ID event's data.
@@ -350,7 +355,7 @@ func TestQuirksAreSaidAndReadOver(t *testing.T) {
 	undeclared := func() []byte {
 		return insert(patch(one(), eventAt+8, 2), eventAt+12, append([]byte{4, 0}, make([]byte, 20)...)...)
 	}
-	hcrtm := measurement{typ: EventHCRTM, data: []byte("HCRTM"), measured: []byte("code")}
+	hcrtm := papertpm.Measurement{Type: EventHCRTM, Data: []byte("HCRTM"), Measured: []byte("code")}
 	n := len(readableEvents()) + 1
 	for name, c := range map[string]struct {
 		log    []byte
@@ -370,39 +375,39 @@ func TestQuirksAreSaidAndReadOver(t *testing.T) {
 		"a bank twice":                       {secondBank(0x0b, 32), "bank.twice", "sha256 is declared twice", n},
 		"a digest that is missing":           {patch(secondBank(0x04, 20), eventAt+4+8, 1), "event.digests", "no digest for the bank sha1", n},
 		"a digest too many":                  {undeclared(), "event.digests", "0x0004, which the header does not declare", n},
-		"a PCR beyond 23":                    {with(measurement{pcr: 24, typ: EventAction}), "event.pcr", "PCR is 24", n + 1},
-		"a type that the PFP does not name":  {with(measurement{pcr: 1, typ: 0x99}), "event.type", "0x00000099", n + 1},
-		"a variable that does not decode":    {with(measurement{pcr: 1, typ: EventVariableBoot, data: []byte("x")}), "event.unreadable", "too short", n + 1},
+		"a PCR beyond 23":                    {with(papertpm.Measurement{PCR: 24, Type: EventAction}), "event.pcr", "PCR is 24", n + 1},
+		"a type that the PFP does not name":  {with(papertpm.Measurement{PCR: 1, Type: 0x99}), "event.type", "0x00000099", n + 1},
+		"a variable that does not decode":    {with(papertpm.Measurement{PCR: 1, Type: EventVariableBoot, Data: []byte("x")}), "event.unreadable", "too short", n + 1},
 		"an unmeasured event that is short":  {with(noAction("short")), "no-action.short", "of 5 bytes", n + 1},
 		"an unmeasured event of another":     {with(noAction("Something else...")), "no-action.unknown", "Something else", n + 1},
-		"a second header":                    {with(noAction(specIDSignature)), "no-action.unknown", "Spec ID", n + 1},
-		"an unmeasured event with a digest":  {with(measurement{typ: EventNoAction, data: []byte("SP800-155 Event3"), measured: []byte("x")}), "no-action.digest", "not zero", n + 1},
-		"startup locality 3":                 {with(noAction(localitySignature + "\x03")), "startup-locality", "starts from 3", n + 1},
-		"startup locality 4":                 {with(noAction(localitySignature + "\x04")), "startup-locality", "starts from 4", n + 1},
-		"startup locality 0":                 {with(noAction(localitySignature + "\x00")), "", "", n + 1},
-		"startup locality 1":                 {with(noAction(localitySignature + "\x01")), "startup-locality.invalid", "value 01", n + 1},
-		"startup locality without a value":   {with(noAction(localitySignature)), "startup-locality.invalid", "want 0, 3 or 4", n + 1},
-		"startup locality with more":         {with(noAction(localitySignature + "\x03\x00")), "startup-locality startup-locality.invalid", "of 18 bytes", n + 1},
-		"startup locality twice":             {with(noAction(localitySignature+"\x03"), noAction(localitySignature+"\x04")), "startup-locality startup-locality.invalid", "a second", n + 2},
-		"startup locality late":              {with(measurement{typ: EventAction}, noAction(localitySignature+"\x03")), "startup-locality startup-locality.invalid", "none measured before it", n + 2},
+		"a second header":                    {with(noAction(SpecIDSignature)), "no-action.unknown", "Spec ID", n + 1},
+		"an unmeasured event with a digest":  {with(papertpm.Measurement{Type: EventNoAction, Data: []byte("SP800-155 Event3"), Measured: []byte("x")}), "no-action.digest", "not zero", n + 1},
+		"startup locality 3":                 {with(noAction(LocalitySignature + "\x03")), "startup-locality", "starts from 3", n + 1},
+		"startup locality 4":                 {with(noAction(LocalitySignature + "\x04")), "startup-locality", "starts from 4", n + 1},
+		"startup locality 0":                 {with(noAction(LocalitySignature + "\x00")), "", "", n + 1},
+		"startup locality 1":                 {with(noAction(LocalitySignature + "\x01")), "startup-locality.invalid", "value 01", n + 1},
+		"startup locality without a value":   {with(noAction(LocalitySignature)), "startup-locality.invalid", "want 0, 3 or 4", n + 1},
+		"startup locality with more":         {with(noAction(LocalitySignature + "\x03\x00")), "startup-locality startup-locality.invalid", "of 18 bytes", n + 1},
+		"startup locality twice":             {with(noAction(LocalitySignature+"\x03"), noAction(LocalitySignature+"\x04")), "startup-locality startup-locality.invalid", "a second", n + 2},
+		"startup locality late":              {with(papertpm.Measurement{Type: EventAction}, noAction(LocalitySignature+"\x03")), "startup-locality startup-locality.invalid", "none measured before it", n + 2},
 		"an H-CRTM":                          {with(hcrtm), "h-crtm", "no StartupLocality event", n + 1},
-		"an H-CRTM with its locality":        {with(noAction(localitySignature+"\x04"), hcrtm), "h-crtm startup-locality", "before the TPM was started", n + 2},
-		"an H-CRTM with another locality":    {with(noAction(localitySignature+"\x03"), hcrtm), "h-crtm startup-locality", "says 3, which counts", n + 2},
-		"a separator of an error":            {with(measurement{pcr: 1, typ: EventSeparator, data: []byte{1, 0, 0, 0}}), "separator.count separator.error", "01000000", n + 1},
-		"a separator with another digest":    {with(measurement{pcr: 1, typ: EventSeparator, data: make([]byte, 4), measured: []byte("x")}), "separator.count separator.error", "altered", n + 1},
-		"a POST code":                        {with(measurement{typ: EventPostCode, data: []byte("ACPI DATA"), measured: []byte("x")}), "post-code", "POST code", n + 1},
-		"an option ROM":                      {with(measurement{pcr: 2, typ: EventBootDriver, data: make([]byte, 32)}), "option-rom", "no device path", n + 1},
+		"an H-CRTM with its locality":        {with(noAction(LocalitySignature+"\x04"), hcrtm), "h-crtm startup-locality", "before the TPM was started", n + 2},
+		"an H-CRTM with another locality":    {with(noAction(LocalitySignature+"\x03"), hcrtm), "h-crtm startup-locality", "says 3, which counts", n + 2},
+		"a separator of an error":            {with(papertpm.Measurement{PCR: 1, Type: EventSeparator, Data: []byte{1, 0, 0, 0}}), "separator.count separator.error", "01000000", n + 1},
+		"a separator with another digest":    {with(papertpm.Measurement{PCR: 1, Type: EventSeparator, Data: make([]byte, 4), Measured: []byte("x")}), "separator.count separator.error", "altered", n + 1},
+		"a POST code":                        {with(papertpm.Measurement{Type: EventPostCode, Data: []byte("ACPI DATA"), Measured: []byte("x")}), "post-code", "POST code", n + 1},
+		"an option ROM":                      {with(papertpm.Measurement{PCR: 2, Type: EventBootDriver, Data: make([]byte, 32)}), "option-rom", "no device path", n + 1},
 		"padding of zeros":                   {append(one(), make([]byte, 1001)...), "padding", "1001 bytes of 00", n},
 		"padding of ones":                    {append(one(), bytes.Repeat([]byte{0xff}, 7)...), "padding", "7 bytes of ff", n},
 		"padding of one byte":                {append(one(), 0), "padding", "1 bytes of 00", n},
-		"a log that ends before the system":  {encodeLog([]string{"sha256"}, readableEvents()[:len(readableEvents())-2]), "exit-boot-services.missing", "PCR 5 has no", n - 2},
-		"a digest of the data in one bank":   {patch(encodeLog([]string{"sha1", "sha256"}, readableEvents()), eventAt+4+14, 1, 2, 3), "event.banks-disagree", "the sha1 digest is not", n},
-		"a certificate with a byte too much": {with(measurement{pcr: 7, typ: EventAuthority, data: append(encodeVariable(paperSecurity, "db", []byte("entry")), 0), measured: encodeVariable(paperSecurity, "db", []byte("entry"))}), "shim-certificate", "a byte more", n + 1},
+		"a log that ends before the system":  {papertpm.EncodeLog([]string{"sha256"}, readableEvents()[:len(readableEvents())-2]), "exit-boot-services.missing", "PCR 5 has no", n - 2},
+		"a digest of the data in one bank":   {patch(papertpm.EncodeLog([]string{"sha1", "sha256"}, readableEvents()), eventAt+4+14, 1, 2, 3), "event.banks-disagree", "the sha1 digest is not", n},
+		"a certificate with a byte too much": {with(papertpm.Measurement{PCR: 7, Type: EventAuthority, Data: append(papertpm.EncodeVariable(papertpm.SecurityGUID(), "db", []byte("entry")), 0), Measured: papertpm.EncodeVariable(papertpm.SecurityGUID(), "db", []byte("entry"))}), "shim-certificate", "a byte more", n + 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := mustDecode(t, c.log)
 			got := slices.DeleteFunc(quirksOf(l), func(s string) bool {
-				return s == string(QuirkNoActionDigest) && c.want != s // encodeLog fills in digests
+				return s == string(QuirkNoActionDigest) && c.want != s // papertpm.EncodeLog fills in digests
 			})
 			if strings.Join(got, " ") != c.want || l.Damage != nil {
 				t.Errorf("quirks are %q, damage %+v, want %q, none", got, l.Damage, c.want)
@@ -418,30 +423,30 @@ func TestQuirksAreSaidAndReadOver(t *testing.T) {
 }
 
 func TestPCR0StartsFromTheLocality(t *testing.T) {
-	locality := func(v byte) measurement {
-		return measurement{typ: EventNoAction, data: append([]byte(localitySignature), v)}
+	locality := func(v byte) papertpm.Measurement {
+		return papertpm.Measurement{Type: EventNoAction, Data: append([]byte(LocalitySignature), v)}
 	}
-	hcrtm := measurement{typ: EventHCRTM, measured: []byte("code")}
-	other := measurement{typ: EventAction, measured: []byte("code")}
+	hcrtm := papertpm.Measurement{Type: EventHCRTM, Measured: []byte("code")}
+	other := papertpm.Measurement{Type: EventAction, Measured: []byte("code")}
 	for name, c := range map[string]struct {
-		events []measurement
+		events []papertpm.Measurement
 		want   byte
 	}{
-		"nothing":               {[]measurement{other}, 0},
-		"locality 3":            {[]measurement{locality(3), other}, 3},
-		"locality 4":            {[]measurement{locality(4), other}, 4},
-		"an H-CRTM":             {[]measurement{hcrtm}, 4},
-		"an H-CRTM, locality 0": {[]measurement{locality(0), hcrtm}, 0},
-		"an H-CRTM, locality 4": {[]measurement{locality(4), hcrtm}, 4},
-		"an H-CRTM elsewhere":   {[]measurement{{pcr: 1, typ: EventHCRTM}, other}, 0},
-		"a late H-CRTM":         {[]measurement{other, {typ: EventHCRTM, measured: []byte("x")}}, 0},
+		"nothing":               {[]papertpm.Measurement{other}, 0},
+		"locality 3":            {[]papertpm.Measurement{locality(3), other}, 3},
+		"locality 4":            {[]papertpm.Measurement{locality(4), other}, 4},
+		"an H-CRTM":             {[]papertpm.Measurement{hcrtm}, 4},
+		"an H-CRTM, locality 0": {[]papertpm.Measurement{locality(0), hcrtm}, 0},
+		"an H-CRTM, locality 4": {[]papertpm.Measurement{locality(4), hcrtm}, 4},
+		"an H-CRTM elsewhere":   {[]papertpm.Measurement{{PCR: 1, Type: EventHCRTM}, other}, 0},
+		"a late H-CRTM":         {[]papertpm.Measurement{other, {Type: EventHCRTM, Measured: []byte("x")}}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := mustDecode(t, encodeLog([]string{"sha256"}, c.events))
+			l := mustDecode(t, papertpm.EncodeLog([]string{"sha256"}, c.events))
 			value := append(make([]byte, 31), c.want)
 			for _, m := range c.events {
-				if m.typ != EventNoAction && m.pcr == 0 {
-					d := sha256.Sum256(m.bytes())
+				if m.Type != EventNoAction && m.PCR == 0 {
+					d := sha256.Sum256(m.Bytes())
 					v := sha256.Sum256(append(value, d[:]...))
 					value = v[:]
 				}
@@ -454,11 +459,11 @@ func TestPCR0StartsFromTheLocality(t *testing.T) {
 }
 
 func TestWhatTheLogDoesNotTellIsLeftOut(t *testing.T) {
-	l := mustDecode(t, encodeLog([]string{"sha256", "sha1"}, []measurement{{pcr: 1, typ: EventAction}, {pcr: 2, typ: EventAction}}))
+	l := mustDecode(t, papertpm.EncodeLog([]string{"sha256", "sha1"}, []papertpm.Measurement{{PCR: 1, Type: EventAction}, {PCR: 2, Type: EventAction}}))
 	if n := len(l.PCRs("sha1")); n != 2 {
 		t.Fatalf("%d values", n)
 	}
-	b := encodeLog([]string{"sha256", "sha1"}, []measurement{{pcr: 1, typ: EventAction}, {pcr: 2, typ: EventAction}})
+	b := papertpm.EncodeLog([]string{"sha256", "sha1"}, []papertpm.Measurement{{PCR: 1, Type: EventAction}, {PCR: 2, Type: EventAction}})
 	first := eventAt + 4
 	b[first+8] = 1
 	l = mustDecode(t, slices.Delete(b, first+12+34, first+12+34+22)) // the SHA-1 digest
@@ -473,7 +478,7 @@ func TestWhatTheLogDoesNotTellIsLeftOut(t *testing.T) {
 func TestBanksThatAreNotKnownAreReadByTheirSize(t *testing.T) {
 	// SHA-256 digests under the names of SM3 and of an algorithm of the future.
 	for alg, want := range map[uint16]string{0x0012: "sm3_256", 0x7fff: "alg_0x7fff"} {
-		b := encodeLog([]string{"sha256"}, readableEvents())
+		b := papertpm.EncodeLog([]string{"sha256"}, readableEvents())
 		for i := range len(b) - 4 {
 			if i == banksAt || i >= eventAt && b[i] == 0x0b && b[i+1] == 0 && b[i-4] == 1 && b[i-3]|b[i-2]|b[i-1] == 0 {
 				binary.LittleEndian.PutUint16(b[i:], alg)
@@ -515,7 +520,7 @@ func TestDamagedLogsAreReadUpToTheDamage(t *testing.T) {
 			}
 		}
 	}
-	good := encodeLog([]string{"sha256"}, readableEvents())
+	good := papertpm.EncodeLog([]string{"sha256"}, readableEvents())
 	put := func(off int, v uint32) []byte {
 		b := bytes.Clone(good)
 		binary.LittleEndian.PutUint32(b[off:], v)
@@ -538,7 +543,7 @@ func TestDamagedLogsAreReadUpToTheDamage(t *testing.T) {
 		"a digest of an unknown size":         {put(eventAt+12, 0x7777), 1, "0x7777"},
 		"data longer than the log":            {put(eventAt+dataAt-4, 1<<32-1), 1, "4294967295 bytes"},
 		"zeros before something else":         {append(append(bytes.Clone(good), make([]byte, 64)...), 1), len(readableEvents()) + 1, "zeros"},
-		"more events than a log can have":     {append(bytes.Clone(good), bytes.Repeat([]byte{1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, maxDecodedEvents)...), maxDecodedEvents, "more than"},
+		"more events than a log can have":     {append(bytes.Clone(good), bytes.Repeat([]byte{1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, MaxDecodedEvents)...), MaxDecodedEvents, "more than"},
 		"padding of two kinds":                {append(bytes.Clone(good), 0, 0, 0xff), len(readableEvents()) + 1, "inside the event's header"},
 		"an older log that ends in its event": {append(append([]byte{1}, make([]byte, 31)...), 1), 1, "inside the event's header"},
 	} {
@@ -555,26 +560,26 @@ func TestDamagedLogsAreReadUpToTheDamage(t *testing.T) {
 }
 
 func TestEventsSayWhatOfThemWasMeasured(t *testing.T) {
-	variable := encodeVariable(paperGlobal, "BootOrder", []byte{1, 0, 0, 0})
-	utf16 := encodeUTF16
+	variable := papertpm.EncodeVariable(papertpm.GlobalGUID(), "BootOrder", []byte{1, 0, 0, 0})
+	utf16 := papertpm.EncodeUTF16
 	for name, c := range map[string]struct {
-		m      measurement
+		m      papertpm.Measurement
 		trust  DataTrust
 		covers string
 	}{
-		"text":                     {measurement{typ: EventAction, data: []byte("x")}, DataAuthenticated, CoversAll},
-		"code":                     {measurement{typ: EventFirmwareBlob, data: make([]byte, 16), measured: []byte("code")}, DataDigestOnly, ""},
-		"nothing":                  {measurement{typ: EventNoAction, data: []byte("SP800-155 Event3")}, DataHint, ""},
-		"a boot variable":          {measurement{pcr: 1, typ: EventVariableBoot, data: variable}, DataAuthenticated, CoversAll},
-		"a boot variable's value":  {measurement{pcr: 1, typ: EventVariableBoot, data: variable, measured: []byte{1, 0, 0, 0}}, DataAuthenticated, "the variable's value"},
-		"another variable's value": {measurement{pcr: 1, typ: EventVariableConfig, data: variable, measured: []byte{1, 0, 0, 0}}, DataDigestOnly, ""},
-		"a command of GRUB":        {measurement{pcr: 8, typ: EventIPL, data: []byte("grub_cmd: set a=b\x00"), measured: []byte("set a=b")}, DataAuthenticated, "the text after the colon"},
-		"a file of GRUB":           {measurement{pcr: 9, typ: EventIPL, data: []byte("/vmlinuz\x00"), measured: []byte("kernel")}, DataDigestOnly, ""},
-		"a section's name":         {measurement{pcr: 11, typ: EventIPL, data: utf16(".linux"), measured: []byte(".linux\x00")}, DataAuthenticated, "the text as ASCII with a NUL"},
-		"a section":                {measurement{pcr: 11, typ: EventIPL, data: utf16(".linux"), measured: []byte("kernel")}, DataDigestOnly, ""},
+		"text":                     {papertpm.Measurement{Type: EventAction, Data: []byte("x")}, DataAuthenticated, CoversAll},
+		"code":                     {papertpm.Measurement{Type: EventFirmwareBlob, Data: make([]byte, 16), Measured: []byte("code")}, DataDigestOnly, ""},
+		"nothing":                  {papertpm.Measurement{Type: EventNoAction, Data: []byte("SP800-155 Event3")}, DataHint, ""},
+		"a boot variable":          {papertpm.Measurement{PCR: 1, Type: EventVariableBoot, Data: variable}, DataAuthenticated, CoversAll},
+		"a boot variable's value":  {papertpm.Measurement{PCR: 1, Type: EventVariableBoot, Data: variable, Measured: []byte{1, 0, 0, 0}}, DataAuthenticated, "the variable's value"},
+		"another variable's value": {papertpm.Measurement{PCR: 1, Type: EventVariableConfig, Data: variable, Measured: []byte{1, 0, 0, 0}}, DataDigestOnly, ""},
+		"a command of GRUB":        {papertpm.Measurement{PCR: 8, Type: EventIPL, Data: []byte("grub_cmd: set a=b\x00"), Measured: []byte("set a=b")}, DataAuthenticated, "the text after the colon"},
+		"a file of GRUB":           {papertpm.Measurement{PCR: 9, Type: EventIPL, Data: []byte("/vmlinuz\x00"), Measured: []byte("kernel")}, DataDigestOnly, ""},
+		"a section's name":         {papertpm.Measurement{PCR: 11, Type: EventIPL, Data: utf16(".linux"), Measured: []byte(".linux\x00")}, DataAuthenticated, "the text as ASCII with a NUL"},
+		"a section":                {papertpm.Measurement{PCR: 11, Type: EventIPL, Data: utf16(".linux"), Measured: []byte("kernel")}, DataDigestOnly, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := mustDecode(t, encodeLog([]string{"sha1", "sha256"}, []measurement{c.m})).Events[1]
+			e := mustDecode(t, papertpm.EncodeLog([]string{"sha1", "sha256"}, []papertpm.Measurement{c.m})).Events[1]
 			if e.Trust != c.trust || e.Covers != c.covers {
 				t.Errorf("it is %s, covers %q, want %s, %q", e.Trust, e.Covers, c.trust, c.covers)
 			}
@@ -595,7 +600,7 @@ func TestEventsAreToldInWords(t *testing.T) {
 	load := append(make([]byte, 8), binary.LittleEndian.AppendUint64(nil, 4096)...)
 	load = append(append(load, make([]byte, 8)...), binary.LittleEndian.AppendUint64(nil, uint64(len(path)))...)
 	load = append(load, path...)
-	option := append(append([]byte{1, 0, 0, 0, byte(len(path)), 0}, encodeUTF16("Disk")...), path...)
+	option := append(append([]byte{1, 0, 0, 0, byte(len(path)), 0}, papertpm.EncodeUTF16("Disk")...), path...)
 	const disk = `HD(1,GPT,01020304-0506-0708-0910-111213141516)/\a`
 	for _, c := range []struct {
 		typ  EventType
@@ -603,14 +608,14 @@ func TestEventsAreToldInWords(t *testing.T) {
 		want string
 	}{
 		{EventSeparator, make([]byte, 4), "separator 00000000"},
-		{EventSCRTMVersion, encodeUTF16("1.2\x1b[2J"), "31002e0032001b005b0032004a000000"},
-		{EventSCRTMVersion, encodeUTF16("1.2"), `version "1.2"`},
+		{EventSCRTMVersion, papertpm.EncodeUTF16("1.2\x1b[2J"), "31002e0032001b005b0032004a000000"},
+		{EventSCRTMVersion, papertpm.EncodeUTF16("1.2"), `version "1.2"`},
 		{EventAction, []byte("a\nb"), `"a b"`},
 		{EventAction, []byte{1, 2}, "0102"},
 		{EventAction, nil, "0 bytes"},
 		{EventBootApplication, load, "image of 4096 bytes, " + disk},
 		{EventBootApplication, load[:40], "40 bytes"},
-		{EventGPT, paperGPT(), "partition table of the disk " + paperDisk},
+		{EventGPT, papertpm.EncodeGPT([16]byte{4, 3, 2, 1, 6, 5, 8, 7, 9, 10, 11, 12, 13, 14, 15, 16}), "partition table of the disk " + papertpm.Disk},
 		{EventFirmwareBlob, unhex("0000800000000000 0000010000000000"), "at 0x800000, 65536 bytes"},
 		{EventFirmwareBlob2, append([]byte{2, 'F', 'V'}, unhex("0000800000000000 0000010000000000")...), `"FV", at 0x800000, 65536 bytes`},
 		{EventPostCode, []byte("ACPI DATA"), `"ACPI DATA"`},
@@ -618,15 +623,15 @@ func TestEventsAreToldInWords(t *testing.T) {
 		{EventHandoff2, append(append([]byte{3, 'A', 'C', 'P'}, unhex("0100000000000000")...), make([]byte, 24)...), `"ACP", 1 configuration tables: 00000000-0000-0000-0000-000000000000`},
 		{EventHandoff, unhex("ffffffffffffffff"), "ffffffffffffffff"},
 		{EventTag, append(unhex("eb8eebec 05000000"), "Linux"...), `tag 0xeceb8eeb, "Linux"`},
-		{EventVariableConfig, encodeVariable(paperGlobal, "SecureBoot", []byte{1}), "variable SecureBoot is 01"},
-		{EventVariableConfig, encodeVariable(paperSecurity, "dbx", nil), "variable dbx holds nothing"},
-		{EventVariableBoot, encodeVariable(paperGlobal, "BootOrder", []byte{1, 0, 0x1a, 0}), "variable BootOrder is 0001 001A"},
-		{EventVariableBoot, encodeVariable(paperGlobal, "Boot0001", option), `variable Boot0001 is "Disk", ` + disk},
-		{EventVariableBoot, encodeVariable(paperGlobal, "Boot0001", option[:9]), "variable Boot0001 has 9 bytes"},
-		{EventAuthority, encodeVariable(paperGlobal, "SbatLevel", []byte("sbat,1\n")), `variable SbatLevel is "sbat,1"`},
+		{EventVariableConfig, papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{1}), "variable SecureBoot is 01"},
+		{EventVariableConfig, papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbx", nil), "variable dbx holds nothing"},
+		{EventVariableBoot, papertpm.EncodeVariable(papertpm.GlobalGUID(), "BootOrder", []byte{1, 0, 0x1a, 0}), "variable BootOrder is 0001 001A"},
+		{EventVariableBoot, papertpm.EncodeVariable(papertpm.GlobalGUID(), "Boot0001", option), `variable Boot0001 is "Disk", ` + disk},
+		{EventVariableBoot, papertpm.EncodeVariable(papertpm.GlobalGUID(), "Boot0001", option[:9]), "variable Boot0001 has 9 bytes"},
+		{EventAuthority, papertpm.EncodeVariable(papertpm.GlobalGUID(), "SbatLevel", []byte("sbat,1\n")), `variable SbatLevel is "sbat,1"`},
 		{0x13371337, []byte("x"), `"x"`},
 	} {
-		e := mustDecode(t, encodeLog([]string{"sha256"}, []measurement{{pcr: 1, typ: c.typ, data: c.data}})).Events[1]
+		e := mustDecode(t, papertpm.EncodeLog([]string{"sha256"}, []papertpm.Measurement{{PCR: 1, Type: c.typ, Data: c.data}})).Events[1]
 		if e.Text != c.want {
 			t.Errorf("%s %x: got %s, want %s", c.typ, c.data, e.Text, c.want)
 		}
@@ -653,7 +658,7 @@ func TestDevicePathsAreToldAsUEFIWritesThem(t *testing.T) {
 		if err != nil {
 			t.Fatal(in, err)
 		}
-		if got := describePath(b); got != want {
+		if got := DescribePath(b); got != want {
 			t.Errorf("%s: got %q, want %q", in, got, want)
 		}
 	}
@@ -673,8 +678,8 @@ func TestEventTypesHaveTheirNames(t *testing.T) {
 }
 
 func FuzzDecodeLog(f *testing.F) {
-	f.Add(encodeLog([]string{"sha256"}, readableEvents()))
-	f.Add(encodeLog([]string{"sha1", "sha256", "sha384", "sha512"}, readableEvents()[:3]))
+	f.Add(papertpm.EncodeLog([]string{"sha256"}, readableEvents()))
+	f.Add(papertpm.EncodeLog([]string{"sha1", "sha256", "sha384", "sha512"}, readableEvents()[:3]))
 	f.Add([]byte{})
 	for _, file := range allLogs(f) {
 		if b, err := os.ReadFile(file); err == nil {
@@ -693,7 +698,7 @@ func FuzzDecodeLog(f *testing.F) {
 				t.Fatalf("event %d is at %d, after %d", i, e.Offset, end)
 			}
 			end = e.Offset + 1
-			if len(e.Text) > maxEventText || cleanTo(maxEventText, e.Text) != e.Text {
+			if len(e.Text) > MaxEventText || CleanTo(MaxEventText, e.Text) != e.Text {
 				t.Fatalf("event %d says %q", i, e.Text)
 			}
 			if (e.Trust == DataHint) != (e.UntrustedType == EventNoAction) {
@@ -704,7 +709,7 @@ func FuzzDecodeLog(f *testing.F) {
 			t.Fatalf("damage is %+v", l.Damage)
 		}
 		for _, q := range l.Quirks {
-			if len(q.Events) > maxListedEvents || q.Count < len(q.Events) || len(q.Text) > 1024 {
+			if len(q.Events) > MaxListedEvents || q.Count < len(q.Events) || len(q.Text) > 1024 {
 				t.Fatalf("quirk is %+v", q)
 			}
 		}
@@ -723,20 +728,20 @@ func TestHostileLogsTakeLittleTime(t *testing.T) {
 	fill := func(one []byte) []byte {
 		return pad(bytes.Repeat(one, (MaxDecodedLog-1024)/len(one)))
 	}
-	event := func(m measurement) []byte {
-		return encodeLog([]string{"sha256"}, []measurement{m})[eventAt:]
+	event := func(m papertpm.Measurement) []byte {
+		return papertpm.EncodeLog([]string{"sha256"}, []papertpm.Measurement{m})[eventAt:]
 	}
 	// Signature lists with as many entries as fit.
-	list := append([]byte(certX509), make([]byte, 12)...)
+	list := append([]byte(CertX509), make([]byte, 12)...)
 	entries := (1<<20 - 1024) / 17
 	binary.LittleEndian.PutUint32(list[16:], uint32(28+17*entries))
 	binary.LittleEndian.PutUint32(list[24:], 17)
-	db := encodeVariable(paperSecurity, "db", append(list, bytes.Repeat([]byte{0x30}, 17*entries)...))
-	head := encodeLog([]string{"sha256"}, nil)
+	db := papertpm.EncodeVariable(papertpm.SecurityGUID(), "db", append(list, bytes.Repeat([]byte{0x30}, 17*entries)...))
+	head := papertpm.EncodeLog([]string{"sha256"}, nil)
 	for name, log := range map[string][]byte{
 		"empty events":     append(bytes.Clone(head), fill([]byte{1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})...),
-		"locality":         append(bytes.Clone(head), fill(event(measurement{typ: EventNoAction, data: []byte(localitySignature + "\x03")}))...),
-		"signature lists":  append(bytes.Clone(head), fill(event(measurement{pcr: 7, typ: EventVariableConfig, data: db}))...),
+		"locality":         append(bytes.Clone(head), fill(event(papertpm.Measurement{Type: EventNoAction, Data: []byte(LocalitySignature + "\x03")}))...),
+		"signature lists":  append(bytes.Clone(head), fill(event(papertpm.Measurement{PCR: 7, Type: EventVariableConfig, Data: db}))...),
 		"zeros":            fill(make([]byte, 32)),
 		"an old log":       fill(append([]byte{1}, make([]byte, 31)...)),
 		"old, all of ones": fill(bytes.Repeat([]byte{1}, 32)),

@@ -1,4 +1,4 @@
-package attest
+package attest_test
 
 import (
 	"crypto"
@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+
+	. "github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/papertpm"
 )
 
 func newRSA(tb testing.TB) *rsa.PrivateKey {
@@ -27,15 +30,15 @@ func newRSA(tb testing.TB) *rsa.PrivateKey {
 }
 
 func TestEachKindOfEndorsementKeyIsVerified(t *testing.T) {
-	ca := newPaperCA(t)
-	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMFirmware, Certificate: ca.root}}, Allowed: []TPMClass{TPMFirmware}}
+	ca := newCA(t)
+	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMFirmware, Certificate: ca.Root}}, Allowed: []TPMClass{TPMFirmware}}
 	for name, key := range map[string]crypto.PublicKey{
 		"RSA-2048": newRSA(t).Public(), "P-256": newKey(t, elliptic.P256()).Public(), "P-384": newKey(t, elliptic.P384()).Public(),
 	} {
 		t.Run(name, func(t *testing.T) {
-			public := tpm2.Marshal(paperEK(t, key))
-			cert := ca.certify(key, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment })
-			ek, findings := VerifyEK(public, [][]byte{cert.Raw}, policy, paperNow)
+			public := tpm2.Marshal(ekArea(t, key))
+			cert := certify(t, ca, key, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment })
+			ek, findings := VerifyEK(public, [][]byte{cert.Raw}, policy, now)
 			if findings != nil {
 				t.Fatalf("refused: %+v", findings)
 			}
@@ -57,13 +60,15 @@ func TestEachKindOfEndorsementKeyIsVerified(t *testing.T) {
 }
 
 func TestEndorsementCertificatesAreRefused(t *testing.T) {
-	ca := newPaperCA(t)
+	ca := newCA(t)
 	key := newKey(t, elliptic.P256())
-	public := tpm2.Marshal(paperEK(t, key.Public()))
-	cert := func(change func(*x509.Certificate)) [][]byte { return [][]byte{ca.certify(key.Public(), change).Raw} }
+	public := tpm2.Marshal(ekArea(t, key.Public()))
+	cert := func(change func(*x509.Certificate)) [][]byte {
+		return [][]byte{certify(t, ca, key.Public(), change).Raw}
+	}
 	good := cert(nil)
 	allowed := func() *TPMPolicy {
-		return &TPMPolicy{Roots: []TPMRoot{{Class: TPMSoftware, Certificate: ca.root}}, Allowed: []TPMClass{TPMSoftware}}
+		return &TPMPolicy{Roots: []TPMRoot{{Class: TPMSoftware, Certificate: ca.Root}}, Allowed: []TPMClass{TPMSoftware}}
 	}
 	otherExtension := func(c *x509.Certificate) {
 		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}})
@@ -80,7 +85,7 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 		"no DER":                   {certs: [][]byte{{1, 2, 3}}, want: CodeEKCertificate},
 		"too many certificates":    {certs: slices.Repeat(good, MaxCertificates+1), want: CodeEKCertificate, says: "at most 8"},
 		"a certificate too large":  {certs: [][]byte{make([]byte, MaxCertificate+1)}, want: CodeEKCertificate, says: "at most 8192"},
-		"a certificate of another": {certs: [][]byte{ca.certify(newKey(t, elliptic.P256()).Public(), nil).Raw}, want: CodeEKMismatch},
+		"a certificate of another": {certs: [][]byte{certify(t, ca, newKey(t, elliptic.P256()).Public(), nil).Raw}, want: CodeEKMismatch},
 		"a certificate of the authority": {certs: cert(func(c *x509.Certificate) { c.IsCA = true; c.KeyUsage |= x509.KeyUsageCertSign }),
 			want: CodeEKCertificate, says: "authority"},
 		"no endorsement usage": {certs: cert(func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }),
@@ -88,9 +93,9 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 		"a signing usage": {certs: cert(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }),
 			want: CodeEKCertificate, says: "keyAgreement"},
 		"another unread critical extension": {certs: cert(otherExtension), want: CodeEKCertificate, says: "unhandled critical extension"},
-		"not yet valid":                     {certs: good, now: paperNow.Add(-2 * time.Hour), want: CodeEKCertificate, says: "expired or is not yet valid"},
-		"expired":                           {certs: good, now: paperNow.Add(2 * time.Hour), want: CodeEKCertificate, says: "expired"},
-		"another authority": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Certificate = newPaperCA(t).root },
+		"not yet valid":                     {certs: good, now: now.Add(-2 * time.Hour), want: CodeEKCertificate, says: "expired or is not yet valid"},
+		"expired":                           {certs: good, now: now.Add(2 * time.Hour), want: CodeEKCertificate, says: "expired"},
+		"another authority": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Certificate = newCA(t).Root },
 			want: CodeEKCertificate, says: "authority"},
 		"a root that is only an intermediate": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Intermediate = true },
 			want: CodeEKCertificate, says: "no trusted root"},
@@ -102,7 +107,7 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 		"a class that is not allowed": {certs: good, policy: func(p *TPMPolicy) { p.Allowed = []TPMClass{TPMHardware} },
 			want: CodeTPMClass, says: "software"},
 		"a root listed as hardware and as software": {certs: good, policy: func(p *TPMPolicy) {
-			p.Roots = append(p.Roots, TPMRoot{Class: TPMHardware, Certificate: ca.root})
+			p.Roots = append(p.Roots, TPMRoot{Class: TPMHardware, Certificate: ca.Root})
 			p.Allowed = []TPMClass{TPMHardware}
 		}, want: CodeTPMClass},
 		"a key that is no TPM structure": {public: []byte("key"), certs: good, want: CodeMalformed},
@@ -118,7 +123,7 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 				c.public = public
 			}
 			if c.now.IsZero() {
-				c.now = paperNow
+				c.now = now
 			}
 			ek, findings := VerifyEK(c.public, c.certs, p, c.now)
 			if ek != nil || len(findings) != 1 || findings[0].Code != c.want || !strings.Contains(findings[0].Message, c.says) {
@@ -129,7 +134,7 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 }
 
 func TestEndorsementKeysOfAnotherKindAreRefused(t *testing.T) {
-	good := func() tpm2.TPMTPublic { return paperEK(t, newKey(t, elliptic.P256()).Public()) }
+	good := func() tpm2.TPMTPublic { return ekArea(t, newKey(t, elliptic.P256()).Public()) }
 	rsaKey := newRSA(t)
 	roca := rocaKey(t)
 	cases := map[string]func() tpm2.TPMTPublic{
@@ -139,10 +144,10 @@ func TestEndorsementKeysOfAnotherKindAreRefused(t *testing.T) {
 		"was imported":         func() tpm2.TPMTPublic { p := good(); p.ObjectAttributes.SensitiveDataOrigin = false; return p },
 		"name algorithm SHA-1": func() tpm2.TPMTPublic { p := good(); p.NameAlg = tpm2.TPMAlgSHA1; return p },
 		"a weak modulus (ROCA)": func() tpm2.TPMTPublic {
-			return paperEK(t, roca)
+			return ekArea(t, roca)
 		},
 		"a small exponent": func() tpm2.TPMTPublic {
-			p := paperEK(t, rsaKey.Public())
+			p := ekArea(t, rsaKey.Public())
 			parms, _ := p.Parameters.RSADetail()
 			q := *parms
 			q.Exponent = 3
@@ -150,7 +155,7 @@ func TestEndorsementKeysOfAnotherKindAreRefused(t *testing.T) {
 			return p
 		},
 		"a short modulus": func() tpm2.TPMTPublic {
-			return paperEK(t, &rsa.PublicKey{N: big.NewInt(0).Rsh(rsaKey.N, 8), E: 65537})
+			return ekArea(t, &rsa.PublicKey{N: big.NewInt(0).Rsh(rsaKey.N, 8), E: 65537})
 		},
 		"a point that is not on the curve": func() tpm2.TPMTPublic {
 			p := good()
@@ -196,7 +201,7 @@ func rocaKey(t *testing.T) *rsa.PublicKey {
 }
 
 func TestOrdinaryModuliAreNotTakenForWeak(t *testing.T) {
-	if !weakROCA(rocaKey(t).N) {
+	if !WeakROCA(rocaKey(t).N) {
 		t.Error("the weak form was not seen")
 	}
 	for range 2000 {
@@ -204,7 +209,7 @@ func TestOrdinaryModuliAreNotTakenForWeak(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if weakROCA(n) {
+		if WeakROCA(n) {
 			t.Errorf("%x is taken for weak", n)
 		}
 	}
@@ -223,50 +228,54 @@ func TestRSAESOAEPKeysAreCompared(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := &x509.Certificate{RawSubjectPublicKeyInfo: spki}
-	if !certifiesKey(c, key.Public()) {
+	if !CertifiesKey(c, key.Public()) {
 		t.Error("the key is not recognised")
 	}
-	if certifiesKey(c, other.Public()) || certifiesKey(c, newKey(t, elliptic.P256()).Public()) {
+	if CertifiesKey(c, other.Public()) || CertifiesKey(c, newKey(t, elliptic.P256()).Public()) {
 		t.Error("another key is taken for the certificate's")
 	}
 }
 
 func TestAnIntermediateSentByTheMachineIsUsedButNotTrusted(t *testing.T) {
-	ca := newPaperCA(t)
-	issuer := &paperCA{tb: t, key: newKey(t, elliptic.P256())}
-	issuer.root = ca.sign(&x509.Certificate{
+	ca := newCA(t)
+	issuer := &papertpm.CA{Key: newKey(t, elliptic.P256()), NotBefore: ca.NotBefore, NotAfter: ca.NotAfter}
+	var err error
+	issuer.Root, err = ca.Sign(&x509.Certificate{
 		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "Paper Issuer"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}, ca.root, issuer.key.Public())
+	}, ca.Root, issuer.Key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
 	key := newKey(t, elliptic.P256())
-	public := tpm2.Marshal(paperEK(t, key.Public()))
-	leaf := issuer.certify(key.Public(), nil).Raw
-	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMHardware, Certificate: ca.root}}, Allowed: []TPMClass{TPMHardware}}
-	if _, f := VerifyEK(public, [][]byte{leaf, []byte("junk"), issuer.root.Raw}, policy, paperNow); f != nil {
+	public := tpm2.Marshal(ekArea(t, key.Public()))
+	leaf := certify(t, issuer, key.Public(), nil).Raw
+	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMHardware, Certificate: ca.Root}}, Allowed: []TPMClass{TPMHardware}}
+	if _, f := VerifyEK(public, [][]byte{leaf, []byte("junk"), issuer.Root.Raw}, policy, now); f != nil {
 		t.Errorf("refused with the intermediate: %+v", f)
 	}
-	if _, f := VerifyEK(public, [][]byte{leaf}, policy, paperNow); f == nil {
+	if _, f := VerifyEK(public, [][]byte{leaf}, policy, now); f == nil {
 		t.Error("accepted without the intermediate")
 	}
-	policy.Roots = append(policy.Roots, TPMRoot{Certificate: issuer.root, Intermediate: true})
-	if _, f := VerifyEK(public, [][]byte{leaf}, policy, paperNow); f != nil {
+	policy.Roots = append(policy.Roots, TPMRoot{Certificate: issuer.Root, Intermediate: true})
+	if _, f := VerifyEK(public, [][]byte{leaf}, policy, now); f != nil {
 		t.Errorf("refused with the policy's intermediate: %+v", f)
 	}
 	policy.Roots = policy.Roots[1:]
-	if _, f := VerifyEK(public, [][]byte{leaf, issuer.root.Raw}, policy, paperNow); f == nil {
+	if _, f := VerifyEK(public, [][]byte{leaf, issuer.Root.Raw}, policy, now); f == nil {
 		t.Error("an intermediate was trusted as a root")
 	}
 }
 
 func FuzzVerifyEK(f *testing.F) {
-	ca := newPaperCA(f)
+	ca := newCA(f)
 	key := newKey(f, elliptic.P256())
-	public := tpm2.Marshal(paperEK(f, key.Public()))
-	f.Add(public, ca.certify(key.Public(), nil).Raw)
-	f.Add(tpm2.Marshal(paperEK(f, newRSA(f).Public())), []byte{0x30, 0})
-	other := newPaperCA(f)
-	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMSoftware, Certificate: other.root}}, Allowed: []TPMClass{TPMSoftware}}
+	public := tpm2.Marshal(ekArea(f, key.Public()))
+	f.Add(public, certify(f, ca, key.Public(), nil).Raw)
+	f.Add(tpm2.Marshal(ekArea(f, newRSA(f).Public())), []byte{0x30, 0})
+	other := newCA(f)
+	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMSoftware, Certificate: other.Root}}, Allowed: []TPMClass{TPMSoftware}}
 	f.Fuzz(func(t *testing.T, public, cert []byte) {
-		if ek, findings := VerifyEK(public, [][]byte{cert}, policy, paperNow); ek != nil || len(findings) == 0 {
+		if ek, findings := VerifyEK(public, [][]byte{cert}, policy, now); ek != nil || len(findings) == 0 {
 			t.Errorf("accepted %x", cert)
 		}
 	})

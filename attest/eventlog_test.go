@@ -1,20 +1,23 @@
-package attest
+package attest_test
 
 import (
 	"encoding/binary"
 	"strings"
 	"testing"
+
+	. "github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/papertpm"
 )
 
 func TestMalformedLogsAreRefused(t *testing.T) {
-	good := func() []byte { return encodeLog([]string{"sha1", "sha256"}, paperEvents()) }
-	short := func() []byte { return encodeLog([]string{"sha256"}, paperEvents()) }
-	noAction := func(data string, before ...measurement) []byte {
-		return encodeLog([]string{"sha256"}, append(before, measurement{pcr: 0, typ: EventNoAction, data: []byte(data)}))
+	good := func() []byte { return papertpm.EncodeLog([]string{"sha1", "sha256"}, papertpm.GoodBoot().Measured) }
+	short := func() []byte { return papertpm.EncodeLog([]string{"sha256"}, papertpm.GoodBoot().Measured) }
+	noAction := func(data string, before ...papertpm.Measurement) []byte {
+		return papertpm.EncodeLog([]string{"sha256"}, append(before, papertpm.Measurement{PCR: 0, Type: EventNoAction, Data: []byte(data)}))
 	}
 	const header = 32 // of the first event, before its data
-	spec := header + len(specIDSignature)
-	first := len(encodeLog([]string{"sha256"}, nil)) // offset of the first event
+	spec := header + len(SpecIDSignature)
+	first := len(papertpm.EncodeLog([]string{"sha256"}, nil)) // offset of the first event
 	put := func(b []byte, off int, v uint32) []byte {
 		binary.LittleEndian.PutUint32(b[off:], v)
 		return b
@@ -23,33 +26,33 @@ func TestMalformedLogsAreRefused(t *testing.T) {
 		log  []byte
 		says string
 	}{
-		"nothing":                                {nil, "inside an event"},
-		"an old SHA-1 log":                       {append(make([]byte, 4), 8, 0, 0, 0), "inside an event"},
-		"a first event of another type":          {put(short(), 4, 8), "want an EV_NO_ACTION event"},
-		"a header with a digest":                 {put(short(), 8, 1), "want an EV_NO_ACTION event"},
-		"a header longer than the log":           {put(short(), 28, 1<<31), "inside an event"},
-		"another signature":                      {put(short(), header, 0x41414141), "signature"},
-		"another specification version":          {put(short(), spec+4, 0x02000001), "version"},
-		"no bank":                                {put(short(), spec+8, 0), "declares 0 banks"},
-		"a thousand banks":                       {put(short(), spec+8, 1000), "declares 1000 banks"},
-		"an unknown bank":                        {put(short(), spec+12, 0x00200012), "unknown algorithm"},
-		"a bank with a wrong size":               {put(short(), spec+12, 0x0014000b), "want 32"},
-		"a bank declared twice":                  {put(good(), spec+12, 0x0020000b), "twice"},
-		"no SHA-256 bank":                        {encodeLog([]string{"sha1"}, paperEvents()), "want sha256"},
-		"a PCR beyond 23":                        {put(short(), first, 24), "PCR is 24"},
-		"an event with no digest":                {put(short(), first+8, 0), "got 0 digests"},
-		"an event with a digest too many":        {put(short(), first+8, 2), "got 2 digests"},
-		"an event with four billion digests":     {put(short(), first+8, 1<<32-1), "digests"},
-		"a digest of an undeclared bank":         {put(short(), first+12, 0x0004), "algorithm 0x0004"},
-		"data longer than the log":               {put(short(), first+12+34, 1<<32-1), "bytes"},
-		"a trailing byte":                        {append(short(), 0), "inside an event"},
-		"an event cut off":                       {short()[:first+20], "inside an event"},
-		"startup locality 1":                     {noAction(localitySignature + "\x01"), "startup locality is 1"},
-		"startup locality after a measurement":   {noAction(localitySignature+"\x03", paperEvents()[0]), "before the first measurement"},
-		"startup locality twice":                 {noAction(localitySignature+"\x03", measurement{typ: EventNoAction, data: []byte(localitySignature + "\x00")}), "the only one"},
-		"startup locality with a trailing byte":  {noAction(localitySignature + "\x03\x00"), "the only one"},
-		"an unmeasured event of an unknown kind": {noAction("Hello"), "unknown signature"},
-		"a second header":                        {noAction(specIDSignature), "unknown signature"},
+		"nothing":                                       {nil, "inside an event"},
+		"an old SHA-1 log":                              {append(make([]byte, 4), 8, 0, 0, 0), "inside an event"},
+		"a first event of another type":                 {put(short(), 4, 8), "want an EV_NO_ACTION event"},
+		"a header with a digest":                        {put(short(), 8, 1), "want an EV_NO_ACTION event"},
+		"a header longer than the log":                  {put(short(), 28, 1<<31), "inside an event"},
+		"another signature":                             {put(short(), header, 0x41414141), "signature"},
+		"another specification version":                 {put(short(), spec+4, 0x02000001), "version"},
+		"no bank":                                       {put(short(), spec+8, 0), "declares 0 banks"},
+		"a thousand banks":                              {put(short(), spec+8, 1000), "declares 1000 banks"},
+		"an unknown bank":                               {put(short(), spec+12, 0x00200012), "unknown algorithm"},
+		"a bank with a wrong size":                      {put(short(), spec+12, 0x0014000b), "want 32"},
+		"a bank declared twice":                         {put(good(), spec+12, 0x0020000b), "twice"},
+		"no SHA-256 bank":                               {papertpm.EncodeLog([]string{"sha1"}, papertpm.GoodBoot().Measured), "want sha256"},
+		"a PCR beyond 23":                               {put(short(), first, 24), "PCR is 24"},
+		"an event with no digest":                       {put(short(), first+8, 0), "got 0 digests"},
+		"an event with a digest too many":               {put(short(), first+8, 2), "got 2 digests"},
+		"an event with four billion digests":            {put(short(), first+8, 1<<32-1), "digests"},
+		"a digest of an undeclared bank":                {put(short(), first+12, 0x0004), "algorithm 0x0004"},
+		"data longer than the log":                      {put(short(), first+12+34, 1<<32-1), "bytes"},
+		"a trailing byte":                               {append(short(), 0), "inside an event"},
+		"an event cut off":                              {short()[:first+20], "inside an event"},
+		"startup locality 1":                            {noAction(LocalitySignature + "\x01"), "startup locality is 1"},
+		"startup locality after a measurement": {noAction(LocalitySignature+"\x03", papertpm.GoodBoot().Measured[0]), "before the first measurement"},
+		"startup locality twice":                        {noAction(LocalitySignature+"\x03", papertpm.Measurement{Type: EventNoAction, Data: []byte(LocalitySignature + "\x00")}), "the only one"},
+		"startup locality with a trailing byte":         {noAction(LocalitySignature + "\x03\x00"), "the only one"},
+		"an unmeasured event of an unknown kind":        {noAction("Hello"), "unknown signature"},
+		"a second header":                               {noAction(SpecIDSignature), "unknown signature"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -59,7 +62,7 @@ func TestMalformedLogsAreRefused(t *testing.T) {
 			}
 		})
 	}
-	if _, err := ParseEventLog(encodeLog([]string{"sha256"}, make([]measurement, maxEvents+1))); err == nil {
+	if _, err := ParseEventLog(papertpm.EncodeLog([]string{"sha256"}, make([]papertpm.Measurement, MaxEvents+1))); err == nil {
 		t.Error("a log with too many events was read")
 	}
 	if _, err := ParseEventLog(noAction("SP800-155 Event3")); err != nil {
@@ -68,12 +71,12 @@ func TestMalformedLogsAreRefused(t *testing.T) {
 }
 
 func TestDigestsMayStandInAnyOrder(t *testing.T) {
-	b := encodeLog([]string{"sha1", "sha256"}, paperEvents()[:1])
+	b := papertpm.EncodeLog([]string{"sha1", "sha256"}, papertpm.GoodBoot().Measured[:1])
 	l, err := ParseEventLog(b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := len(encodeLog([]string{"sha1", "sha256"}, nil)) + 12
+	first := len(papertpm.EncodeLog([]string{"sha1", "sha256"}, nil)) + 12
 	swapped := append(append(append(append([]byte{}, b[:first]...), b[first+22:first+22+34]...), b[first:first+22]...), b[first+56:]...)
 	m, err := ParseEventLog(swapped)
 	if err != nil {
@@ -91,8 +94,8 @@ func TestDigestsMayStandInAnyOrder(t *testing.T) {
 }
 
 func FuzzParseEventLog(f *testing.F) {
-	f.Add(encodeLog([]string{"sha256"}, paperEvents()))
-	f.Add(encodeLog([]string{"sha1", "sha256", "sha384", "sha512"}, paperEvents()[:3]))
+	f.Add(papertpm.EncodeLog([]string{"sha256"}, papertpm.GoodBoot().Measured))
+	f.Add(papertpm.EncodeLog([]string{"sha1", "sha256", "sha384", "sha512"}, papertpm.GoodBoot().Measured[:3]))
 	for _, name := range realLogs() {
 		f.Add(readFile(f, name+".bin"))
 	}
@@ -104,31 +107,26 @@ func FuzzParseEventLog(f *testing.F) {
 			return
 		}
 		// What parses is judged without fear, whatever it says.
-		v := &verification{ev: s.ev, ch: s.ch, ses: s.ses, known: s.known, p: s.policy, r: &Result{}}
-		q := &quoted{bank: "sha256", values: map[int][]byte{}}
-		for _, pcr := range PolicyPCRs() {
-			if q.values[pcr], err = l.Replay("sha256", pcr); err != nil {
-				t.Fatal(err)
-			}
+		if err := AppraiseLog(l, s.ev, s.ch, s.ses, s.known, s.policy); err != nil {
+			t.Fatal(err)
 		}
-		v.appraise(l, []*quoted{q}, &SMBIOS{})
 	})
 }
 
 func FuzzParseVariable(f *testing.F) {
-	f.Add(encodeVariable(paperSecurity, "db", []byte("data")))
+	f.Add(papertpm.EncodeVariable(papertpm.SecurityGUID(), "db", []byte("data")))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if v, err := parseVariable(b); err == nil {
-			describeSignatures(v.Data)
+		if v, err := ParseVariable(b); err == nil {
+			DescribeSignatures(v.Data)
 		}
-		describeSignatures(b)
-		gptDiskGUID(b)
-		versionText(b)
+		DescribeSignatures(b)
+		GPTDiskGUID(b)
+		VersionText(b)
 	})
 }
 
 func TestSignatureListsAreDescribedForPeople(t *testing.T) {
-	ca := newPaperCA(t)
+	ca := newCA(t)
 	list := func(typ string, entries ...[]byte) []byte {
 		size := 16 + len(entries[0])
 		b := append([]byte(typ), make([]byte, 12)...)
@@ -145,14 +143,14 @@ func TestSignatureListsAreDescribedForPeople(t *testing.T) {
 		want string
 	}{
 		{nil, "nothing"},
-		{list(certX509, ca.root.Raw), `"CN=Paper TPM Root"`},
+		{list(CertX509, ca.Root.Raw), `"CN=Paper TPM Root"`},
 		{hashes, "2 hashes"},
-		{append(list(certX509, ca.root.Raw), hashes...), `"CN=Paper TPM Root" and 2 hashes`},
-		{list(certX509, []byte("x")), "an unreadable certificate"},
+		{append(list(CertX509, ca.Root.Raw), hashes...), `"CN=Paper TPM Root" and 2 hashes`},
+		{list(CertX509, []byte("x")), "an unreadable certificate"},
 		{hashes[:60], "damaged signature lists"},
 		{[]byte("x"), "damaged signature lists"},
 	} {
-		if got := describeSignatures(c.data); got != c.want {
+		if got := DescribeSignatures(c.data); got != c.want {
 			t.Errorf("got %s, want %s", got, c.want)
 		}
 	}

@@ -1,13 +1,73 @@
 package attest
 
-import "testing"
+import (
+	"bytes"
 
-// What the tests against swtpm, which are outside the package because they
-// import packages above it, share with those inside.
+	"github.com/google/go-tpm/tpm2"
+)
 
-// RealPolicy returns the policy and record under which the boot of a real log
-// is accepted, and what the agent sends beside the TPM's structures.
-func RealPolicy(tb testing.TB, name string) (*Policy, *Known, *Evidence) {
-	s := realScene(tb, name)
-	return s.policy, s.known, &Evidence{EventLog: s.rawLog, SMBIOS: s.smbios, Disk: s.disk}
+// What tests outside the package see of its inside. They are outside because
+// they use package papertpm, which imports this one.
+const (
+	ActionCalling       = actionCalling
+	ActionReturning     = actionReturning
+	ActionExit          = actionExit
+	ActionExitDone      = actionExitDone
+	ActionExitFailed    = actionExitFailed
+	CertX509            = certX509
+	LocalitySignature   = localitySignature
+	SpecIDSignature     = specIDSignature
+	MaxDecodedEvents    = maxDecodedEvents
+	MaxEvents           = maxEvents
+	MaxEventText        = maxEventText
+	MaxFindings         = maxFindings
+	MaxListedEvents     = maxListedEvents
+	MaxSMBIOSString     = maxSMBIOSString
+	MaxSMBIOSStructures = maxSMBIOSStructures
+)
+
+var (
+	AllBytes           = allBytes
+	CertifiesKey       = certifiesKey
+	CheckAK            = checkAK
+	CheckEK            = checkEK
+	CleanTo            = cleanTo
+	DescribePath       = describePath
+	DescribeSignatures = describeSignatures
+	GPTDiskGUID        = gptDiskGUID
+	ParseVariable      = parseVariable
+	VersionText        = versionText
+	WeakROCA           = weakROCA
+)
+
+// DecodeStructures decodes b as each structure that is read strictly.
+func DecodeStructures(b []byte) {
+	decodePublic("fuzz", b)
+	decodeExact[tpm2.TPMSAttest]("fuzz", b)
+	decodeExact[tpm2.TPMTSignature]("fuzz", b)
+	decodeExact[tpm2.TPMSCreationData]("fuzz", b)
+}
+
+// AppraiseLog judges a log as if a TPM had quoted what it leads to.
+func AppraiseLog(l *EventLog, ev *Evidence, ch *Challenge, ses *Session, known *Known, p *Policy) error {
+	v := &verification{ev: ev, ch: ch, ses: ses, known: known, p: p, r: &Result{}}
+	q := &quoted{bank: "sha256", values: map[int][]byte{}}
+	for _, pcr := range PolicyPCRs() {
+		var err error
+		if q.values[pcr], err = l.Replay("sha256", pcr); err != nil {
+			return err
+		}
+	}
+	v.appraise(l, []*quoted{q}, &SMBIOS{})
+	return nil
+}
+
+// Digests returns what an event extended, by bank of the log.
+func (e *Event) Digests() [][]byte { return e.digests }
+
+// Clone returns a copy that shares no memory with the evidence.
+func (v *Verified) Clone() *Verified {
+	c := *v
+	c.transport, c.pcrs = bytes.Clone(v.transport), cloneValues(v.pcrs)
+	return &c
 }

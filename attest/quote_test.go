@@ -1,15 +1,17 @@
-package attest
+package attest_test
 
 import (
 	"crypto/elliptic"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
+
+	. "github.com/sealift/sealift/attest"
 )
 
 func TestAttestationKeysOfAnotherKindAreRefused(t *testing.T) {
 	key := newKey(t, elliptic.P256())
-	if _, err := AKName(tpm2.Marshal(paperAK(t, &key.PublicKey))); err != nil {
+	if _, err := AKName(tpm2.Marshal(akArea(t, &key.PublicKey))); err != nil {
 		t.Fatalf("a good key was refused: %v", err)
 	}
 	scheme := func(p *tpm2.TPMTPublic, change func(*tpm2.TPMSECCParms)) {
@@ -51,9 +53,9 @@ func TestAttestationKeysOfAnotherKindAreRefused(t *testing.T) {
 	}
 	for name, change := range cases {
 		t.Run(name, func(t *testing.T) {
-			p := paperAK(t, &newKey(t, elliptic.P256()).PublicKey)
+			p := akArea(t, &newKey(t, elliptic.P256()).PublicKey)
 			change(&p)
-			ek := tpm2.Marshal(paperEK(t, key.Public()))
+			ek := tpm2.Marshal(ekArea(t, key.Public()))
 			if _, err := AKName(tpm2.Marshal(p)); err == nil {
 				t.Error("accepted by AKName")
 			}
@@ -62,7 +64,7 @@ func TestAttestationKeysOfAnotherKindAreRefused(t *testing.T) {
 			}
 		})
 	}
-	if _, _, _, err := MakeCredential([]byte("x"), tpm2.Marshal(paperAK(t, &key.PublicKey))); err == nil {
+	if _, _, _, err := MakeCredential([]byte("x"), tpm2.Marshal(akArea(t, &key.PublicKey))); err == nil {
 		t.Error("a credential was made for no key")
 	}
 }
@@ -100,14 +102,14 @@ func FuzzVerifyQuote(f *testing.F) {
 	q, tr := s.ev.Quotes[0], s.ev.Transport
 	f.Add(q.Attest, q.Signature, tr.Public, tr.CreationData, tr.Certify, s.ev.AKPublic, true)
 	f.Add(tr.Certify, tr.Signature, s.ev.AKPublic, tr.CreationData, q.Attest, tr.Public, false)
-	f.Fuzz(func(t *testing.T, attest, signature, public, creation, certify, ak []byte, sign bool) {
+	f.Fuzz(func(t *testing.T, attest, signature, public, creation, certify, ak []byte, signed bool) {
 		ev := *s.ev
 		d := s.tpm
 		ev.AKPublic = ak
 		ev.Transport = TransportKey{Public: public, CreationData: creation, Certify: certify, Signature: tr.Signature}
 		ev.Quotes = []Quote{{Bank: "sha256", Attest: attest, Signature: signature, PCRs: q.PCRs}}
-		if sign { // reach what is behind the signature
-			ev.Quotes[0].Signature, ev.Transport.Signature = d.sign(attest), d.sign(certify)
+		if signed { // reach what is behind the signature
+			ev.Quotes[0].Signature, ev.Transport.Signature = sign(t, d, attest), sign(t, d, certify)
 		}
 		same := string(attest) == string(q.Attest) && string(public) == string(tr.Public) && string(creation) == string(tr.CreationData) &&
 			string(certify) == string(tr.Certify) && string(ak) == string(s.ev.AKPublic)
@@ -119,14 +121,11 @@ func FuzzVerifyQuote(f *testing.F) {
 
 // FuzzDecodePublic looks for a structure that go-tpm decodes but cannot encode.
 func FuzzDecodePublic(f *testing.F) {
-	f.Add(tpm2.Marshal(paperAK(f, &newKey(f, elliptic.P256()).PublicKey)))
+	f.Add(tpm2.Marshal(akArea(f, &newKey(f, elliptic.P256()).PublicKey)))
 	f.Add(tpm2.Marshal(tpm2.RSAEKTemplate))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		decodePublic("fuzz", b)
-		decodeExact[tpm2.TPMSAttest]("fuzz", b)
-		decodeExact[tpm2.TPMTSignature]("fuzz", b)
-		decodeExact[tpm2.TPMSCreationData]("fuzz", b)
-		checkEK(b)
-		checkAK(b)
+		DecodeStructures(b)
+		CheckEK(b)
+		CheckAK(b)
 	})
 }

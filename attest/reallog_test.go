@@ -1,4 +1,4 @@
-package attest
+package attest_test
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	. "github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -109,22 +110,30 @@ func realScene(tb testing.TB, name string) *scene {
 	guid := ""
 	for _, e := range l.ForPCR(5) {
 		if e.UntrustedType == EventGPT {
-			if guid, err = gptDiskGUID(e.UntrustedData); err != nil {
+			if guid, err = GPTDiskGUID(e.UntrustedData); err != nil {
 				tb.Fatal(err)
 			}
 		}
 	}
-	s.banks, s.tpm.banks = l.Banks, l.Banks
-	s.smbios = readFile(tb, "smbios-qemu-7.2.bin")
-	s.disk.GUID = guid
+	s.Banks = l.Banks
+	s.SMBIOS = readFile(tb, "smbios-qemu-7.2.bin")
+	s.Disk.GUID = guid
 	s.known = &Known{State: StateEnrolled, DiskGUID: guid, StateMade: true}
 	s.policy.Images = []*manifest.Manifest{realImage(tb)}
 	s.policy.Firmware.References = []FirmwareReference{{
 		Vendor: "QEMU", Product: "Standard PC (Q35 + ICH9, 2009)", Version: "0.0.0",
 		Digests: []manifest.SHA256{mustDigest(tb, ovmfDXE)}, Unpinned: 1, Status: FirmwareAllowed,
 	}}
-	s.rawLog, s.rawPCRs = log, kernelPCRs(tb, name)
+	s.RawLog, s.pcrs = log, kernelPCRs(tb, name)
 	return s
+}
+
+// realPolicy returns the policy and record under which the boot of a real log
+// is accepted, and what the agent sends beside the TPM's structures.
+func realPolicy(tb testing.TB, name string) (*Policy, *Known, *Evidence) {
+	tb.Helper()
+	s := realScene(tb, name)
+	return s.policy, s.known, &Evidence{EventLog: s.RawLog, SMBIOS: s.SMBIOS, Disk: s.Disk}
 }
 
 func TestReplayGivesTheValuesThatTheKernelReadFromItsTPM(t *testing.T) {

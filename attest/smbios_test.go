@@ -1,9 +1,12 @@
-package attest
+package attest_test
 
 import (
 	"bytes"
 	"strings"
 	"testing"
+
+	. "github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/papertpm"
 )
 
 func TestSMBIOSOfARealMachine(t *testing.T) {
@@ -22,7 +25,7 @@ func TestSMBIOSOfARealMachine(t *testing.T) {
 }
 
 func TestSMBIOSStringsAreCleanClaims(t *testing.T) {
-	s, err := ParseSMBIOS(encodeSMBIOS("1.0\x1b[31m", strings.Repeat("A", 300), "  Box\xff "))
+	s, err := ParseSMBIOS(papertpm.EncodeSMBIOS("1.0\x1b[31m", strings.Repeat("A", 300), "  Box\xff ", "serial-1"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +35,7 @@ func TestSMBIOSStringsAreCleanClaims(t *testing.T) {
 }
 
 func TestSMBIOSUUIDIsLittleEndianInFront(t *testing.T) {
-	table := encodeSMBIOS("1.0", "Paper", "Box")
+	table := papertpm.EncodeSMBIOS("1.0", "Paper", "Box", "serial-1")
 	i := bytes.Index(table, []byte{1, 27, 1, 0})
 	copy(table[i+8:], []byte{0x33, 0x22, 0x11, 0x00, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff})
 	s, err := ParseSMBIOS(table)
@@ -45,7 +48,7 @@ func TestSMBIOSUUIDIsLittleEndianInFront(t *testing.T) {
 }
 
 func TestMalformedSMBIOSIsRefused(t *testing.T) {
-	good := encodeSMBIOS("1.0", "Paper", "Box")
+	good := papertpm.EncodeSMBIOS("1.0", "Paper", "Box", "serial-1")
 	one := func(typ byte) []byte { return []byte{typ, 4, 0, 0, 0, 0} }
 	cases := map[string]struct {
 		table []byte
@@ -59,7 +62,7 @@ func TestMalformedSMBIOSIsRefused(t *testing.T) {
 		"strings without end":         {good[:30], "do not end"},
 		"a second BIOS information":   {append(append([]byte{}, good[:len(good)-6]...), one(0)...), "a second one of type 0"},
 		"a second system information": {append(append([]byte{}, good[:len(good)-6]...), one(1)...), "a second one of type 1"},
-		"too many structures":         {bytes.Repeat(one(9), maxSMBIOSStructures+1), "more than"},
+		"too many structures":         {bytes.Repeat(one(9), MaxSMBIOSStructures+1), "more than"},
 		"a table that is too large":   {make([]byte, MaxSMBIOS+1), "at most"},
 	}
 	for name, c := range cases {
@@ -82,11 +85,11 @@ func TestShortSMBIOSStructuresHaveEmptyStrings(t *testing.T) {
 }
 
 func FuzzParseSMBIOS(f *testing.F) {
-	f.Add(encodeSMBIOS("1.0", "Paper", "Box"))
+	f.Add(papertpm.EncodeSMBIOS("1.0", "Paper", "Box", "serial-1"))
 	f.Add(readFile(f, "smbios-qemu-7.2.bin"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := ParseSMBIOS(b)
-		if err == nil && (len(s.BIOSVersion) > maxSMBIOSString || len(s.Serial) > maxSMBIOSString) {
+		if err == nil && (len(s.BIOSVersion) > MaxSMBIOSString || len(s.Serial) > MaxSMBIOSString) {
 			t.Errorf("a string is too long: %+v", s)
 		}
 	})

@@ -91,7 +91,7 @@ func (a *attestation) record(v *attest.Verified) {
 
 func begin(t *testing.T, d *tpmtest.TPM, log string) *attestation {
 	t.Helper()
-	policy, known, sent := attest.RealPolicy(t, log)
+	policy, known, sent := realPolicy(t, log)
 	policy.TPM = attest.TPMPolicy{
 		Roots:   []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: d.CA.Root}, {Certificate: d.CA.Issuer, Intermediate: true}},
 		Allowed: []attest.TPMClass{attest.TPMSoftware},

@@ -1,7 +1,8 @@
-package attest
+package attest_test
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -9,57 +10,59 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	. "github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/papertpm"
 	"github.com/sealift/sealift/image/manifest"
 )
 
 func TestHarmlessDifferencesAreAccepted(t *testing.T) {
 	cases := map[string]func(*scene){
 		"a first boot": func(s *scene) {
-			s.known = &Known{State: StateEnrolled, DiskGUID: paperDisk}
-			s.disk.StateExists = false
+			s.known = &Known{State: StateEnrolled, DiskGUID: papertpm.Disk}
+			s.Disk.StateExists = false
 		},
 		"a clock that is not safe after a power cut": func(s *scene) {
-			s.tpm.clock.Safe = false
-			s.tpm.clock.Clock = 10
+			s.tpm.Clock.Safe = false
+			s.tpm.Clock.Clock = 10
 		},
 		"another boot option tried first": func(s *scene) {
-			s.insertAfter(isSeparatorOf(4), measurement{pcr: 4, typ: EventAction, data: []byte(actionReturning)}, measurement{pcr: 4, typ: EventAction, data: []byte(actionCalling)})
+			s.insertAfter(isSeparatorOf(4), papertpm.Measurement{PCR: 4, Type: EventAction, Data: []byte(ActionReturning)}, papertpm.Measurement{PCR: 4, Type: EventAction, Data: []byte(ActionCalling)})
 		},
 		"boot services left at the second attempt": func(s *scene) {
-			s.insertAfter(of(actionExit), measurement{pcr: 5, typ: EventAction, data: []byte(actionExitFailed)}, measurement{pcr: 5, typ: EventAction, data: []byte(actionExit)})
+			s.insertAfter(of(ActionExit), papertpm.Measurement{PCR: 5, Type: EventAction, Data: []byte(ActionExitFailed)}, papertpm.Measurement{PCR: 5, Type: EventAction, Data: []byte(ActionExit)})
 		},
 		"separators of FF": func(s *scene) {
-			for i := range s.measured {
-				if s.measured[i].typ == EventSeparator {
-					s.measured[i].data = []byte{0xff, 0xff, 0xff, 0xff}
+			for i := range s.Measured {
+				if s.Measured[i].Type == EventSeparator {
+					s.Measured[i].Data = []byte{0xff, 0xff, 0xff, 0xff}
 				}
 			}
 		},
 		"all four banks": func(s *scene) {
-			s.tpm.banks = []string{"sha1", "sha256", "sha384", "sha512"}
-			s.banks = s.tpm.banks
+			s.Banks = []string{"sha1", "sha256", "sha384", "sha512"}
 		},
 		"a transport key created without PCRs": func(s *scene) {
-			s.tpm.onCreation = func(c *tpm2.TPMSCreationData) { c.PCRSelect = tpm2.TPMLPCRSelection{}; c.PCRDigest.Buffer = nil }
+			s.tpm.OnCreation = func(c *tpm2.TPMSCreationData) { c.PCRSelect = tpm2.TPMLPCRSelection{}; c.PCRDigest.Buffer = nil }
 		},
 		"a dbx that the policy lists": func(s *scene) {
-			s.policy.DBX = []manifest.SHA256{digestOf("x"), digestOf(string(encodeVariable(paperSecurity, "dbx", []byte("dbx"))))}
+			s.policy.DBX = []manifest.SHA256{digestOf("x"), digestOf(string(papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbx", []byte("dbx"))))}
 		},
 		"an empty dbt": func(s *scene) {
-			s.insertAfter(of(string(encodeVariable(paperSecurity, "dbx", []byte("dbx")))), measurement{pcr: 7, typ: EventVariableConfig, data: encodeVariable(paperSecurity, "dbt", nil)})
+			s.insertAfter(of(string(papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbx", []byte("dbx")))), papertpm.Measurement{PCR: 7, Type: EventVariableConfig, Data: papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbt", nil)})
 		},
 		"several allowed images": func(s *scene) {
-			m := paperImage()
+			m := papertpm.GoodImage()
 			m.Name, m.UKI.Authenticode, m.UKI.Sections = "other", digestOf("other"), nil
 			s.policy.Images = []*manifest.Manifest{m, s.policy.Images[0], nil}
 		},
 		"firmware that is known by its version text": func(s *scene) {
-			s.measured[0].data = []byte("N32ET68W")
-			s.smbios = encodeSMBIOS("N32ET68W (1.44 )", "Paper", "Box")
+			s.Measured[0].Data = []byte("N32ET68W")
+			s.SMBIOS = papertpm.EncodeSMBIOS("N32ET68W (1.44 )", "Paper", "Box", "serial-1")
 			s.policy.Firmware.References = []FirmwareReference{{Version: "N32ET68W", Status: FirmwareAllowed}}
 		},
 		"PCR 0 started from locality 3": func(s *scene) {
-			s.measured = append([]measurement{{pcr: 0, typ: EventNoAction, data: []byte(localitySignature + "\x03")}}, s.measured...)
+			s.Locality = 3
+			s.Measured = append([]papertpm.Measurement{{PCR: 0, Type: EventNoAction, Data: []byte(LocalitySignature + "\x03")}}, s.Measured...)
 		},
 		"another attempt in a boot in which nothing was released": func(s *scene) {
 			s.known.ResetCount, s.known.RestartCount = 7, 1
@@ -87,12 +90,12 @@ func TestFirmwareVerdictsHaveDegrees(t *testing.T) {
 	}{
 		"measured": {func(*scene) {}, FirmwareMeasured},
 		"cross-checked": {func(s *scene) {
-			s.measured[0].data = []byte("B1")
-			s.smbios = encodeSMBIOS("B1", "Paper", "Box")
+			s.Measured[0].Data = []byte("B1")
+			s.SMBIOS = papertpm.EncodeSMBIOS("B1", "Paper", "Box", "serial-1")
 			s.policy.Firmware.References = []FirmwareReference{{Version: "B1", Status: FirmwareAllowed}}
 		}, FirmwareCrossChecked},
 		"claimed only": {func(s *scene) {
-			s.replace(of("dxe volume"), func(m *measurement) { m.measured = []byte("evil") })
+			s.replace(of("dxe volume"), func(m *papertpm.Measurement) { m.Measured = []byte("evil") })
 		}, FirmwareClaimedOnly},
 		"unknown": {func(s *scene) { s.policy.Firmware.References = nil }, FirmwareUnknown},
 		"denied":  {func(s *scene) { s.policy.Firmware.References[0].Status = "" }, FirmwareVerdictDenied},
@@ -116,7 +119,7 @@ func TestFirmwareVerdictsHaveDegrees(t *testing.T) {
 // Facts of a TPM that nobody vouches for are claims, whatever it signed.
 func TestNothingIsQuotedByAnUntrustedTPM(t *testing.T) {
 	s := newScene(t)
-	s.tpm.certs = nil
+	s.tpm.EKCertificates = nil
 	s.collect()
 	for _, f := range s.verify().Facts {
 		if f.Trust == TrustQuoted || f.Trust == TrustDigest {
@@ -128,10 +131,10 @@ func TestNothingIsQuotedByAnUntrustedTPM(t *testing.T) {
 func TestAllFindingsOfABootAreListed(t *testing.T) {
 	s := newScene(t)
 	s.known = &Known{State: StateRevoked, StateMade: true}
-	s.disk.StateExists = false
-	s.ch.Expires = paperNow.Add(-time.Second)
-	s.smbios = encodeSMBIOS("2.0", "Paper", "Box")
-	s.replace(of("uki"), func(m *measurement) { m.measured = []byte("other") })
+	s.Disk.StateExists = false
+	s.ch.Expires = now.Add(-time.Second)
+	s.SMBIOS = papertpm.EncodeSMBIOS("2.0", "Paper", "Box", "serial-1")
+	s.replace(of("uki"), func(m *papertpm.Measurement) { m.Measured = []byte("other") })
 	s.collect()
 	want := []Code{CodeChallenge, CodeFirmwareClaim, CodeImageUnknown, CodeMachineRevoked, CodeStateLost}
 	slices.Sort(want)
@@ -143,12 +146,12 @@ func TestAllFindingsOfABootAreListed(t *testing.T) {
 func TestHostileLogsCannotFillAResult(t *testing.T) {
 	s := newScene(t)
 	for range 500 {
-		s.insertAfter(of("dxe volume"), measurement{pcr: 2, typ: EventBootDriver, data: []byte("rom"), measured: []byte("x")})
+		s.insertAfter(of("dxe volume"), papertpm.Measurement{PCR: 2, Type: EventBootDriver, Data: []byte("rom"), Measured: []byte("x")})
 	}
 	s.collect()
 	r := s.verify()
-	if len(r.Findings) != maxFindings+1 || !strings.Contains(r.Findings[maxFindings].Message, "more findings") {
-		t.Errorf("got %d findings, want %d and a note", len(r.Findings), maxFindings)
+	if len(r.Findings) != MaxFindings+1 || !strings.Contains(r.Findings[MaxFindings].Message, "more findings") {
+		t.Errorf("got %d findings, want %d and a note", len(r.Findings), MaxFindings)
 	}
 }
 
@@ -159,13 +162,10 @@ func TestVerifyDoesNotKeepTheEvidence(t *testing.T) {
 	if !ok {
 		t.Fatal("refused")
 	}
-	before, err := policyPCR(v.pcrs)
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := v.Clone()
 	s.ev.Quotes[0].PCRs[7][0] ^= 1
 	s.ev.Transport.Public[20] ^= 1
-	if after, _ := policyPCR(v.pcrs); !bytes.Equal(before, after) || bytes.Equal(v.transport, s.ev.Transport.Public) {
+	if !reflect.DeepEqual(v, before) {
 		t.Error("a change of the evidence changed the proof")
 	}
 }
@@ -185,9 +185,9 @@ func BenchmarkVerify(b *testing.B) {
 // what a machine that passed the cheap checks can cost.
 func BenchmarkVerifyHostileLog(b *testing.B) {
 	s := newScene(b)
-	junk := measurement{pcr: 7, typ: EventVariableConfig, data: bytes.Repeat([]byte("x"), 200)}
-	for len(s.measured) < maxEvents {
-		s.insertAfter(isSeparatorOf(7), slices.Repeat([]measurement{junk}, min(100, maxEvents-len(s.measured)))...)
+	junk := papertpm.Measurement{PCR: 7, Type: EventVariableConfig, Data: bytes.Repeat([]byte("x"), 200)}
+	for len(s.Measured) < MaxEvents {
+		s.insertAfter(isSeparatorOf(7), slices.Repeat([]papertpm.Measurement{junk}, min(100, MaxEvents-len(s.Measured)))...)
 	}
 	s.collect()
 	b.SetBytes(int64(len(s.ev.EventLog)))

@@ -27,6 +27,7 @@ import (
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/papertpm"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/attest/tpm/tpmtest"
@@ -56,30 +57,13 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 
 func newBox(t testing.TB, ca *tpmtest.CA) *box {
 	t.Helper()
-	point := func(k *ecdsa.PrivateKey) tpm2.TPMUPublicID {
-		b, err := k.PublicKey.Bytes() // uncompressed: 4, X, Y
-		if err != nil {
-			t.Fatal(err)
-		}
-		return tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-			X: tpm2.TPM2BECCParameter{Buffer: b[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: b[33:]},
-		})
+	ek := newKey(t)
+	d, err := papertpm.New(ek)
+	if err != nil {
+		t.Fatal(err)
 	}
-	key := newKey(t)
-	ek := tpm2.ECCEKTemplate
-	ek.Unique = point(key)
-	ak := tpm2.TPMTPublic{
-		Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
-		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, Restricted: true, SignEncrypt: true},
-		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
-			CurveID: tpm2.TPMECCNistP256,
-			Scheme:  tpm2.TPMTECCScheme{Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256})},
-		}),
-		Unique: point(newKey(t)),
-	}
-	b := &box{ekPublic: tpm2.Marshal(ek), akPublic: tpm2.Marshal(ak), cert: ca.Certify(t, key.Public()).Raw}
-	var err error
-	if b.id, err = attest.EKMachineID(b.ekPublic); err != nil {
+	b := &box{ekPublic: tpm2.Marshal(d.EKPublic), akPublic: tpm2.Marshal(d.AKPublic), cert: ca.Certify(t, ek.Public()).Raw}
+	if b.id, err = d.MachineID(); err != nil {
 		t.Fatal(err)
 	}
 	return b
