@@ -51,14 +51,18 @@ func DecodeStructures(b []byte) {
 // AppraiseLog judges a log as if a TPM had quoted what it leads to.
 func AppraiseLog(l *EventLog, ev *Evidence, ch *Challenge, ses *Session, known *Known, p *Policy) error {
 	v := &verification{ev: ev, ch: ch, ses: ses, known: known, p: p, r: &Result{}}
-	q := &quoted{bank: "sha256", values: map[int][]byte{}}
-	for _, pcr := range PolicyPCRs() {
-		var err error
-		if q.values[pcr], err = l.Replay("sha256", pcr); err != nil {
-			return err
+	var banks []*quoted
+	for _, bank := range l.Banks {
+		q := &quoted{bank: bank, values: map[int][]byte{}}
+		for _, pcr := range PolicyPCRs() {
+			var err error
+			if q.values[pcr], err = l.Replay(bank, pcr); err != nil {
+				return err
+			}
 		}
+		banks = append(banks, q)
 	}
-	v.appraise(l, []*quoted{q}, &SMBIOS{})
+	v.appraise(l, banks, l.main, &SMBIOS{})
 	return nil
 }
 
