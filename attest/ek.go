@@ -42,6 +42,9 @@ func (k *EndorsementKey) Certificate() *x509.Certificate { return k.certificate 
 // Model returns what the certificate says of the TPM.
 func (k *EndorsementKey) Model() TPMModel { return k.model }
 
+// Quirks names what is wrong with the certificate's form and was tolerated.
+func (k *EndorsementKey) Quirks() []string { return k.quirks }
+
 // Imported reports whether the certificate came from the policy and not from
 // the machine.
 func (k *EndorsementKey) Imported() bool { return k.imported }
@@ -322,7 +325,8 @@ func certifiesKey(c *x509.Certificate, key crypto.PublicKey) bool {
 	switch k := key.(type) {
 	case *rsa.PublicKey:
 		if c.PublicKey == nil {
-			return rsaOAEPKey(c.RawSubjectPublicKeyInfo, k)
+			sent, err := parseOAEPKey(c.RawSubjectPublicKeyInfo)
+			return err == nil && k.Equal(sent)
 		}
 		return k.Equal(c.PublicKey)
 	case *ecdsa.PublicKey:
@@ -331,18 +335,35 @@ func certifiesKey(c *x509.Certificate, key crypto.PublicKey) bool {
 	return false
 }
 
-// rsaOAEPKey compares with a key whose algorithm is id-RSAES-OAEP, which
-// crypto/x509 does not read: some makers mark endorsement keys so (RFC 4055, 4).
-func rsaOAEPKey(spki []byte, want *rsa.PublicKey) bool {
+// parseOAEPKey reads a key whose algorithm is id-RSAES-OAEP, which crypto/x509
+// leaves unread: some makers mark endorsement keys so (RFC 4055, 4).
+func parseOAEPKey(spki []byte) (*rsa.PublicKey, error) {
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier
 		Key       asn1.BitString
 	}
 	if rest, err := asn1.Unmarshal(spki, &info); err != nil || len(rest) != 0 || info.Algorithm.Algorithm.String() != oidRSAESOAEP {
-		return false
+		return nil, errors.New("its key is of an unknown algorithm")
 	}
-	key, err := x509.ParsePKCS1PublicKey(info.Key.RightAlign())
-	return err == nil && want.Equal(key)
+	return x509.ParsePKCS1PublicKey(info.Key.RightAlign())
+}
+
+// EKCertificateMachine returns the identity of the machine whose endorsement key
+// a certificate is of, for TPMPolicy.Imported. It does not ask who vouches for it.
+func EKCertificateMachine(c *x509.Certificate) (MachineID, error) {
+	key := crypto.PublicKey(c.PublicKey)
+	if c.PublicKey == nil {
+		k, err := parseOAEPKey(c.RawSubjectPublicKeyInfo)
+		if err != nil {
+			return MachineID{}, fmt.Errorf("endorsement certificate %s: %w", certificateName(c), err)
+		}
+		key = k
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return MachineID{}, fmt.Errorf("endorsement certificate %s: %w", certificateName(c), err)
+	}
+	return MachineIDOf(spki), nil
 }
 
 // checkEKUsage checks what makes a certificate an endorsement certificate (EK
