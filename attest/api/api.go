@@ -191,6 +191,27 @@ type InstallRecord struct {
 	Detail         json.RawMessage `json:"detail,omitempty"`
 }
 
+// Role is what an operator may do.
+type Role string
+
+// Roles of operators. Each may read the machines, the campaigns and what is
+// known of them; what a role may do beside is said with it.
+const (
+	RoleViewer   Role = "viewer"   // nothing beside
+	RoleOperator Role = "operator" // enrol, revoke, campaigns: all that needs one person
+	RoleApprover Role = "approver" // approve what another asked for: machines, recovery, policies
+	RoleAuditor  Role = "auditor"  // read the audit log and the evidence
+)
+
+// Known reports whether r is one of the roles.
+func (r Role) Known() bool {
+	switch r {
+	case RoleViewer, RoleOperator, RoleApprover, RoleAuditor:
+		return true
+	}
+	return false
+}
+
 // OperatorOrganization is the subject organization of operators' client
 // certificates. Nothing else that the same authority issues has it.
 const OperatorOrganization = "sealift:operators"

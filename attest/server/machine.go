@@ -191,6 +191,7 @@ func (s *Server) change(ctx context.Context, id attest.MachineID, edit func(m *M
 // transition is one of the operator's changes of state.
 type transition struct {
 	verb string
+	need api.Role
 	from []attest.EnrolmentState
 	to   attest.EnrolmentState
 	// settle is done if the machine is in that state already. Optional.
@@ -201,9 +202,9 @@ type transition struct {
 // other way to become enrolled.
 func transitions() []transition {
 	return []transition{
-		{"approve", []attest.EnrolmentState{attest.StatePending}, attest.StateEnrolled, rebase},
-		{"revoke", []attest.EnrolmentState{attest.StatePending, attest.StateEnrolled, attest.StateQuarantined}, attest.StateRevoked, nil},
-		{"reinstate", []attest.EnrolmentState{attest.StateRevoked, attest.StateQuarantined}, attest.StateEnrolled, nil},
+		{"approve", api.RoleApprover, []attest.EnrolmentState{attest.StatePending}, attest.StateEnrolled, rebase},
+		{"revoke", api.RoleOperator, []attest.EnrolmentState{attest.StatePending, attest.StateEnrolled, attest.StateQuarantined}, attest.StateRevoked, nil},
+		{"reinstate", api.RoleApprover, []attest.EnrolmentState{attest.StateRevoked, attest.StateQuarantined}, attest.StateEnrolled, nil},
 	}
 }
 

@@ -24,11 +24,18 @@ const maxOperatorBody = 256 << 10
 // api.OperatorOrganization.
 func (s *Server) OperatorHandler() http.Handler {
 	mux := http.NewServeMux()
-	handle := func(pattern string, work func(operator string, w http.ResponseWriter, r *http.Request) (any, *failure)) {
+	handle := func(pattern string, need api.Role, work func(op Operator, w http.ResponseWriter, r *http.Request) (any, *failure)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			name, err := operatorOf(r.TLS)
+			op, err := operatorOf(r.TLS)
 			if err != nil {
 				s.fail(w, r, &failure{status: http.StatusForbidden, code: "forbidden", text: err.Error()})
+				return
+			}
+			if !op.may(need) {
+				s.fail(w, r, &failure{
+					status: http.StatusForbidden, code: "forbidden", text: fmt.Sprintf("%s does not have the role %s", op.Name, need),
+					hint: fmt.Sprintf("ask somebody who has it, or make an identity with it: sealift keys issue operator NAME --role %s", need),
+				})
 				return
 			}
 			if !s.operatorSlots.take(r.Context(), s.c.Limits.Queue) {
@@ -36,7 +43,7 @@ func (s *Server) OperatorHandler() http.Handler {
 				return
 			}
 			defer s.operatorSlots.release()
-			body, f := work(name, w, r)
+			body, f := work(op, w, r)
 			if f != nil {
 				s.fail(w, r, f)
 			} else if body != nil {
@@ -44,49 +51,72 @@ func (s *Server) OperatorHandler() http.Handler {
 			}
 		})
 	}
-	handle("GET "+api.PathMachines, s.listMachines)
-	handle("GET "+api.PathMachines+"/{id}", s.getMachine)
+	handle("GET "+api.PathMachines, api.RoleViewer, s.listMachines)
+	handle("GET "+api.PathMachines+"/{id}", api.RoleViewer, s.getMachine)
 	for _, t := range transitions() {
-		handle("POST "+api.PathMachines+"/{id}/"+t.verb, func(operator string, w http.ResponseWriter, r *http.Request) (any, *failure) {
-			return s.postState(t, operator, w, r)
+		handle("POST "+api.PathMachines+"/{id}/"+t.verb, t.need, func(op Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
+			return s.postState(t, op, w, r)
 		})
 	}
-	handle("POST "+api.PathMachines+"/{id}/rejoin", s.postRejoin)
-	handle("POST "+api.PathInstalls, s.postInstall)
-	handle("GET "+api.PathAudit, s.getAudit)
-	handle("GET "+api.PathEvidenceLog+"/{digest}", s.getEvidence)
+	handle("POST "+api.PathMachines+"/{id}/rejoin", api.RoleOperator, s.postRejoin)
+	handle("POST "+api.PathInstalls, api.RoleOperator, s.postInstall)
+	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
+	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)
 	if s.c.Campaigns != nil {
-		campaigns := func(operator string, w http.ResponseWriter, r *http.Request) (any, *failure) {
+		campaigns := func(op Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
 			r.Body = http.MaxBytesReader(w, r.Body, maxOperatorBody)
-			s.c.Campaigns(operator, w, r)
+			s.c.Campaigns(op.Name, w, r)
 			return nil, nil
 		}
-		handle(api.PathCampaigns, campaigns)
-		handle(api.PathCampaigns+"/", campaigns)
+		for _, path := range []string{api.PathCampaigns, api.PathCampaigns + "/"} {
+			handle("GET "+path, api.RoleViewer, campaigns)
+			handle(path, api.RoleOperator, campaigns)
+		}
 	}
 	return s.guard(mux)
 }
 
-// operatorOf returns the name of the operator at the other end, who must have
-// shown a certificate that the listener verified.
-func operatorOf(c *tls.ConnectionState) (string, error) {
+// Operator is an authenticated person or program.
+type Operator struct {
+	Name  string
+	Roles []api.Role
+}
+
+// may reports whether the operator has a role. Every known role is a viewer's.
+func (o Operator) may(need api.Role) bool {
+	if need == api.RoleViewer {
+		return len(o.Roles) > 0
+	}
+	return slices.Contains(o.Roles, need)
+}
+
+// operatorOf returns the operator at the other end, who must have shown a
+// certificate that the listener verified. Its organizational units are the
+// roles; those that are none of ours give nothing.
+func operatorOf(c *tls.ConnectionState) (Operator, error) {
 	if c == nil || c.Version != tls.VersionTLS13 {
-		return "", errors.New("the connection is not TLS 1.3")
+		return Operator{}, errors.New("the connection is not TLS 1.3")
 	}
 	if len(c.VerifiedChains) == 0 || len(c.VerifiedChains[0]) == 0 {
-		return "", errors.New("no client certificate was verified")
+		return Operator{}, errors.New("no client certificate was verified")
 	}
 	subject := c.VerifiedChains[0][0].Subject
 	if !slices.Contains(subject.Organization, api.OperatorOrganization) {
-		return "", fmt.Errorf("the client certificate is not of the organization %q", api.OperatorOrganization)
+		return Operator{}, fmt.Errorf("the client certificate is not of the organization %q", api.OperatorOrganization)
 	}
 	if subject.CommonName == "" {
-		return "", errors.New("the client certificate has no common name")
+		return Operator{}, errors.New("the client certificate has no common name")
 	}
-	return subject.CommonName, nil
+	op := Operator{Name: subject.CommonName}
+	for _, unit := range subject.OrganizationalUnit {
+		if r := api.Role(unit); r.Known() {
+			op.Roles = append(op.Roles, r)
+		}
+	}
+	return op, nil
 }
 
-func (s *Server) listMachines(_ string, _ http.ResponseWriter, r *http.Request) (any, *failure) {
+func (s *Server) listMachines(_ Operator, _ http.ResponseWriter, r *http.Request) (any, *failure) {
 	q := r.URL.Query()
 	ms, err := s.c.Store.Machines(r.Context(), Query{State: attest.EnrolmentState(q.Get("state")), NodeName: q.Get("node")})
 	if err != nil {
@@ -107,7 +137,7 @@ func machineID(r *http.Request) (attest.MachineID, *failure) {
 	return id, nil
 }
 
-func (s *Server) getMachine(_ string, _ http.ResponseWriter, r *http.Request) (any, *failure) {
+func (s *Server) getMachine(_ Operator, _ http.ResponseWriter, r *http.Request) (any, *failure) {
 	id, f := machineID(r)
 	if f != nil {
 		return nil, f
@@ -122,7 +152,7 @@ func (s *Server) getMachine(_ string, _ http.ResponseWriter, r *http.Request) (a
 	return &m.Machine, nil
 }
 
-func (s *Server) postState(t transition, operator string, w http.ResponseWriter, r *http.Request) (any, *failure) {
+func (s *Server) postState(t transition, op Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
 	id, f := machineID(r)
 	if f != nil {
 		return nil, f
@@ -131,15 +161,15 @@ func (s *Server) postState(t transition, operator string, w http.ResponseWriter,
 	if f := readBody(w, r, maxOperatorBody, bodyTimeout, &req); f != nil {
 		return nil, f
 	}
-	m, f := s.setState(r.Context(), id, t, operator, req.Reason)
+	m, f := s.setState(r.Context(), id, t, op.Name, req.Reason)
 	if f != nil {
 		return nil, f
 	}
-	s.c.Log.Info("machine state set", "machine", id.Short(), "state", m.State, "by", operator)
+	s.c.Log.Info("machine state set", "machine", id.Short(), "state", m.State, "by", op.Name)
 	return m, nil
 }
 
-func (s *Server) postRejoin(operator string, w http.ResponseWriter, r *http.Request) (any, *failure) {
+func (s *Server) postRejoin(op Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
 	id, f := machineID(r)
 	if f != nil {
 		return nil, f
@@ -148,30 +178,30 @@ func (s *Server) postRejoin(operator string, w http.ResponseWriter, r *http.Requ
 	if f := readBody(w, r, maxOperatorBody, bodyTimeout, &req); f != nil {
 		return nil, f
 	}
-	m, f := s.rejoin(r.Context(), id, operator, req.Reason)
+	m, f := s.rejoin(r.Context(), id, op.Name, req.Reason)
 	if f != nil {
 		return nil, f
 	}
-	s.c.Log.Info("machine may join again", "machine", id.Short(), "by", operator)
+	s.c.Log.Info("machine may join again", "machine", id.Short(), "by", op.Name)
 	return m, nil
 }
 
-func (s *Server) postInstall(operator string, w http.ResponseWriter, r *http.Request) (any, *failure) {
+func (s *Server) postInstall(op Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
 	var rec api.InstallRecord
 	if f := readBody(w, r, maxOperatorBody, bodyTimeout, &rec); f != nil {
 		return nil, f
 	}
-	m, f := s.enrol(r.Context(), operator, &rec)
+	m, f := s.enrol(r.Context(), op.Name, &rec)
 	if f != nil {
 		return nil, f
 	}
-	s.c.Log.Info("machine enrolled", "machine", m.ID.Short(), "node", m.NodeName, "by", operator)
+	s.c.Log.Info("machine enrolled", "machine", m.ID.Short(), "node", m.NodeName, "by", op.Name)
 	return m, nil
 }
 
 // getAudit streams the log as JSON lines. With a machine only its entries are
 // sent; such a part cannot be verified as a chain.
-func (s *Server) getAudit(_ string, w http.ResponseWriter, r *http.Request) (any, *failure) {
+func (s *Server) getAudit(_ Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
 	q := r.URL.Query()
 	from := int64(1)
 	if v := q.Get("from"); v != "" {
@@ -231,7 +261,7 @@ func (s *Server) streamAudit(ctx context.Context, w http.ResponseWriter, from in
 	return nil
 }
 
-func (s *Server) getEvidence(_ string, w http.ResponseWriter, r *http.Request) (any, *failure) {
+func (s *Server) getEvidence(_ Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
 	var digest manifest.SHA256
 	if err := digest.UnmarshalText([]byte(r.PathValue("digest"))); err != nil || digest.IsZero() {
 		return nil, badRequest("digest is not 64 hex digits")

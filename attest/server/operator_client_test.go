@@ -24,7 +24,7 @@ func (s *scene) operatorClient() *operator.Client {
 	s.Helper()
 	c, err := operator.New(operator.Config{
 		URL: "https://" + s.operators, CA: s.pool(),
-		Certificate: s.certificate(pkix.Name{CommonName: "bob", Organization: []string{api.OperatorOrganization}}, x509.ExtKeyUsageClientAuth),
+		Certificate: s.certificate(pkix.Name{CommonName: "bob", Organization: []string{api.OperatorOrganization}, OrganizationalUnit: []string{"operator", "approver", "auditor", "unheard-of"}}, x509.ExtKeyUsageClientAuth),
 	})
 	if err != nil {
 		s.Fatal(err)

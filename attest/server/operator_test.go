@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"net/http"
@@ -338,5 +339,39 @@ func TestCampaignsAreServedToOperatorsOnly(t *testing.T) {
 	}
 	if got := strings.Join(asked, ", "); got != "alice POST /v1/campaigns, alice GET /v1/campaigns/bios" {
 		t.Errorf("asked: %s", got)
+	}
+}
+
+func TestARoleMayDoWhatItIsFor(t *testing.T) {
+	s := newScene(t, nil)
+	id := strings.Repeat("ab", 32)
+	requests := map[string]struct {
+		method, path string
+		need         api.Role
+	}{
+		"list machines":  {http.MethodGet, api.PathMachines, api.RoleViewer},
+		"show a machine": {http.MethodGet, api.PathMachines + "/" + id, api.RoleViewer},
+		"approve":        {http.MethodPost, api.PathMachines + "/" + id + "/approve", api.RoleApprover},
+		"revoke":         {http.MethodPost, api.PathMachines + "/" + id + "/revoke", api.RoleOperator},
+		"reinstate":      {http.MethodPost, api.PathMachines + "/" + id + "/reinstate", api.RoleApprover},
+		"rejoin":         {http.MethodPost, api.PathMachines + "/" + id + "/rejoin", api.RoleOperator},
+		"install":        {http.MethodPost, api.PathInstalls, api.RoleOperator},
+		"audit log":      {http.MethodGet, api.PathAudit, api.RoleAuditor},
+		"evidence":       {http.MethodGet, api.PathEvidenceLog + "/" + strings.Repeat("1", 64), api.RoleAuditor},
+	}
+	for _, units := range [][]string{nil, {"unheard-of"}, {"viewer"}, {"operator"}, {"approver"}, {"auditor"}} {
+		client := s.httpClient(s.certificate(pkix.Name{
+			CommonName: "x", Organization: []string{api.OperatorOrganization}, OrganizationalUnit: units,
+		}, x509.ExtKeyUsageClientAuth))
+		known := len(units) > 0 && api.Role(units[0]).Known()
+		for name, tt := range requests {
+			t.Run(fmt.Sprint(units, " ", name), func(t *testing.T) {
+				status, _ := s.raw(client, tt.method, "https://"+s.operators+tt.path, "{}")
+				may := known && (tt.need == api.RoleViewer || string(tt.need) == units[0])
+				if got := status != http.StatusForbidden; got != may {
+					t.Errorf("status %d, may is %t", status, may)
+				}
+			})
+		}
 	}
 }

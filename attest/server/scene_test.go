@@ -343,7 +343,7 @@ func (s *scene) httpClient(certs ...tls.Certificate) *http.Client {
 }
 
 func (s *scene) operator() *http.Client {
-	return s.httpClient(s.certificate(pkix.Name{CommonName: "alice", Organization: []string{api.OperatorOrganization}}, x509.ExtKeyUsageClientAuth))
+	return s.httpClient(s.certificate(pkix.Name{CommonName: "alice", Organization: []string{api.OperatorOrganization}, OrganizationalUnit: []string{"operator", "approver", "auditor", "unheard-of"}}, x509.ExtKeyUsageClientAuth))
 }
 
 // call makes a request and decodes the answer into v, which may be nil.

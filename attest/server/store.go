@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"iter"
 	"time"
@@ -62,6 +63,13 @@ type Store interface {
 
 	// Evidence returns the stored bytes whose SHA-256 is digest, or ErrNotFound.
 	Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error)
+
+	// Document returns a document, or ErrNotFound.
+	Document(ctx context.Context, kind, name string) (*Document, error)
+
+	// Documents returns the documents of a kind in the order of their names,
+	// which is that of their bytes.
+	Documents(ctx context.Context, kind string) ([]*Document, error)
 
 	// Audit returns the entries of the decision log from number from on, in
 	// order. It sees at least what was committed when it was called. An error
@@ -126,6 +134,17 @@ type Release struct {
 	Confirmed time.Time  `json:"confirmed,omitzero"`
 }
 
+// Document is a record of what is neither a machine nor a release: a firmware
+// campaign, a policy, how far a delivery has got. Its meaning is its owner's.
+type Document struct {
+	Kind string // who owns it, e.g. "campaign"
+	Name string // unique in its kind
+	// Revision is 0 for a document that was never stored, and grows by one
+	// with each Commit of it.
+	Revision int64
+	Body     json.RawMessage // JSON, kept as it is
+}
+
 // Change is everything that one decision writes.
 type Change struct {
 	// Machine is stored, with Revision+1, if the stored record has this
@@ -139,6 +158,9 @@ type Change struct {
 	// Confirm replaces the release with the same ID if that one has no
 	// Outcome yet; otherwise ErrConflict. Optional.
 	Confirm *Release
+	// Documents are stored, each with Revision+1, if the stored one has this
+	// Revision; 0 means that there is none. Otherwise ErrConflict. Optional.
+	Documents []*Document
 	// Evidence is stored under its SHA-256. That it is there already is no
 	// error. Optional.
 	Evidence []byte

@@ -15,7 +15,6 @@ import (
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
-	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
 	"github.com/sealift/sealift/firmware"
 )
 
@@ -23,33 +22,32 @@ import (
 // firmware a machine may boot, moves campaigns by what machines prove, and
 // serves them to operators.
 type campaigns struct {
-	store     *sqlstore.Store
+	store     server.Store
 	catalogue *firmware.Catalogue
 	clock     func() time.Time
 	log       *slog.Logger
 }
+
+// campaignKind is the kind of the documents that campaigns are kept in.
+const campaignKind = "campaign"
 
 // tries is how often a change is attempted again when another was first.
 const tries = 10
 
 // all returns every campaign with its revision.
 func (c *campaigns) all(ctx context.Context) ([]firmware.Campaign, []int64, error) {
-	names, err := c.store.CampaignNames(ctx)
+	documents, err := c.store.Documents(ctx, campaignKind)
 	if err != nil {
 		return nil, nil, err
 	}
 	var list []firmware.Campaign
 	var revisions []int64
-	for _, name := range names {
-		body, revision, err := c.store.LoadCampaign(ctx, name)
-		if err != nil {
-			return nil, nil, err
-		}
+	for _, d := range documents {
 		var one firmware.Campaign
-		if err := json.Unmarshal(body, &one); err != nil {
-			return nil, nil, fmt.Errorf("read campaign %s: %w", name, err)
+		if err := json.Unmarshal(d.Body, &one); err != nil {
+			return nil, nil, fmt.Errorf("read campaign %s: %w", d.Name, err)
 		}
-		list, revisions = append(list, one), append(revisions, revision)
+		list, revisions = append(list, one), append(revisions, d.Revision)
 	}
 	return list, revisions, nil
 }
@@ -100,9 +98,12 @@ func (c *campaigns) save(ctx context.Context, next firmware.Campaign, revision i
 	if err != nil {
 		return fmt.Errorf("encode campaign %s: %w", next.Name, err)
 	}
-	return c.store.SaveCampaign(ctx, next.Name, body, revision, audit.Event{
-		Time: c.clock(), Kind: audit.KindCampaign, Machine: machine,
-		Data: audit.Campaign{Name: next.Name, From: from, To: string(next.State), By: by, Reason: reason, Detail: body},
+	return c.store.Commit(ctx, &server.Change{
+		Documents: []*server.Document{{Kind: campaignKind, Name: next.Name, Revision: revision, Body: body}},
+		Events: []audit.Event{{
+			Time: c.clock(), Kind: audit.KindCampaign, Machine: machine,
+			Data: audit.Campaign{Name: next.Name, From: from, To: string(next.State), By: by, Reason: reason, Detail: body},
+		}},
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 )
 
@@ -24,7 +25,7 @@ One directory holds all keys of a fleet.`, `
 		newKeysInitCommand(e),
 		newGroup("issue", "Issue certificates from the service's CA", `
 Certificates end by themselves; issue new ones in time.`, `
-  sealift keys issue operator ana --keys keys --out ana`,
+  sealift keys issue operator ana --role operator --out ana`,
 			newKeysIssueOperatorCommand(e)))
 }
 
@@ -100,25 +101,32 @@ const (
 
 func newKeysIssueOperatorCommand(e *env) *cobra.Command {
 	var keys, out string
+	var roles []string
 	cmd := &cobra.Command{
 		Use:   "operator NAME",
 		Short: "Make the identity with which a person or a program operates the service",
 		Long: `Makes the directory --out with a client certificate for NAME, its key and the
 service's CA certificate. The commands that talk to the service take it as
---identity. The certificate is valid for 90 days.
+--identity. The certificate is valid for 90 days and names the roles.
+
+  viewer    reads machines and campaigns, as every role does
+  operator  enrols, revokes, runs campaigns: all that needs one person
+  approver  approves and reinstates machines, and what another asked for
+  auditor   reads the audit log and the evidence
 
 Example:
-  sealift keys issue operator ana --keys keys --out ana` + exitStatus,
+  sealift keys issue operator ana --role operator --role auditor --out ana` + exitStatus,
 		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return issueOperator(e, keys, args[0], out) },
+		RunE: func(_ *cobra.Command, args []string) error { return issueOperator(e, keys, args[0], roles, out) },
 	}
 	cmd.Flags().StringVar(&keys, "keys", "keys", "key `directory`")
 	cmd.Flags().StringVar(&out, "out", "", "`directory` to make (required)")
-	required(cmd, "out")
+	cmd.Flags().StringSliceVar(&roles, "role", nil, "`role` of the operator: viewer, operator, approver, auditor (required, repeatable)")
+	required(cmd, "out", "role")
 	return cmd
 }
 
-func issueOperator(e *env, keys, name, out string) (err error) {
+func issueOperator(e *env, keys, name string, roles []string, out string) (err error) {
 	if _, err := os.Lstat(out); err == nil {
 		return withHint(fmt.Errorf("make identity %s: %w", out, os.ErrExist), "choose another directory; identities are never overwritten")
 	}
@@ -134,7 +142,11 @@ func issueOperator(e *env, keys, name, out string) (err error) {
 	if err != nil {
 		return err
 	}
-	crt, err := issuer.IssueOperator(name, []string{"operator"})
+	var granted []api.Role
+	for _, r := range roles {
+		granted = append(granted, api.Role(r))
+	}
+	crt, err := issuer.IssueOperator(name, granted)
 	if err != nil {
 		return usage{err}
 	}

@@ -65,7 +65,7 @@ func (o *operatorOptions) unreachable(err error) error {
 	case errors.As(err, new(*tls.CertificateVerificationError)):
 		return withHint(refused{err}, "the service at %s is not of the CA in %s", o.server, filepath.Join(o.identity, identityCA))
 	case errors.As(err, &remote) && remote.Op == "remote error": // a TLS alert
-		return withHint(refused{err}, "the service does not take this identity: sealift keys issue operator NAME --keys KEYS --out DIR makes one that it does")
+		return withHint(refused{err}, "the service does not take this identity: sealift keys issue operator NAME --role ROLE --keys KEYS --out DIR makes one that it does")
 	}
 	return err
 }
@@ -90,7 +90,7 @@ func (o *operatorOptions) client() (*operator.Client, error) {
 func readIdentity(dir string) (*x509.CertPool, tls.Certificate, error) {
 	ca, err := readFile(filepath.Join(dir, identityCA), maxSmall)
 	if err != nil {
-		return nil, tls.Certificate{}, withHint(fmt.Errorf("read identity: %w", err), "sealift keys issue operator NAME --out %s", dir)
+		return nil, tls.Certificate{}, withHint(fmt.Errorf("read identity: %w", err), "sealift keys issue operator NAME --role ROLE --out %s", dir)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {

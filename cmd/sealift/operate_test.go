@@ -67,7 +67,7 @@ func startService(t *testing.T) *service {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	mustCLI(t, "keys", "init", at("keys"))
-	mustCLI(t, "keys", "issue", "operator", "ana", "--keys", at("keys"), "--out", at("ana"))
+	mustCLI(t, "keys", "issue", "operator", "ana", "--role", "operator,approver,auditor", "--keys", at("keys"), "--out", at("ana"))
 	if err := makeImage(at("keys"), at("img")); err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +237,7 @@ func TestStrangersAreRefusedByTheOperatorAPI(t *testing.T) {
 	s := startService(t)
 	mustCLI(t, "keys", "init", filepath.Join(s.dir, "other"))
 	stranger := filepath.Join(s.dir, "stranger")
-	mustCLI(t, "keys", "issue", "operator", "eve", "--keys", filepath.Join(s.dir, "other"), "--out", stranger)
+	mustCLI(t, "keys", "issue", "operator", "eve", "--role", "operator", "--keys", filepath.Join(s.dir, "other"), "--out", stranger)
 
 	code, _, talk := cli(t, "", "machine", "list", "--server", s.operators, "--identity", stranger)
 	if code != exitRefused || !strings.Contains(talk, "is not of the CA in") {

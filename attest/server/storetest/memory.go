@@ -28,6 +28,7 @@ type Memory struct {
 	challenges map[string]*attest.Challenge
 	releases   map[string]*server.Release
 	evidence   map[manifest.SHA256][]byte
+	documents  map[[2]string]*server.Document // by kind and name
 	log        []audit.Entry
 }
 
@@ -146,6 +147,14 @@ func (s *Memory) Commit(_ context.Context, c *server.Change) error {
 			s.releases[r.ID] = clone(r)
 		}
 	}
+	for _, d := range c.Documents {
+		if s.documents == nil {
+			s.documents = map[[2]string]*server.Document{}
+		}
+		kept := cloneDocument(d)
+		kept.Revision++
+		s.documents[[2]string{d.Kind, d.Name}] = kept
+	}
 	if c.Evidence != nil {
 		if s.evidence == nil {
 			s.evidence = map[manifest.SHA256][]byte{}
@@ -184,7 +193,46 @@ func (s *Memory) check(c *server.Change) error {
 			return fmt.Errorf("confirm release %s: %w", r.ID, server.ErrConflict)
 		}
 	}
+	for _, d := range c.Documents {
+		var stored int64
+		if old := s.documents[[2]string{d.Kind, d.Name}]; old != nil {
+			stored = old.Revision
+		}
+		if stored != d.Revision {
+			return fmt.Errorf("%s %s: revision is %d, want %d: %w", d.Kind, d.Name, stored, d.Revision, server.ErrConflict)
+		}
+	}
 	return nil
+}
+
+func cloneDocument(d *server.Document) *server.Document {
+	c := *d
+	c.Body = slices.Clone(d.Body)
+	return &c
+}
+
+// Document implements server.Store.
+func (s *Memory) Document(_ context.Context, kind, name string) (*server.Document, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.documents[[2]string{kind, name}]; d != nil {
+		return cloneDocument(d), nil
+	}
+	return nil, fmt.Errorf("%s %s: %w", kind, name, server.ErrNotFound)
+}
+
+// Documents implements server.Store.
+func (s *Memory) Documents(_ context.Context, kind string) ([]*server.Document, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*server.Document
+	for _, d := range s.documents {
+		if d.Kind == kind {
+			out = append(out, cloneDocument(d))
+		}
+	}
+	slices.SortFunc(out, func(a, b *server.Document) int { return cmp.Compare(a.Name, b.Name) })
+	return out, nil
 }
 
 // Release implements server.Store.

@@ -37,6 +37,7 @@ func Run(t *testing.T, open func(*testing.T) server.Store, reopen func(t *testin
 		"a release is confirmed once":                    confirmOnce,
 		"a change is written as a whole or not at all":   atomic,
 		"evidence is found by its digest":                evidence,
+		"documents are compared and swapped":             documents,
 		"the audit log is one chain":                     auditChain,
 		"concurrent commits leave one chain":             auditRace,
 		"records are copies":                             copies,
@@ -47,6 +48,45 @@ func Run(t *testing.T, open func(*testing.T) server.Store, reopen func(t *testin
 	}
 	if reopen != nil {
 		t.Run("everything written is there after a kill", func(t *testing.T) { durable(t, open(t), reopen) })
+	}
+}
+
+func documents(t *testing.T, s server.Store) {
+	_, err := s.Document(t.Context(), "campaign", "bios")
+	wantErr(t, err, server.ErrNotFound)
+	put := func(kind, name string, revision int64, body string) error {
+		return s.Commit(t.Context(), &server.Change{
+			Documents: []*server.Document{{Kind: kind, Name: name, Revision: revision, Body: json.RawMessage(body)}},
+			Events:    []audit.Event{verdict(attest.MachineID{}, body)},
+		})
+	}
+	wantErr(t, put("campaign", "bios", 0, `{"a":1}`), nil)
+	for _, stale := range []int64{0, 2, -1} {
+		wantErr(t, put("campaign", "bios", stale, `{"a":2}`), server.ErrConflict)
+	}
+	wantErr(t, put("campaign", "aged", 1, `{}`), server.ErrConflict)
+	if n := count(t, s); n != 1 {
+		t.Errorf("%d audit entries, want 1: a refused change logs nothing", n)
+	}
+	wantErr(t, put("campaign", "bios", 1, `{ "a": 3 }`), nil)
+	wantErr(t, put("campaign", "aged", 0, `{}`), nil)
+	wantErr(t, put("policy", "bios", 0, `{}`), nil)
+	d, err := s.Document(t.Context(), "campaign", "bios")
+	if err != nil || d.Kind != "campaign" || d.Name != "bios" || d.Revision != 2 || string(d.Body) != `{ "a": 3 }` {
+		t.Errorf("got %+v, %v", d, err)
+	}
+	// Two in one change: both or none.
+	wantErr(t, s.Commit(t.Context(), &server.Change{Documents: []*server.Document{
+		{Kind: "policy", Name: "new", Body: json.RawMessage(`{}`)}, {Kind: "policy", Name: "bios", Body: json.RawMessage(`{}`)},
+	}}), server.ErrConflict)
+	_, err = s.Document(t.Context(), "policy", "new")
+	wantErr(t, err, server.ErrNotFound)
+	all, err := s.Documents(t.Context(), "campaign")
+	if err != nil || len(all) != 2 || all[0].Name != "aged" || all[1].Name != "bios" || all[1].Revision != 2 {
+		t.Errorf("got %d documents, %v", len(all), err)
+	}
+	if all, err := s.Documents(t.Context(), "none"); err != nil || len(all) != 0 {
+		t.Errorf("got %d documents, %v", len(all), err)
 	}
 }
 

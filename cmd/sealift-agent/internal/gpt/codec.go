@@ -50,7 +50,7 @@ func Read(r io.ReaderAt, size int64) (*Table, error) {
 	}
 	t, _, berr := readCopy(r, last, last)
 	if berr == nil {
-		t.Damaged = fmt.Errorf("primary: %w", perr)
+		t.Damaged, t.backupOnly = fmt.Errorf("primary: %w", perr), true
 		return t, nil
 	}
 	if errors.Is(perr, ErrNone) && errors.Is(berr, ErrNone) {

@@ -3,8 +3,8 @@
 // with a wrong checksum, overlapping partitions or a shape that no tool of
 // ours writes is refused, and the backup is used where the primary is damaged.
 //
-// A Table is plain data: Grow and Add change it, and Write stores it, the
-// backup first, so that a power cut leaves at least one of the two whole.
+// A Table is plain data: Grow and Add change it, and Write stores it, in the
+// order in which a power cut leaves at least one of the two copies whole.
 package gpt
 
 import (
@@ -42,7 +42,9 @@ type Table struct {
 	// whole. Write mends it.
 	Damaged error
 
-	entries uint32 // number of entries in the array, used or not
+	// backupOnly: the table is from the backup, and the primary is damaged.
+	backupOnly bool
+	entries    uint32 // number of entries in the array, used or not
 }
 
 // Partition is one entry in use. Number is its place in the array, from 1,

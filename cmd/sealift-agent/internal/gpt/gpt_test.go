@@ -222,6 +222,34 @@ func TestAPowerCutWhileGrowingLeavesATable(t *testing.T) {
 	}
 }
 
+func TestAPowerCutWhileMendingThePrimaryLeavesATable(t *testing.T) {
+	f := image(t)
+	start := make([]byte, imageSize)
+	if _, err := f.ReadAt(start, 0); err != nil {
+		t.Fatal(err)
+	}
+	clear(start[SectorSize : 2*SectorSize])
+	for after := 0; after <= 2*33*512+512+512; after += 256 {
+		dev := &buffer{b: bytes.Clone(start), after: after}
+		table, err := Read(dev, imageSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := fmt.Sprint(table.Partitions)
+		for i := range table.Partitions {
+			table.Partitions[i].Name = "changed"
+		}
+		werr := Write(dev, imageSize, table)
+		again, err := Read(dev, imageSize)
+		if err != nil {
+			t.Fatalf("cut after %d bytes: %v", after, err)
+		}
+		if got := fmt.Sprint(again.Partitions); got != fmt.Sprint(table.Partitions) && (got != before || werr == nil) {
+			t.Fatalf("cut after %d bytes: %v, damaged: %v", after, again.Partitions, again.Damaged)
+		}
+	}
+}
+
 func TestAddRefuses(t *testing.T) {
 	full := Table{Disk: newGUID(t), FirstUsable: 34, LastUsable: 4095, entries: 1}
 	if _, err := full.Add(Partition{Type: LinuxFilesystem(), GUID: newGUID(t)}, 2<<20); err == nil {

@@ -24,7 +24,9 @@ type Device interface {
 // Write stores the table on a disk of that size in bytes: the backup at the
 // disk's end, then the protective MBR and the primary, each made durable
 // before the next. At every moment one whole copy is on the disk: the old
-// primary until the backup is durable, then the new backup.
+// primary until the backup is durable, then the new backup. A table that was
+// read from the backup because the primary is damaged has the backup written
+// last.
 func Write(d Device, size int64, t *Table) error {
 	if size < 3*SectorSize {
 		return fmt.Errorf("write partition table: a disk of %d bytes is too small", size)
@@ -39,15 +41,20 @@ func Write(d Device, size int64, t *Table) error {
 		return fmt.Errorf("write partition table: read LBA 0: %w", err)
 	}
 	protect(mbr, last)
-	for _, part := range []struct {
+	type write struct {
 		what string
 		data []byte
 		at   int64
-	}{
+	}
+	parts := []write{
 		{"backup", backup, size/SectorSize*SectorSize - int64(len(backup))},
 		{"protective MBR", mbr, 0},
 		{"primary", primary, SectorSize},
-	} {
+	}
+	if t.backupOnly {
+		parts = append(parts[1:], parts[0])
+	}
+	for _, part := range parts {
 		if _, err := d.WriteAt(part.data, part.at); err != nil {
 			return fmt.Errorf("write partition table: %s: %w", part.what, err)
 		}

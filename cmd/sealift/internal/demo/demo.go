@@ -325,7 +325,7 @@ func (d *Demo) fleetOn(ctx context.Context) (string, error) {
 	if err := os.RemoveAll(d.path("operator")); err != nil {
 		return "", err
 	}
-	if _, err := d.sealift(ctx, nil, "keys", "issue", "operator", "demo", "--keys", d.path("keys"), "--out", d.path("operator")); err != nil {
+	if _, err := d.sealift(ctx, nil, "keys", "issue", "operator", "demo", "--role", "operator,approver,auditor", "--keys", d.path("keys"), "--out", d.path("operator")); err != nil {
 		return "", err
 	}
 	return "etcd, kube-apiserver, kube-controller-manager, sealift serve", d.startServe(ctx, ca)

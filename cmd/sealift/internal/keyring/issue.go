@@ -85,17 +85,19 @@ func (i *Issuer) IssueServer(hosts []string) (tls.Certificate, error) {
 
 // IssueOperator returns a client certificate for a person or a program. The
 // roles are the certificate's organizational units, sorted.
-func (i *Issuer) IssueOperator(name string, roles []string) (tls.Certificate, error) {
+func (i *Issuer) IssueOperator(name string, roles []api.Role) (tls.Certificate, error) {
 	if name == "" || len(name) > 64 {
 		return tls.Certificate{}, fmt.Errorf("issue operator certificate: name %q has %d bytes, want 1 to 64", name, len(name))
 	}
+	var units []string
 	for _, r := range roles {
-		if !validLabel(r) {
-			return tls.Certificate{}, fmt.Errorf("issue operator certificate: role %q is not lower-case letters, digits and dashes", r)
+		if !r.Known() {
+			return tls.Certificate{}, fmt.Errorf("issue operator certificate: role %q is none of viewer, operator, approver, auditor", r)
 		}
+		units = append(units, string(r))
 	}
 	return i.issue(&x509.Certificate{
-		Subject:     pkix.Name{Organization: []string{api.OperatorOrganization}, CommonName: name, OrganizationalUnit: slices.Compact(slices.Sorted(slices.Values(roles)))},
+		Subject:     pkix.Name{Organization: []string{api.OperatorOrganization}, CommonName: name, OrganizationalUnit: slices.Compact(slices.Sorted(slices.Values(units)))},
 		NotBefore:   i.now.Add(-clockSkew),
 		NotAfter:    i.now.Add(operatorLife),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},

@@ -16,6 +16,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/image/efivar"
 )
 
@@ -205,7 +206,7 @@ func TestIssuedCertificatesServeATLSConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	operator, err := i.IssueOperator("alice", []string{"operator", "auditor", "operator"})
+	operator, err := i.IssueOperator("alice", []api.Role{api.RoleOperator, api.RoleAuditor, api.RoleOperator})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +279,7 @@ func TestBadNamesAreNotCertified(t *testing.T) {
 	if _, err := i.IssueOperator("", nil); err == nil {
 		t.Error("operator without a name: accepted")
 	}
-	if _, err := i.IssueOperator("bob", []string{"Admin"}); err == nil {
+	if _, err := i.IssueOperator("bob", []api.Role{"Admin"}); err == nil {
 		t.Error("role in capitals: accepted")
 	}
 }

@@ -1,6 +1,5 @@
 // Package sqlstore keeps the service's state in SQLite: it implements
-// server.Store, and keeps firmware campaigns beside it. Create makes a
-// database file, Open opens one.
+// server.Store. Create makes a file, Open opens one.
 //
 // All writes go through one goroutine, which commits those that wait together
 // (group commit): the fsync of a commit is what a release costs, and a fleet
@@ -27,7 +26,7 @@ import (
 // says how its tables look (PRAGMA user_version).
 const (
 	applicationID = 0x5ea11f70
-	schemaVersion = 1
+	schemaVersion = 2
 )
 
 // schema makes the tables. Columns hold what is searched or must be unique;
@@ -66,11 +65,24 @@ CREATE TABLE audit (
 	seq  INTEGER PRIMARY KEY,
 	line BLOB NOT NULL -- as exported, without the newline
 ) STRICT;
-CREATE TABLE campaign (
-	name     TEXT PRIMARY KEY,
+` + documents
+
+const documents = `
+CREATE TABLE document (
+	kind     TEXT NOT NULL,
+	name     TEXT NOT NULL,
 	revision INTEGER NOT NULL,
-	body     BLOB NOT NULL
+	body     BLOB NOT NULL,
+	PRIMARY KEY (kind, name)
 ) STRICT, WITHOUT ROWID;
+`
+
+// fromFirst brings a file of schema version 1, which had campaigns only, to
+// version 2.
+const fromFirst = documents + `
+INSERT INTO document (kind, name, revision, body) SELECT 'campaign', name, revision, body FROM campaign;
+DROP TABLE campaign;
+PRAGMA user_version = 2;
 `
 
 // maxBatch bounds the writes of one commit. More would only make each wait
@@ -177,8 +189,8 @@ func initialise(ctx context.Context, path string) (err error) {
 }
 
 // Open opens the database at path. It refuses a file that is not there, that
-// others can read, that is no database of ours, or that has another schema
-// version.
+// others can read, that is no database of ours, or whose schema version is
+// later than ours. One of an earlier version is brought to ours.
 func Open(ctx context.Context, path string) (_ *Store, err error) {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -219,6 +231,25 @@ func (s *Store) checkSchema(ctx context.Context) error {
 	}
 	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 		return err
+	}
+	if version == 1 {
+		tx, err := s.write.BeginTx(ctx, nil) // takes the write lock
+		if err != nil {
+			return err
+		}
+		// Another process may have been first.
+		if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+		if version == 1 {
+			if _, err := tx.ExecContext(ctx, fromFirst); err != nil {
+				return errors.Join(fmt.Errorf("bring the schema to version %d: %w", schemaVersion, err), tx.Rollback())
+			}
+			version = schemaVersion
+		}
+		if err := tx.Commit(); err != nil {
+			return fmt.Errorf("bring the schema to version %d: %w", schemaVersion, err)
+		}
 	}
 	if version != schemaVersion {
 		return fmt.Errorf("schema version is %d, want %d", version, schemaVersion)

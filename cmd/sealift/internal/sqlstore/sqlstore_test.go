@@ -112,7 +112,7 @@ func TestOpenRefuses(t *testing.T) {
 		want  string
 	}{
 		"no file":                 {func(t *testing.T, path string) { os.Remove(path) }, "no such file"},
-		"a later schema":          {exec("PRAGMA user_version = 2"), "schema version is 2, want 1"},
+		"a later schema":          {exec("PRAGMA user_version = 3"), "schema version is 3, want 2"},
 		"another program's file":  {exec("PRAGMA application_id = 7"), "application id is 0x7"},
 		"a file that others read": {func(t *testing.T, path string) { os.Chmod(path, 0o644) }, "mode is 0644, want 0600"},
 		"no database": {func(t *testing.T, path string) {
@@ -203,44 +203,39 @@ func TestAnAlteredRowIsFound(t *testing.T) {
 	}
 }
 
-func TestCampaignsAreComparedAndSwapped(t *testing.T) {
+// TestAFileOfTheFirstSchemaIsBroughtToOurs makes version 1 of a file: campaigns
+// had a table of their own, and there were no documents.
+func TestAFileOfTheFirstSchemaIsBroughtToOurs(t *testing.T) {
 	s := create(t)
-	ctx := t.Context()
-	event := audit.Event{Time: time.Unix(1, 0), Kind: audit.KindCampaign, Data: audit.Campaign{Name: "bios", To: "open"}}
-	if _, _, err := s.LoadCampaign(ctx, "bios"); !errors.Is(err, server.ErrNotFound) {
-		t.Errorf("got %v, want %v", err, server.ErrNotFound)
-	}
-	if err := s.SaveCampaign(ctx, "bios", json.RawMessage(`{"a":1}`), 0, event); err != nil {
+	event := audit.Event{Time: time.Unix(1, 0), Kind: audit.KindStart, Data: audit.Start{}}
+	if err := s.Commit(t.Context(), &server.Change{Events: []audit.Event{event}}); err != nil {
 		t.Fatal(err)
 	}
-	for _, stale := range []int64{0, 2} {
-		if err := s.SaveCampaign(ctx, "bios", json.RawMessage(`{"a":2}`), stale, event); !errors.Is(err, server.ErrConflict) {
-			t.Errorf("revision %d: got %v, want %v", stale, err, server.ErrConflict)
-		}
-	}
-	body, revision, err := s.LoadCampaign(ctx, "bios")
-	if err != nil || string(body) != `{"a":1}` || revision != 1 {
-		t.Errorf("got %s, %d, %v", body, revision, err)
-	}
-	if err := s.SaveCampaign(ctx, "bios", json.RawMessage(`{"a":3}`), 1); err != nil {
+	if _, err := s.write.Exec(`
+		DROP TABLE document;
+		CREATE TABLE campaign (name TEXT PRIMARY KEY, revision INTEGER NOT NULL, body BLOB NOT NULL) STRICT, WITHOUT ROWID;
+		INSERT INTO campaign (name, revision, body) VALUES ('bios', 3, CAST('{"a":1}' AS BLOB));
+		PRAGMA user_version = 1`); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.SaveCampaign(ctx, "aged", json.RawMessage(`{}`), 0); err != nil {
+	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	names, err := s.CampaignNames(ctx)
-	if err != nil || fmt.Sprint(names) != "[aged bios]" {
-		t.Errorf("got %v, %v", names, err)
-	}
-	n := 0
-	for _, err := range s.Audit(ctx, 1) {
+	for range 2 { // brought over, then as it is
+		again, err := Open(t.Context(), s.path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		n++
-	}
-	if n != 1 {
-		t.Errorf("%d audit entries, want 1: a refused save logs nothing", n)
+		d, err := again.Document(t.Context(), "campaign", "bios")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Revision != 3 || string(d.Body) != `{"a":1}` {
+			t.Errorf("got revision %d of %s", d.Revision, d.Body)
+		}
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

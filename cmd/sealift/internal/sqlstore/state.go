@@ -167,6 +167,11 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 				return fmt.Errorf("confirm release %s: %w", c.Confirm.ID, err)
 			}
 		}
+		for _, d := range c.Documents {
+			if err := putDocument(ctx, tx, d); err != nil {
+				return fmt.Errorf("store %s %s: %w", d.Kind, d.Name, err)
+			}
+		}
 		if c.Evidence != nil {
 			digest := sha256.Sum256(c.Evidence)
 			if _, err := tx.ExecContext(ctx, "INSERT INTO evidence (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING", digest[:], c.Evidence); err != nil {
@@ -212,6 +217,50 @@ func confirmRelease(ctx context.Context, tx *sql.Tx, r *server.Release) error {
 	}
 	return one(server.ErrConflict)(tx.ExecContext(ctx,
 		"UPDATE release SET confirmed = 1, body = ? WHERE id = ? AND confirmed = 0", string(body), r.ID))
+}
+
+// putDocument writes d if the stored revision is d's.
+func putDocument(ctx context.Context, tx *sql.Tx, d *server.Document) error {
+	if d.Revision == 0 {
+		return one(server.ErrConflict)(tx.ExecContext(ctx,
+			"INSERT INTO document (kind, name, revision, body) VALUES (?, ?, 1, ?) ON CONFLICT DO NOTHING", d.Kind, d.Name, []byte(d.Body)))
+	}
+	return one(server.ErrConflict)(tx.ExecContext(ctx,
+		"UPDATE document SET revision = revision + 1, body = ? WHERE kind = ? AND name = ? AND revision = ?", []byte(d.Body), d.Kind, d.Name, d.Revision))
+}
+
+// Document implements server.Store.
+func (s *Store) Document(ctx context.Context, kind, name string) (*server.Document, error) {
+	d := &server.Document{Kind: kind, Name: name}
+	err := s.read.QueryRowContext(ctx, "SELECT revision, body FROM document WHERE kind = ? AND name = ?", kind, name).Scan(&d.Revision, (*[]byte)(&d.Body))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("%s %s: %w", kind, name, server.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s %s: %w", kind, name, err)
+	}
+	return d, nil
+}
+
+// Documents implements server.Store.
+func (s *Store) Documents(ctx context.Context, kind string) (_ []*server.Document, err error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT name, revision, body FROM document WHERE kind = ? ORDER BY name", kind)
+	if err != nil {
+		return nil, fmt.Errorf("read documents of kind %s: %w", kind, err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	var out []*server.Document
+	for rows.Next() {
+		d := &server.Document{Kind: kind}
+		if err := rows.Scan(&d.Name, &d.Revision, (*[]byte)(&d.Body)); err != nil {
+			return nil, fmt.Errorf("read documents of kind %s: %w", kind, err)
+		}
+		out = append(out, d)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read documents of kind %s: %w", kind, err)
+	}
+	return out, nil
 }
 
 // appendAudit continues the chain from the last stored entry. The transaction
