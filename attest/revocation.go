@@ -16,6 +16,7 @@ const MaxRevocationList = 16 << 20
 // were checked. Only NewRevocations makes them. They do not change, and can be
 // shared. The nil Revocations has no list.
 type Revocations struct {
+	digests  []string // SHA-256 of each list, in hex
 	byIssuer map[[32]byte][]*revocationList
 }
 
@@ -47,8 +48,17 @@ func NewRevocations(ders [][]byte, roots []TPMRoot) (*Revocations, error) {
 		if err := r.add(der, roots); err != nil {
 			return nil, fmt.Errorf("revocation list %d: %w", i, err)
 		}
+		r.digests = append(r.digests, fmt.Sprintf("%x", sha256.Sum256(der)))
 	}
 	return r, nil
+}
+
+// Digests returns the SHA-256 of each list, in hex.
+func (r *Revocations) Digests() []string {
+	if r == nil {
+		return nil
+	}
+	return r.digests
 }
 
 func (r *Revocations) add(der []byte, roots []TPMRoot) error {

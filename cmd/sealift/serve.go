@@ -46,7 +46,8 @@ A configuration:
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
   tpm:
     allowed: [hardware, firmware]
-    roots: [{class: hardware, file: infineon-root.pem}]
+    vendors: true
+    store: tpm-roots
   firmware: {catalogue: catalogue.yaml}
   cluster: {kubeconfig: admin.kubeconfig}
   provision:
@@ -104,7 +105,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	defer func() { err = errors.Join(err, store.Close()) }()
 
 	moves := &campaigns{store: store, catalogue: catalogue, clock: e.now, log: log}
-	policies := &policySource{images: images, tpm: tpm, campaigns: moves}
+	policies := &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, campaigns: moves}
 	kek, err := ring.DiskKEK()
 	if err != nil {
 		return err
@@ -213,6 +214,7 @@ func warnOfDebug(images []loadedImage, log *slog.Logger) {
 type policySource struct {
 	images    []loadedImage
 	tpm       attest.TPMPolicy
+	bank      string
 	campaigns *campaigns
 }
 
@@ -221,21 +223,19 @@ func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*a
 	if err != nil {
 		return nil, err
 	}
-	policy := &attest.Policy{Firmware: fw, TPM: p.tpm}
+	policy := &attest.Policy{Firmware: fw, TPM: p.tpm, Bank: p.bank}
 	// The id is the digest of everything that the policy was made from.
 	id := sha256.New()
 	for _, i := range p.images {
 		policy.Images = append(policy.Images, i.manifest)
 		id.Write(i.digest[:])
 	}
-	for _, r := range p.tpm.Roots {
-		fmt.Fprintf(id, "%s %t %d:", r.Class, r.Intermediate, len(r.Certificate.Raw))
-		id.Write(r.Certificate.Raw)
+	tpm, err := digestTPMPolicy(&p.tpm, machine, p.bank)
+	if err != nil {
+		return nil, err
 	}
-	rest, err := json.Marshal(struct {
-		Allowed  []attest.TPMClass
-		Firmware attest.FirmwarePolicy
-	}{p.tpm.Allowed, fw})
+	id.Write(tpm[:])
+	rest, err := json.Marshal(fw)
 	if err != nil {
 		return nil, fmt.Errorf("name the policy: %w", err)
 	}
