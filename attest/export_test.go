@@ -75,3 +75,18 @@ func (v *Verified) Clone() *Verified {
 	c.transport, c.pcrs = bytes.Clone(v.transport), cloneValues(v.pcrs)
 	return &c
 }
+
+// Disagreements returns what the comparison of a log's banks finds.
+func Disagreements(l *EventLog) []Finding {
+	v := &verification{p: &Policy{}, r: &Result{}}
+	sound := map[int]bool{}
+	for pcr := range maxPCR + 1 {
+		sound[pcr] = true
+	}
+	var banks []*quoted
+	for _, bank := range l.Banks {
+		banks = append(banks, &quoted{bank: bank})
+	}
+	v.checkAgreement(l, sound, banks)
+	return v.r.Findings
+}
