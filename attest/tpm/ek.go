@@ -269,6 +269,9 @@ func (t *TPM) chain(indices []uint32, ek *EK) [][]byte {
 		var more [][]byte
 		more, rest, err = splitCertificates(append(rest, data...))
 		certs = append(certs, more...)
+		if len(certs) >= attest.MaxCertificates {
+			break // too many already, see below
+		}
 		if err != nil {
 			ek.Problems = append(ek.Problems, fmt.Errorf("nv index %#x: %w", i, err))
 			return certs

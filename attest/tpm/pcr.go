@@ -7,6 +7,7 @@ import (
 	_ "crypto/sha512"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -133,6 +134,9 @@ func (t *TPM) readPCRs(b bank, pcrs []int) (map[int][]byte, error) {
 			return nil, fmt.Errorf("read %s PCRs %d: got %d values for PCRs %d: the bank is not active or incomplete", b.name, missing, len(rsp.PCRValues.Digests), got)
 		}
 		for i, p := range got {
+			if !slices.Contains(missing, p) {
+				return nil, fmt.Errorf("read %s PCRs %d: got PCR %d, which was not asked for", b.name, missing, p)
+			}
 			v := rsp.PCRValues.Digests[i].Buffer
 			if len(v) != b.hash.Size() {
 				return nil, fmt.Errorf("read %s PCR %d: got %d bytes, want %d", b.name, p, len(v), b.hash.Size())
