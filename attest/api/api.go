@@ -72,7 +72,7 @@ type EvidenceResponse struct {
 // the outcome, so only the TPM that could unseal can confirm.
 type ConfirmRequest struct {
 	ReleaseID string `json:"releaseID"`
-	Outcome   string `json:"outcome"` // OutcomeUnlocked or an error text of at most 512 bytes
+	Outcome   string `json:"outcome"` // OutcomeUnlocked, one of diskkey.go, or an error text of at most 512 bytes
 	Proof     []byte `json:"proof"`
 }
 
@@ -114,9 +114,12 @@ type Release struct {
 
 // Secrets is the plaintext of Release.Sealed.
 type Secrets struct {
-	DiskKey  attest.Secret `json:"diskKey"`        // the service's 32-byte half of the disk key
-	Join     *Join         `json:"join,omitempty"` // nil if the node has already joined
-	NodeName string        `json:"nodeName"`
+	DiskKey attest.Secret `json:"diskKey"` // the service's 32-byte half of the disk key
+	// NextDiskKey is the half that is to take its place, if there is one. The
+	// volume may be under either.
+	NextDiskKey attest.Secret `json:"nextDiskKey,omitempty"`
+	Join        *Join         `json:"join,omitempty"` // nil if the node has already joined
+	NodeName    string        `json:"nodeName"`
 }
 
 // Join is what a kubelet needs for its TLS bootstrap.
@@ -132,12 +135,17 @@ type Error struct {
 	Code    string `json:"code"` // stable, e.g. "bad-request", "too-large", "rate-limited"
 	Message string `json:"message"`
 	Hint    string `json:"hint,omitempty"`
+	Request string `json:"request,omitempty"` // as HeaderRequestID
 }
+
+// HeaderRequestID is the header of every answer that names the request in the
+// service's log. A client cannot choose it.
+const HeaderRequestID = "X-Request-Id"
 
 // Paths of the operator API, served on another listener to holders of an
 // operator certificate.
 const (
-	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate, /{id}/rejoin with StateChange
+	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate, /{id}/rejoin, /{id}/rotate-key with StateChange
 	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
 	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
@@ -158,7 +166,8 @@ type Machine struct {
 	Firmware    attest.Firmware       `json:"firmware"`
 	Image       string                `json:"image,omitempty"`
 	Joined      bool                  `json:"joined"`
-	Next        *Candidate            `json:"next,omitempty"` // nil if no reinstall waits to be proven
+	Next        *Candidate            `json:"next,omitempty"`     // nil if no reinstall waits to be proven
+	Rotation    *DiskKeyRotation      `json:"rotation,omitempty"` // nil if its disk key is to stay
 }
 
 // Candidate is an install of a machine that is enrolled already, as an install

@@ -22,14 +22,20 @@ const (
 	KindInstall          Kind = "machine.install"   // Install
 	KindToken            Kind = "token"             // Token
 	KindCampaign         Kind = "campaign"          // Campaign
+	KindDiskKey          Kind = "machine.disk-key"  // DiskKey
+	KindKEK              Kind = "kek.rewrap"        // KEKRewrap
 )
 
 // Start records that the service began to answer. A gap in a log's time is
 // explained by the start that follows it.
 type Start struct {
-	Version    string `json:"version,omitempty"`
-	KEK        string `json:"kek"`        // id of the key that wraps disk keys, never the key
-	ReleaseKey string `json:"releaseKey"` // id of the key that signs releases: SHA-256 of its SubjectPublicKeyInfo
+	Version string `json:"version,omitempty"`
+	KEK     string `json:"kek"` // id of the key that wraps disk keys, never the key
+	// FormerKEKs and LostKEKs are the ids of those that only open, and of those
+	// whose disk keys are given up. Optional.
+	FormerKEKs []string `json:"formerKEKs,omitempty"`
+	LostKEKs   []string `json:"lostKEKs,omitempty"`
+	ReleaseKey string   `json:"releaseKey"` // id of the key that signs releases: SHA-256 of its SubjectPublicKeyInfo
 }
 
 // ChallengeRefused records a request that got no challenge, or that answered
@@ -53,8 +59,9 @@ type Verdict struct {
 
 // What a release gave.
 const (
-	SecretDiskKey   = "disk-key"
-	SecretJoinToken = "join-token"
+	SecretDiskKey     = "disk-key"
+	SecretNextDiskKey = "next-disk-key"
+	SecretJoinToken   = "join-token"
 )
 
 // Release records that secrets were released, and of which kind, never their
@@ -69,12 +76,14 @@ type Release struct {
 	NodeName     string   `json:"nodeName"`
 	DiskGUID     string   `json:"diskGUID"`
 	NewDiskKey   bool     `json:"newDiskKey"` // the disk key was made for this release
-	Secrets      []string `json:"secrets"`    // SecretDiskKey, SecretJoinToken
+	Secrets      []string `json:"secrets"`    // SecretDiskKey, SecretNextDiskKey, SecretJoinToken
 	TokenID      string   `json:"tokenID,omitempty"`
+	Rotation     string   `json:"rotation,omitempty"` // of the disk key, if the next one was released, see DiskKey
 }
 
-// OutcomeUnlocked is the outcome of a release that opened the disk. Any other
-// outcome is the error that the machine met.
+// OutcomeUnlocked is the outcome of a release that opened the disk, alone or
+// before a comma and what became of the change of its key. Any other outcome
+// is the error that the machine met.
 const OutcomeUnlocked = "unlocked"
 
 // Confirm records what the machine said became of a release, proven by the

@@ -35,7 +35,7 @@ type Report struct {
 	Machines  []MachineReport  `json:"machines"`
 	Campaigns []CampaignReport `json:"campaigns"`
 	Unproven  []Line           `json:"unproven"` // refusals of senders whose TPM was not proven
-	Service   []Line           `json:"service"`  // starts of the service
+	Service   []Line           `json:"service"`  // starts of the service, changes of the key-encryption key
 }
 
 // ChainState says whether the whole log verified.
@@ -195,7 +195,7 @@ func (b *builder) add(e Entry) error {
 			b.r.Chain.Entries++
 		}
 	}
-	if !b.o.Machine.IsZero() && e.Machine != b.o.Machine && e.Kind != KindCampaign && e.Kind != KindStart {
+	if !b.o.Machine.IsZero() && e.Machine != b.o.Machine && e.Kind != KindCampaign && e.Kind != KindStart && e.Kind != KindKEK {
 		return nil
 	}
 	if !b.o.From.IsZero() && e.Time.Before(b.o.From) || !b.o.To.IsZero() && !e.Time.Before(b.o.To) {
@@ -254,6 +254,21 @@ func (b *builder) describe(e Entry, l *Line) error {
 			return err
 		}
 		l.Text = fmt.Sprintf("service started, version %s, disk keys wrapped by %s, releases signed by %s", orNone(d.Version), orNone(d.KEK), orNone(d.ReleaseKey))
+		if len(d.FormerKEKs) > 0 {
+			l.Text += ", also opens what is wrapped by " + list(d.FormerKEKs)
+		}
+		if len(d.LostKEKs) > 0 {
+			l.Text += ", what is wrapped by " + list(d.LostKEKs) + " is given up"
+			l.Bad = true
+		}
+		b.r.Service = append(b.r.Service, *l)
+		return nil
+	case KindKEK:
+		var d KEKRewrap
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text = d.text()
 		b.r.Service = append(b.r.Service, *l)
 		return nil
 	case KindChallengeRefused:
@@ -306,6 +321,12 @@ func (b *builder) describe(e Entry, l *Line) error {
 		if d.Reason != "" {
 			l.Text += ": " + d.Reason
 		}
+	case KindDiskKey:
+		var d DiskKey
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text = d.text()
 	default:
 		l.Text = "entry of a kind that this report does not know: " + string(e.Data)
 	}
@@ -393,11 +414,11 @@ func (b *builder) confirm(e Entry, l *Line) error {
 	l.Text = fmt.Sprintf("machine confirmed release %s: %s", d.ReleaseID, d.Outcome)
 	if rl := b.releases[d.ReleaseID]; rl != nil && rl.Machine == e.Machine {
 		rl.Outcome, rl.Confirmed = d.Outcome, e.Time
-		if d.Outcome == OutcomeUnlocked {
+		if opened(d.Outcome) {
 			b.r.Summary.Confirmed++
 		}
 	}
-	l.Bad = d.Outcome != OutcomeUnlocked
+	l.Bad = !opened(d.Outcome)
 	m.History = append(m.History, *l)
 	return nil
 }

@@ -82,14 +82,16 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		if f := s.refusedUnproven(ctx, now, p, "evidence for a challenge that is not open"); f != nil {
 			return 0, nil, f
 		}
-		return http.StatusForbidden, &api.EvidenceResponse{Result: &attest.Result{
+		result := &attest.Result{
 			Findings: []attest.Finding{{
 				Code:    attest.CodeChallenge,
 				Message: "the challenge is not open: it was answered before, has expired, or was never given",
 				Hint:    "ask for another challenge",
 			}},
 			Facts: []attest.Fact{},
-		}}, nil
+		}
+		s.c.Meter.Verdict(result)
+		return refused(result)
 	}
 	if err != nil {
 		return 0, nil, unavailable("the store", err)
@@ -104,6 +106,9 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		status, body, f := s.decide(ctx, sub)
 		if f != nil && errors.Is(f.cause, ErrConflict) {
 			continue
+		}
+		if resp, ok := body.(*api.EvidenceResponse); ok && f == nil {
+			s.c.Meter.Verdict(resp.Result)
 		}
 		return status, body, f
 	}
@@ -233,9 +238,9 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		return 0, nil, f
 	}
 	codes := codesOf(result)
-	s.c.Log.Info("evidence refused", "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codes)
+	s.c.Log.Info("evidence refused", "request", sub.peer.request, "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codes)
 	if sub.proven && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
-		s.c.Log.Error("second release requested in one boot", "machine", sub.machine.Short(), "peer", sub.peer.address)
+		s.c.Log.Error("second release requested in one boot", "request", sub.peer.request, "machine", sub.machine.Short(), "peer", sub.peer.address)
 	}
 	return refused(result)
 }

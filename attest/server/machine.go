@@ -135,7 +135,7 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 		}
 		m.Generation++
 		m.DiskGUID, m.Serial, m.Installed, m.Next = rec.DiskGUID, rec.Serial, rec.Finished, nil
-		m.StateMade, m.Joined, m.DiskKey = false, false, nil
+		m.StateMade, m.Joined, m.DiskKey, m.NextKey, m.Rotation = false, false, nil, nil, nil
 		m.ResetCount, m.RestartCount, m.Clock, m.Released = 0, 0, 0, false
 		return events, nil
 	})

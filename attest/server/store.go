@@ -107,7 +107,11 @@ type Machine struct {
 	Rebased      bool   `json:"rebased,omitempty"` // an operator said that the counters may have started anew
 
 	DiskKey *SealedKey `json:"diskKey,omitempty"` // nil until the first release
-	TokenID string     `json:"tokenID,omitempty"` // of the last join token minted
+	// NextKey is the disk key that Rotation is about. The volume may be under
+	// either until the machine has confirmed that it is under NextKey.
+	NextKey   *SealedKey `json:"nextKey,omitempty"`
+	TokenID   string     `json:"tokenID,omitempty"`   // of the last join token minted
+	ReleaseID string     `json:"releaseID,omitempty"` // of the last release
 
 	// Former are disks that a reinstall replaced, the latest last.
 	Former []FormerDisk `json:"former,omitempty"`
@@ -117,6 +121,9 @@ type Machine struct {
 type SealedKey struct {
 	KEK string `json:"kek"` // id of the key-encryption key
 	Box []byte `json:"box"` // nonce and AES-256-GCM ciphertext
+	// Volume is that of the disk which a disk key opens. It is authenticated
+	// with Box, and empty for keys sealed before volumes were named.
+	Volume string `json:"volume,omitempty"`
 }
 
 // Release is the service's record of a release.
@@ -130,6 +137,7 @@ type Release struct {
 	// Transport is the transport secret, kept to check the confirmation and
 	// nil from then on.
 	Transport *SealedKey `json:"transport,omitempty"`
+	Rotation  string     `json:"rotation,omitempty"` // id of the machine's rotation whose next key it held
 	Outcome   string     `json:"outcome,omitempty"`
 	Confirmed time.Time  `json:"confirmed,omitzero"`
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/tpm"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/boot"
-	"github.com/sealift/sealift/cmd/sealift-agent/internal/luks2"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/netup"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/node"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/prefetch"
@@ -190,13 +189,15 @@ func (m *machine) setClock(now time.Time) {
 // enter opens or creates the state, caps the boot, and switches root.
 func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) error {
 	secrets := r.secrets
-	volume, stateNode, err := m.openState(ctx, e, secrets)
+	opened, err := m.openState(ctx, e, secrets)
 	clear(secrets.DiskKey)
+	clear(secrets.NextDiskKey)
 	if err != nil {
 		m.confirm(ctx, s, r, err.Error())
 		err = errors.Join(err, e.tpm.Rest())
 		return advise(err, "the state partition is left as it is: restore what was changed (TPM, disk), or install the machine again, which loses its state")
 	}
+	volume := opened.Volume
 	// From here on nothing in this boot can get the secrets again. A boot that
 	// cannot be capped must not go on.
 	err = e.tpm.Cap(unlock.Label, volume.Key, volume.UUID)
@@ -212,9 +213,9 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 	confirmed := make(chan struct{})
 	go func() {
 		defer close(confirmed)
-		m.confirm(ctx, s, r, api.OutcomeUnlocked)
+		m.confirm(ctx, s, r, outcomeOf(opened))
 	}()
-	if err := e.root.MountState(stateNode, stateMount, !e.state.Exists()); err != nil {
+	if err := e.root.MountState(opened.Node, stateMount, !e.state.Exists()); err != nil {
 		return advise(err, "the state's file system is damaged and is left as it is")
 	}
 	h := node.Handover{
@@ -233,26 +234,46 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 		[]string{profiles.RootAgentPath, argRun}, []string{"HOME=/root", "TERM=linux", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
 }
 
+// outcomeOf is what the service is told of a state that is open.
+func outcomeOf(o *unlock.Opened) string {
+	switch {
+	case o.Rekeyed:
+		return api.OutcomeRekeyed
+	case o.RekeyErr != nil:
+		return api.OutcomeNotRekeyed(o.RekeyErr)
+	}
+	return api.OutcomeUnlocked
+}
+
 // openState opens the state that the evidence spoke of, or makes the first one.
-func (m *machine) openState(ctx context.Context, e *early, secrets *api.Secrets) (*luks2.Volume, string, error) {
+func (m *machine) openState(ctx context.Context, e *early, secrets *api.Secrets) (*unlock.Opened, error) {
 	keys := unlock.Keys{
 		TPM:          e.tpm,
 		PCRKey:       []byte(m.config.PCRKey),
 		PCRSignature: e.pcrSig,
 		ServiceHalf:  secrets.DiskKey,
+		NextHalf:     secrets.NextDiskKey,
 	}
-	if e.state.Exists() {
-		v, n, err := e.state.Open(keys)
-		if err == nil {
-			m.console.Step("state opened")
+	if !e.state.Exists() {
+		v, n, err := e.state.Create(ctx, keys, e.root.MakeFileSystem)
+		if err != nil {
+			return nil, err
 		}
-		return v, n, err
-	}
-	v, n, err := e.state.Create(ctx, keys, e.root.MakeFileSystem)
-	if err == nil {
 		m.console.Step("state created")
+		return &unlock.Opened{Volume: v, Node: n}, nil
 	}
-	return v, n, err
+	o, err := e.state.Open(keys)
+	if err != nil {
+		return nil, err
+	}
+	m.console.Step("state opened")
+	switch {
+	case o.Rekeyed:
+		m.console.Step("disk key changed")
+	case o.RekeyErr != nil:
+		m.log.Error("the disk key was to be changed and was not", "err", o.RekeyErr)
+	}
+	return o, nil
 }
 
 // linkResolvConf lets the resolver of the initramfs find the name servers.

@@ -22,8 +22,10 @@ type serveConfig struct {
 	Store  string   `yaml:"store"`  // SQLite database, made if missing
 	Images []string `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
 
-	Node     listenConfig `yaml:"node"`     // API for agents
-	Operator listenConfig `yaml:"operator"` // API for people, by client certificate
+	Node     listenConfig   `yaml:"node"`     // API for agents
+	Operator operatorConfig `yaml:"operator"` // API for people, by client certificate or token
+	Monitor  *monitorConfig `yaml:"monitor"`  // optional: metrics and health
+	Limits   limitsConfig   `yaml:"limits"`   // optional
 
 	TPM       tpmConfig        `yaml:"tpm"`
 	Firmware  firmwareConfig   `yaml:"firmware"`
@@ -77,6 +79,10 @@ func readServeConfig(file string) (*serveConfig, error) {
 	at(&c.Keys)
 	at(&c.Store)
 	at(&c.Firmware.Catalogue)
+	at(&c.Operator.Revoked)
+	if c.Operator.OIDC != nil {
+		at(&c.Operator.OIDC.CA)
+	}
 	for i := range c.Images {
 		at(&c.Images[i])
 	}
@@ -160,5 +166,5 @@ func (c *serveConfig) checkValues() error {
 			return fmt.Errorf("provision: the range %s to %s does not lie in %s", p.First, p.Last, subnet)
 		}
 	}
-	return nil
+	return c.checkService()
 }

@@ -40,8 +40,15 @@ var rooms = map[string][]string{
 	"github.com/spdx/tools-golang":           {"image/sbom"},
 	"github.com/diskfs/go-diskfs":            {"image"},
 	"github.com/pin/tftp":                    {"provisioner"},
+	"github.com/coreos/go-oidc":              {"cmd/sealift/internal/oidc"},
+	"github.com/go-jose/go-jose":             {"cmd/sealift/internal/oidc"},
+	"github.com/prometheus":                  {"cmd/sealift/internal/monitor"},
 	"k8s.io/client-go":                       {"cmd/sealift/internal/cluster"},
 	"github.com/google/go-containerregistry": {"image"},
+	"github.com/hashicorp/vault":             {"cmd/sealift/internal/kek"},
+	"github.com/aws/aws-sdk-go-v2":           {"cmd/sealift/internal/kek"},
+	"cloud.google.com/go":                    {"cmd/sealift/internal/kek"},
+	"github.com/Azure/azure-sdk-for-go":      {"cmd/sealift/internal/kek"},
 	// What forges evidence serves tests, the simulated fleet and the attack lab.
 	module + "/attest/papertpm": {"cmd/sealift"},
 }

@@ -199,7 +199,7 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 		{"a service that is not there", []string{"machine", "list", "--server", "https://127.0.0.1:1", "--identity", s.identity}, exitFailed, "hint: is `sealift serve` running"},
 		{"a URL that is none", []string{"machine", "list", "--server", "127.0.0.1", "--identity", s.identity}, exitUsage, "want https://host[:port]"},
 		{"an identity that is not there", []string{"machine", "list", "--server", s.operators, "--identity", "/nope"}, exitFailed, "hint: sealift keys issue operator"},
-		{"an operator at the node API", []string{"machine", "list", "--server", s.nodes, "--identity", s.identity}, exitFailed, "http-404"},
+		{"an operator at the node API", []string{"machine", "list", "--server", s.nodes, "--identity", s.identity}, exitFailed, "wrong-listener"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			code, out, talk := cli(t, "", c.args...)
@@ -210,7 +210,7 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 	}
 
 	log := mustCLI(t, ask("audit", "export")...)
-	if code, out, talk := cli(t, log, "audit", "verify", "-"); code != exitOK || !strings.HasPrefix(out, "4 entries intact") { // start, install, enrolled, revoked
+	if code, out, talk := cli(t, log, "audit", "verify", "-"); code != exitOK || !strings.HasPrefix(out, "5 entries intact") { // start, install, enrolled, revoked, asked at the node API
 		t.Errorf("audit verify: exit %d, %s%s\n%s", code, out, talk, log)
 	}
 	if code, _, _ := cli(t, strings.Replace(log, "stolen", "broken", 1), "audit", "verify", "-"); code != exitRefused {
@@ -222,7 +222,7 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 		t.Errorf("audit export --out differs from standard output: %v", err)
 	}
 	report := filepath.Join(s.dir, "report")
-	if out := mustCLI(t, ask("report", "attestation", "--machine", id.String(), "--out", report, "--json")...); !strings.Contains(out, `"verified":true,"entries":4`) {
+	if out := mustCLI(t, ask("report", "attestation", "--machine", id.String(), "--out", report, "--json")...); !strings.Contains(out, `"verified":true,"entries":5`) {
 		t.Errorf("report: %s", out)
 	}
 	if b, err := os.ReadFile(filepath.Join(report, "report.html")); err != nil || !strings.Contains(string(b), "stolen") {

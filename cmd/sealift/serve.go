@@ -21,6 +21,7 @@ import (
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
+	"github.com/sealift/sealift/cmd/sealift/internal/monitor"
 	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/provisioner"
@@ -28,34 +29,41 @@ import (
 )
 
 func newServeCommand(e *env) *cobra.Command {
-	var config string
+	var config, format string
 	var debug bool
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the attestation service, and the provisioner if configured",
 		Long: `Runs the services that the configuration file names until SIGTERM: the node API
-and the operator API of the attestation service, and the provisioner's DHCP,
-TFTP and HTTP boot. Reference values come from the signed manifests in the
-image directories; a manifest whose signature does not verify stops the start.
+and the operator API of the attestation service, monitoring, and the
+provisioner's DHCP, TFTP and HTTP boot. Reference values come from the signed
+manifests in the image directories; a manifest whose signature does not verify
+stops the start.
 
-A configuration:
+A configuration; docs/serve.md has every setting:
   keys: keys
   store: sealift.db
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
+  monitor: {listen: "127.0.0.1:9464"}
   tpm:
     allowed: [hardware, firmware]
     vendors: true
     store: tpm-roots
   firmware: {catalogue: catalogue.yaml}
   cluster: {kubeconfig: admin.kubeconfig}
+  limits: {grace: 10s}
   provision:
     interface: eth1
     address: 10.77.1.1/24
     first: 10.77.1.100
     last: 10.77.1.199
     state: provisioner
+
+On SIGTERM the service is first no longer ready, then takes requests for
+limits.grace more, then lets open ones finish for at most limits.drain, and ends
+with 0. A second SIGTERM or Ctrl-C after a moment ends it at once.
 
 Example:
   sealift serve --config serve.yaml` + exitStatus,
@@ -65,15 +73,16 @@ Example:
 			if err != nil {
 				return err
 			}
-			level := slog.LevelInfo
-			if debug {
-				level = slog.LevelDebug
+			log, err := e.serverLog(format, debug)
+			if err != nil {
+				return err
 			}
-			return serve(cmd.Context(), e, c, e.log(level))
+			return serve(cmd.Context(), e, c, log)
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", "", "configuration `file` (required)")
-	cmd.Flags().BoolVar(&debug, "debug", false, "log wire details")
+	cmd.Flags().BoolVar(&debug, "debug", false, "log every request and wire details")
+	cmd.Flags().StringVar(&format, "log-format", "", "`format` of the log: text, json (default: text, or json with --json)")
 	required(cmd, "config")
 	return cmd
 }
@@ -104,7 +113,9 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 
-	moves := &campaigns{store: store, catalogue: catalogue, clock: e.now, log: log}
+	mon := monitor.New(monitor.Config{Version: version(), Log: log, Clock: e.now})
+	metered := mon.Store(store)
+	moves := &campaigns{store: metered, catalogue: catalogue, clock: e.now, log: log}
 	policies := &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, campaigns: moves}
 	kek, err := ring.DiskKEK()
 	if err != nil {
@@ -121,12 +132,33 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		}
 	}
 	config := server.Config{
-		Store: store, Policy: policies.policy, KEK: kek, ReleaseKey: release,
+		Store: metered, Policy: policies.policy, KEK: kek, ReleaseKey: release,
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
+		Meter: mon, Limits: c.Limits.server(),
 	}
 	if tokens != nil {
-		config.Tokens = tokens
+		config.Tokens = mon.Tokens(tokens)
+		mon.Prefer("cluster", mon.TokensMinted())
 	}
+	revoked, err := ring.Revocations(c.Operator.Revoked)
+	if err != nil {
+		return err
+	}
+	config.Revoked = revoked.Revoked
+	mon.Prefer("revocations", revoked.Check)
+	if o := c.Operator.OIDC; o != nil {
+		pool, err := o.pool()
+		if err != nil {
+			return err
+		}
+		bearer, err := o.authenticator(pool, e.now)
+		if err != nil {
+			return err
+		}
+		config.Bearer = bearer
+		mon.Prefer("oidc", bearer.Check)
+	}
+	mon.Require("store", monitor.StoreWritten(metered, e.now))
 	service, err := server.New(config)
 	if err != nil {
 		return err
@@ -151,20 +183,51 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return errors.Join(fmt.Errorf("operator API: %w", err), nodes.Close())
 	}
-	if err := service.Start(ctx); err != nil {
+	watched, err := listenMonitor(c.Monitor, issuer)
+	if err != nil {
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
+	if err := service.Start(ctx); err != nil {
+		err = errors.Join(err, nodes.Close(), operators.Close())
+		if watched != nil {
+			err = errors.Join(err, watched.Close())
+		}
+		return err
+	}
+	id, releaseID := service.KeyIDs()
+	mon.Key("disk-kek", id)
+	mon.Key("release", releaseID)
 
+	// The APIs outlive ctx, and what they need outlives them. group's context
+	// ends if one of them fails.
+	apis, endAPIs := context.WithCancel(context.WithoutCancel(ctx))
+	defer endAPIs()
+	background, endBackground := context.WithCancel(context.WithoutCancel(ctx))
+	defer endBackground()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return service.ServeNodes(ctx, nodes, nodeCert) })
-	group.Go(func() error { return service.ServeOperators(ctx, operators, operatorCert, issuer.Pool()) })
+	group.Go(func() error { drain(ctx, mon, c.Limits.Grace, endAPIs, log); return nil })
+	group.Go(func() error {
+		defer endBackground()
+		listeners, apis := errgroup.WithContext(apis)
+		listeners.Go(func() error { return service.ServeNodes(apis, nodes, nodeCert) })
+		listeners.Go(func() error { return service.ServeOperators(apis, operators, operatorCert, issuer.Pool()) })
+		return listeners.Wait()
+	})
+	group.Go(func() error { mon.Count(background, metered); return nil })
+	if watched != nil {
+		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
+	}
 	if tokens != nil {
-		group.Go(func() error { return tokens.Run(ctx, service) })
+		group.Go(func() error { return tokens.Run(background, service) })
 	}
 	if c.Provision != nil {
-		group.Go(func() error { return keepProvisioning(ctx, c, images, service, log) })
+		group.Go(func() error { return keepProvisioning(background, c, images, service, log) })
 	}
-	log.Info("serving", "nodes", nodes.Addr().String(), "operators", operators.Addr().String(), "images", len(images))
+	serving := []any{"nodes", nodes.Addr().String(), "operators", operators.Addr().String(), "images", len(images)}
+	if watched != nil {
+		serving = append(serving, "monitor", watched.Addr().String())
+	}
+	log.Info("serving", serving...)
 	return group.Wait()
 }
 
