@@ -137,6 +137,7 @@ func (b *measuredBoot) appraise() {
 		b.appraiseSecureBoot(sb)
 	}
 	b.appraisePartitions()
+	b.appraisePlatform()
 	for _, pcr := range []int{2, 3, 6} {
 		b.appraiseNothingElse(pcr)
 	}
