@@ -56,6 +56,10 @@ func EKMachineID(ekPublic []byte) (MachineID, error) {
 	if err != nil {
 		return MachineID{}, err
 	}
+	return machineOf(key)
+}
+
+func machineOf(key crypto.PublicKey) (MachineID, error) {
 	spki, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
 		return MachineID{}, fmt.Errorf("endorsement key: %w", err)
@@ -168,22 +172,32 @@ func isOID(want string) func(asn1.ObjectIdentifier) bool {
 // It returns findings instead of the key if one of these does not hold.
 func VerifyEK(ekPublic []byte, certificates [][]byte, p *TPMPolicy, now time.Time) (*EndorsementKey, []Finding) {
 	_, key, err := checkEK(ekPublic)
-	if errors.Is(err, errWeakKey) {
-		return nil, []Finding{{Code: CodeEKWeak, Message: err.Error(), Hint: "update the TPM's firmware, clear the TPM, and have the maker's new certificate imported; or replace the TPM"}}
+	machine, err := machineIfGood(key, err)
+	return p.verifyEK(machine, key, err, certificates, now)
+}
+
+// machineIfGood names the machine of a key that was checked.
+func machineIfGood(key crypto.PublicKey, fault error) (MachineID, error) {
+	if fault != nil {
+		return MachineID{}, fault
 	}
-	if err != nil {
-		return nil, []Finding{{Code: CodeMalformed, Message: err.Error(), Hint: "use an agent that makes the key from a template of the TCG EK Credential Profile"}}
+	return machineOf(key)
+}
+
+// verifyEK is VerifyEK for a key that was read, or could not be.
+func (p *TPMPolicy) verifyEK(machine MachineID, key crypto.PublicKey, fault error, certificates [][]byte, now time.Time) (*EndorsementKey, []Finding) {
+	if errors.Is(fault, errWeakKey) {
+		return nil, []Finding{{Code: CodeEKWeak, Message: fault.Error(), Hint: "update the TPM's firmware, clear the TPM, and have the maker's new certificate imported; or replace the TPM"}}
 	}
-	spki, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil {
-		return nil, []Finding{{Code: CodeMalformed, Message: "endorsement key: " + err.Error(), Hint: hintAgent}}
+	if fault != nil {
+		return nil, []Finding{{Code: CodeMalformed, Message: fault.Error(), Hint: "use an agent that makes the key from a template of the TCG EK Credential Profile"}}
 	}
 	leaf, chain, err := parseCertificates(certificates)
-	ek, finding := p.certified(MachineIDOf(spki), key, leaf, chain, err, now)
+	ek, finding := p.certified(machine, key, leaf, chain, err, now)
 	if finding == nil {
 		return ek, nil
 	}
-	own := p.Imported[MachineIDOf(spki)]
+	own := p.Imported[machine]
 	switch finding.Code {
 	case CodeEKCertificate, CodeEKMismatch, CodeEKExpired:
 		if own == nil {
@@ -193,7 +207,7 @@ func VerifyEK(ekPublic []byte, certificates [][]byte, p *TPMPolicy, now time.Tim
 		if leaf != nil {
 			chain = append(chain, leaf)
 		}
-		if ek, finding = p.certified(MachineIDOf(spki), key, own, chain, nil, now); finding == nil {
+		if ek, finding = p.certified(machine, key, own, chain, nil, now); finding == nil {
 			ek.imported = true
 			return ek, nil
 		}

@@ -211,10 +211,9 @@ func (v *verification) checkChallenge() {
 // checkEndorsement checks the endorsement key and names the machine. It
 // returns the key if a trusted authority vouches for it.
 func (v *verification) checkEndorsement() *EndorsementKey {
-	if id, err := EKMachineID(v.ev.EKPublic); err == nil {
-		v.r.Machine = id
-	}
-	ek, findings := VerifyEK(v.ev.EKPublic, v.ev.EKCertificates, &v.p.TPM, v.ses.Now)
+	_, key, err := checkEK(v.ev.EKPublic)
+	v.r.Machine, err = machineIfGood(key, err)
+	ek, findings := v.p.TPM.verifyEK(v.r.Machine, key, err, v.ev.EKCertificates, v.ses.Now)
 	for _, f := range findings {
 		v.find(f)
 	}
