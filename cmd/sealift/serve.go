@@ -42,6 +42,7 @@ stops the start.
 
 A configuration; docs/serve.md has every setting:
   keys: keys
+  kek: {file: keys/disk-kek.key}
   store: sealift.db
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
@@ -60,6 +61,14 @@ A configuration; docs/serve.md has every setting:
     first: 10.77.1.100
     last: 10.77.1.199
     state: provisioner
+
+The key-encryption key, under which disk keys are stored, may instead be in a file
+that a key management service decrypts at the start. Keys that were replaced are
+named until 'sealift keys kek status' shows that nothing is under them:
+  kek:
+    uri: hashivault://fleet-kek
+    wrapped: kek.wrapped
+    former: [{file: keys/disk-kek.key}]
 
 On SIGTERM the service is first no longer ready, then takes requests for
 limits.grace more, then lets open ones finish for at most limits.drain, and ends
@@ -117,7 +126,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	metered := mon.Store(store)
 	moves := &campaigns{store: metered, catalogue: catalogue, clock: e.now, log: log}
 	policies := &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, campaigns: moves}
-	kek, err := ring.DiskKEK()
+	keks, err := c.KEK.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -132,7 +141,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		}
 	}
 	config := server.Config{
-		Store: metered, Policy: policies.policy, KEK: kek, ReleaseKey: release,
+		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 		Meter: mon, Limits: c.Limits.server(),
 	}
@@ -188,7 +197,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
 	if err := service.Start(ctx); err != nil {
-		err = errors.Join(err, nodes.Close(), operators.Close())
+		err = errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())
 		if watched != nil {
 			err = errors.Join(err, watched.Close())
 		}
@@ -217,6 +226,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if watched != nil {
 		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
 	}
+	group.Go(func() error { rewrap(ctx, service, log); return nil })
 	if tokens != nil {
 		group.Go(func() error { return tokens.Run(background, service) })
 	}
@@ -229,6 +239,22 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	log.Info("serving", serving...)
 	return group.Wait()
+}
+
+// hintOfKEK says what to do about disk keys that cannot be opened.
+func hintOfKEK(err error) error {
+	if !errors.Is(err, server.ErrNoKEK) {
+		return err
+	}
+	return withHint(err, "name the missing key under kek.former ('sealift keys kek show' tells a key's id); only if it is lost for good, put its id under kek.lost: its machines must then be installed again")
+}
+
+// rewrap brings all disk keys under the present key-encryption key, while the
+// service answers. What it could not do, a person must look at.
+func rewrap(ctx context.Context, service *server.Server, log *slog.Logger) {
+	if err := service.Rewrap(ctx); err != nil && ctx.Err() == nil {
+		log.Error("disk keys are left under a former key-encryption key", "error", err, "again", "sealift keys kek rewrap")
+	}
 }
 
 // openStore opens the database, which is made on the first start.
