@@ -180,7 +180,9 @@ func (v *verification) checkReport(boot *Boot) Report {
 			v.find(Finding{Code: CodeMalformed, Message: "bank " + q.bank + " is quoted twice", Hint: hintAgent})
 			continue
 		}
-		banks = append(banks, q)
+		if !q.off() {
+			banks = append(banks, q)
+		}
 	}
 	if len(banks) == 0 {
 		v.find(Finding{Code: CodeQuoteMissing, Message: "no valid quote was sent", Hint: hintAgent})

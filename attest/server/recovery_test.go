@@ -56,9 +56,21 @@ func (anybody) Authenticate(_ context.Context, token string) (server.Operator, e
 	return server.Operator{Name: token, Roles: []api.Role{api.RoleApprover}}, nil
 }
 
-// bearer is a client that shows a token.
+// approver is a client that shows a token.
+type approver struct {
+	http.RoundTripper
+	token string
+}
+
+func (b approver) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	return b.RoundTripper.RoundTrip(r)
+}
+
 func (s *scene) bearer(token string) *http.Client {
-	return withHeader(s.httpClient(), "Bearer "+token)
+	c := s.httpClient()
+	return &http.Client{Transport: approver{c.Transport, token}}
 }
 
 // reboot gives the machine a new boot key.
