@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 // Version is the protocol version that both sides must name.
@@ -148,8 +149,10 @@ const (
 	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate, /{id}/rejoin, /{id}/rotate-key with StateChange
 	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
+	PathRestore     = "/v1/restore"      // GET: RestoreStatus; POST /accept with StateChange: releases again after a restore
 	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
-	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names
+	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names; GET, or POST PolicyProposal, /{digest}/explanation
+	PathPolicy      = "/v1/policy"       // GET: PolicyState; POST /whatif with PolicyProposal: JSON lines of WhatIf
 )
 
 // Machine is the service's record of a machine, as operators see it.
@@ -168,6 +171,10 @@ type Machine struct {
 	Joined      bool                  `json:"joined"`
 	Next        *Candidate            `json:"next,omitempty"`     // nil if no reinstall waits to be proven
 	Rotation    *DiskKeyRotation      `json:"rotation,omitempty"` // nil if its disk key is to stay
+	// LastEvidence is the digest of the evidence that was stored last, accepted
+	// or refused; AcceptedEvidence that of the last that was accepted.
+	LastEvidence     manifest.SHA256 `json:"lastEvidence,omitzero"`
+	AcceptedEvidence manifest.SHA256 `json:"acceptedEvidence,omitzero"`
 }
 
 // Candidate is an install of a machine that is enrolled already, as an install
@@ -182,6 +189,18 @@ type Candidate struct {
 // StateChange asks for another enrolment state, or for another join.
 type StateChange struct {
 	Reason string `json:"reason"`
+}
+
+// RestoreStatus is what is known of the last restore of the service's store
+// from a backup.
+type RestoreStatus struct {
+	Held       bool      `json:"held"`              // nothing is released until an approver accepts the restore
+	Restored   time.Time `json:"restored,omitzero"` // unset if the store was never restored
+	Taken      time.Time `json:"taken,omitzero"`    // when the backup was made
+	By         string    `json:"by,omitempty"`
+	Reason     string    `json:"reason,omitempty"`
+	Accepted   time.Time `json:"accepted,omitzero"`
+	AcceptedBy string    `json:"acceptedBy,omitempty"`
 }
 
 // InstallRecord is what an installer leaves behind and a provisioner hands to

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/hmac"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -39,6 +40,12 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		// attest.Verify sees it too, unless the counters do not bind this
 		// evidence.
 		return s.repeated(ctx, sub, policy, result, stored)
+	}
+	if f := s.held(ctx); f != nil {
+		return 0, nil, f
+	}
+	if m.Restored {
+		return s.forfeit(ctx, sub, m, policy, result, prf, stored)
 	}
 	var promoted []audit.Event
 	switch {
@@ -109,6 +116,8 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.ReleaseID = id
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
+	m.LastEvidence = digestOf(stored)
+	m.AcceptedEvidence = m.LastEvidence
 	f = s.commit(ctx, &Change{
 		Machine: m,
 		Release: &Release{
@@ -143,11 +152,24 @@ func (s *Server) repeated(ctx context.Context, sub *submission, policy *attest.P
 	if f != nil {
 		return 0, nil, f
 	}
+	return s.asRepeated(ctx, sub, m, policy, accepted, stored, "secrets were already released in this boot")
+}
+
+// asRepeated refuses an accepted result as a second release, because of what is
+// known beside it, which is stored with the evidence so that the verdict can be
+// computed again.
+func (s *Server) asRepeated(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, accepted *attest.Result, stored []byte, why string) (int, any, *failure) {
 	r := *accepted
 	r.Allowed = false
-	r.Findings = []attest.Finding{{
-		Code: attest.CodeReleaseRepeated, Message: "secrets were already released in this boot", Hint: "restart the machine",
-	}}
+	r.Findings = []attest.Finding{api.RepeatedFinding(why)}
+	ev, err := api.DecodeEvidence(stored)
+	if err != nil {
+		return 0, nil, internal(err)
+	}
+	ev.Repeated = why
+	if stored, err = json.Marshal(ev); err != nil {
+		return 0, nil, internal(fmt.Errorf("encode evidence: %w", err))
+	}
 	return s.refuse(ctx, sub, m, policy, &r, stored)
 }
 

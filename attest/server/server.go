@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -40,6 +41,13 @@ type Config struct {
 	// The machine may be one that was never heard of. An error refuses the
 	// evidence as "unavailable", without a verdict.
 	Policy func(ctx context.Context, machine attest.MachineID) (*attest.Policy, error)
+
+	// Propose makes the policies of a proposal, or says what is wrong with it.
+	// Optional; without it nothing can be tried.
+	Propose func(context.Context, *api.PolicyProposal) (*Proposal, error)
+
+	// PolicyState tells what policy is enabled. Optional.
+	PolicyState func(context.Context) (*api.PolicyState, error)
 
 	// KEK is the key-encryption key under which disk keys are stored, KEKSize
 	// bytes from a CSPRNG. It must not be kept in the store.
@@ -256,6 +264,12 @@ type Server struct {
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
 
+	// free: the store is not held after a restore, see held.
+	free atomic.Bool
+
+	// trying lets one proposal be tried at a time.
+	trying slots
+
 	alarms alarmCounts
 
 	// appraise is attest.Verify with what only an accepted result gives.
@@ -309,6 +323,7 @@ func New(c Config) (*Server, error) {
 		operatorSlots: make(slots, c.Limits.Concurrent),
 		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
 		bodyShares:    newShares(bodiesPerAddress),
+		trying:        make(slots, 1),
 		appraise:      appraise,
 
 		operatorAddress: newLimiter(c.Limits.OperatorPerAddress, c.Limits.OperatorAddressBurst),
