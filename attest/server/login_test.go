@@ -37,13 +37,13 @@ func (tokens) Authenticate(_ context.Context, token string) (server.Operator, er
 	return op, nil
 }
 
-// bearer is a client that shows a token in each request, and certificates.
-type bearer struct {
+// showing is a client that has these Authorization headers in each request.
+type showing struct {
 	http.RoundTripper
 	header []string
 }
 
-func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+func (b showing) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	for _, h := range b.header {
 		r.Header.Add("Authorization", h)
@@ -52,7 +52,7 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func withHeader(c *http.Client, header ...string) *http.Client {
-	return &http.Client{Transport: bearer{c.Transport, header}}
+	return &http.Client{Transport: showing{c.Transport, header}}
 }
 
 func TestOperatorsMayShowAToken(t *testing.T) {

@@ -303,8 +303,9 @@ func (s *scene) listen() {
 		})
 		return ln.Addr().String()
 	}
-	s.nodes = serve(func(ln net.Listener) error { return s.srv.ServeNodes(ctx, ln, cert) })
-	s.operators = serve(func(ln net.Listener) error { return s.srv.ServeOperators(ctx, ln, cert, s.pool()) })
+	srv, pool := s.srv, s.pool() // a test may put others in their place
+	s.nodes = serve(func(ln net.Listener) error { return srv.ServeNodes(ctx, ln, cert) })
+	s.operators = serve(func(ln net.Listener) error { return srv.ServeOperators(ctx, ln, cert, pool) })
 	s.Cleanup(func() {
 		cancel()
 		wg.Wait()

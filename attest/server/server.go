@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -41,9 +42,24 @@ type Config struct {
 	// evidence as "unavailable", without a verdict.
 	Policy func(ctx context.Context, machine attest.MachineID) (*attest.Policy, error)
 
+	// Propose makes the policies of a proposal, or says what is wrong with it.
+	// Optional; without it nothing can be tried.
+	Propose func(context.Context, *api.PolicyProposal) (*Proposal, error)
+
+	// PolicyState tells what policy is enabled. Optional.
+	PolicyState func(context.Context) (*api.PolicyState, error)
+
 	// KEK is the key-encryption key under which disk keys are stored, KEKSize
 	// bytes from a CSPRNG. It must not be kept in the store.
 	KEK attest.Secret
+
+	// FormerKEKs open what was stored under them; nothing is stored under them
+	// any more. Rewrap brings it under KEK. Optional.
+	FormerKEKs []attest.Secret
+
+	// LostKEKs are the ids (KEKID) of keys that are lost for good. Start goes on
+	// although the disk keys under them can never be released. Optional.
+	LostKEKs []string
 
 	// ReleaseKey signs releases. ECDSA P-256.
 	ReleaseKey crypto.Signer
@@ -226,7 +242,7 @@ type FirmwareObserver interface {
 // Server answers nodes and operators. Make it with New.
 type Server struct {
 	c       Config
-	keys    *keyWrapper
+	keys    *keks
 	keyID   string // of ReleaseKey
 	address *limiter
 	ek      *limiter
@@ -247,6 +263,14 @@ type Server struct {
 	// unproven is what may be logged of refusals of senders that proved
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
+
+	// free: the store is not held after a restore, see held.
+	free atomic.Bool
+
+	// trying lets one proposal be tried at a time.
+	trying slots
+
+	alarms alarmCounts
 
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
@@ -272,11 +296,11 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attestation service: %w", err)
 	}
-	keys, err := newKeyWrapper(c.KEK)
+	keys, err := newKEKs(c.KEK, c.FormerKEKs, c.LostKEKs)
 	if err != nil {
 		return nil, fmt.Errorf("attestation service: %w", err)
 	}
-	c.KEK = nil
+	c.KEK, c.FormerKEKs = nil, nil
 	if c.Clock == nil {
 		c.Clock = time.Now
 	}
@@ -299,6 +323,7 @@ func New(c Config) (*Server, error) {
 		operatorSlots: make(slots, c.Limits.Concurrent),
 		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
 		bodyShares:    newShares(bodiesPerAddress),
+		trying:        make(slots, 1),
 		appraise:      appraise,
 
 		operatorAddress: newLimiter(c.Limits.OperatorPerAddress, c.Limits.OperatorAddressBurst),
@@ -308,17 +333,22 @@ func New(c Config) (*Server, error) {
 }
 
 // Start writes the start of service to the audit log. Call it once, before
-// the APIs are served: a store that cannot be written shows here.
+// the APIs are served: a store that cannot be written shows here, and so do
+// disk keys under a key-encryption key that the service does not have
+// (ErrNoKEK).
 func (s *Server) Start(ctx context.Context) error {
+	if err := s.checkKEKs(ctx); err != nil {
+		return err
+	}
 	return s.Record(ctx, audit.Event{
 		Kind: audit.KindStart,
-		Data: audit.Start{Version: s.c.Version, KEK: s.keys.id, ReleaseKey: s.keyID},
+		Data: audit.Start{Version: s.c.Version, KEK: s.keys.present.id, FormerKEKs: s.keys.former(), LostKEKs: s.keys.lost, ReleaseKey: s.keyID},
 	})
 }
 
 // KeyIDs returns the ids of the key-encryption key and of the release key, as
 // the audit log names them.
-func (s *Server) KeyIDs() (kek, release string) { return s.keys.id, s.keyID }
+func (s *Server) KeyIDs() (kek, release string) { return s.keys.present.id, s.keyID }
 
 // Record appends events to the audit log. An event without a time gets the
 // present one. It is for those who decide beside the Server: campaigns.
@@ -332,5 +362,6 @@ func (s *Server) Record(ctx context.Context, events ...audit.Event) error {
 	if err := s.c.Store.Commit(ctx, &Change{Events: events}); err != nil {
 		return fmt.Errorf("append to the audit log: %w", err)
 	}
+	s.sound(events)
 	return nil
 }

@@ -68,6 +68,13 @@ type service struct {
 func startService(t *testing.T, settings ...string) *service {
 	t.Helper()
 	s := newService(t, settings...)
+	s.start(t)
+	return s
+}
+
+// start runs serve in this process with the configuration.
+func (s *service) start(t *testing.T) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	logs, w := io.Pipe()
 	ended := make(chan int, 1)
@@ -80,7 +87,6 @@ func startService(t *testing.T, settings ...string) *service {
 	t.Cleanup(cancel)
 	s.await(json.NewDecoder(logs))
 	go io.Copy(io.Discard, logs)
-	return s
 }
 
 // await reads the log until the service serves.
@@ -124,6 +130,7 @@ func newService(t *testing.T, settings ...string) *service {
 		t.Fatal(err)
 	}
 	config := `keys: some
+kek: {file: some/disk-kek.key}
 store: s.db
 images: [img]
 node: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
@@ -189,6 +196,15 @@ var fleet = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
+// install hands over an install record.
+func install(t *testing.T, s *service, rec *api.InstallRecord) {
+	t.Helper()
+	o := operatorOptions{server: s.operators, identity: s.identity}
+	if err := o.do(func(c *operator.Client) error { _, err := c.Install(t.Context(), rec); return err }); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // newInstall returns the install record of a machine that does not exist.
 func newInstall(t *testing.T, ca *tpmtest.CA) (*api.InstallRecord, attest.MachineID) {
 	t.Helper()
@@ -224,11 +240,8 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 		t.Errorf("an empty fleet has machines: %s", out)
 	}
 	rec, id := newInstall(t, s.tpmCA)
-	o := operatorOptions{server: s.operators, identity: s.identity}
 	for range 2 { // as an answer that was lost makes it
-		if err := o.do(func(c *operator.Client) error { _, err := c.Install(t.Context(), rec); return err }); err != nil {
-			t.Fatal(err)
-		}
+		install(t, s, rec)
 	}
 	var m api.Machine
 	if err := json.Unmarshal([]byte(mustCLI(t, ask("machine", "list", "--state", "enrolled", "--json")...)), &m); err != nil || m.ID != id {
@@ -363,7 +376,7 @@ func newServer(t *testing.T) (*server.Server, *sqlstore.Store, *tpmtest.CA) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := openStore(t.Context(), filepath.Join(t.TempDir(), "s.db"))
+	store, err := sqlstore.Create(t.Context(), filepath.Join(t.TempDir(), "s.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
