@@ -179,6 +179,9 @@ func TestARevokedCertificateIsRefusedOnAnOpenConnection(t *testing.T) {
 	if status, code := ask(); status != 403 || code != "certificate-revoked" {
 		t.Errorf("revoked: HTTP %d, %s", status, code)
 	}
+	if n := s.srv.Alarms()[audit.AlarmRevokedOperator]; n != 1 {
+		t.Errorf("%d alarms, want 1", n)
+	}
 	mu.Lock()
 	revoked, broken = false, errors.New("no file")
 	mu.Unlock()
@@ -316,12 +319,12 @@ func TestEachAPIIsOnItsOwnListenerOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var d audit.ChallengeRefused
-		if entry.Kind == audit.KindChallengeRefused && json.Unmarshal(entry.Data, &d) == nil && strings.Contains(d.Reason, "the operator API was asked for on the node listener") {
+		var d audit.Alarm
+		if entry.Kind == audit.KindAlarm && json.Unmarshal(entry.Data, &d) == nil && d.Name == audit.AlarmWrongListener && d.Peer == "127.0.0.1" && strings.Contains(d.What, "/v1/") {
 			found++
 		}
 	}
 	if found != 15 {
-		t.Errorf("the audit log tells of %d requests for the operator API on the node listener, want 15", found)
+		t.Errorf("the audit log has alarms of %d requests for the operator API on the node listener, want 15", found)
 	}
 }
