@@ -52,6 +52,8 @@ func (r *Recovery) Add(rec Record) (asIs bool) {
 	case rec.Machine != nil:
 		r.machines[rec.Machine.ID] = rec.Machine
 		r.names[rec.Machine.NodeName] = rec.Machine.ID
+	case rec.Document != nil && rec.Document.Kind == documentRecovery:
+		// Its code may have been given since: it is opened and approved anew.
 	case rec.Document != nil:
 		r.documents[[2]string{rec.Document.Kind, rec.Document.Name}] = rec.Document
 	case rec.Release != nil && rec.Release.Outcome == "":
@@ -99,7 +101,7 @@ func (r *Recovery) Replay(e audit.Entry) error {
 		return err == nil
 	}
 	switch e.Kind {
-	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore, audit.KindReport, audit.KindStale:
+	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore, audit.KindAlarm, audit.KindRecovery, audit.KindReport, audit.KindStale:
 		// They change no record, or only what the next report sets anew.
 	case audit.KindVerdict:
 		var d audit.Verdict

@@ -211,6 +211,9 @@ func (c *serveConfig) check() error {
 }
 
 func (c *serveConfig) checkValues() error {
+	if _, err := c.Reports.value(); err != nil {
+		return err
+	}
 	for _, l := range []struct{ field, listen string }{{"node.listen", c.Node.Listen}, {"operator.listen", c.Operator.Listen}} {
 		if _, port, err := net.SplitHostPort(l.listen); err != nil || port == "" {
 			return fmt.Errorf("%s is %q, want address:port", l.field, l.listen)

@@ -28,7 +28,7 @@ func (c reportsConfig) value() (server.Reports, error) {
 		}
 		d, err := time.ParseDuration(f.text)
 		if err != nil || d <= 0 {
-			return r, usage{fmt.Errorf("configuration: reports.%s is %q, want a duration like 10m", f.name, f.text)}
+			return r, fmt.Errorf("reports.%s is %q, want a duration like 10m", f.name, f.text)
 		}
 		*f.to = d
 	}
