@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 // Version is the protocol version that both sides must name.
@@ -150,7 +151,8 @@ const (
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
 	PathRestore     = "/v1/restore"      // GET: RestoreStatus; POST /accept with StateChange: releases again after a restore
 	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
-	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names
+	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names; GET, or POST PolicyProposal, /{digest}/explanation
+	PathPolicy      = "/v1/policy"       // GET: PolicyState; POST /whatif with PolicyProposal: JSON lines of WhatIf
 )
 
 // Machine is the service's record of a machine, as operators see it.
@@ -169,6 +171,10 @@ type Machine struct {
 	Joined      bool                  `json:"joined"`
 	Next        *Candidate            `json:"next,omitempty"`     // nil if no reinstall waits to be proven
 	Rotation    *DiskKeyRotation      `json:"rotation,omitempty"` // nil if its disk key is to stay
+	// LastEvidence is the digest of the evidence that was stored last, accepted
+	// or refused; AcceptedEvidence that of the last that was accepted.
+	LastEvidence     manifest.SHA256 `json:"lastEvidence,omitzero"`
+	AcceptedEvidence manifest.SHA256 `json:"acceptedEvidence,omitzero"`
 }
 
 // Candidate is an install of a machine that is enrolled already, as an install

@@ -111,6 +111,8 @@ type VerdictLine struct {
 	Evidence    manifest.SHA256 `json:"evidence"`
 	Result      *attest.Result  `json:"result"`
 	Release     *ReleaseLine    `json:"release,omitempty"`
+	// Explanation is that of a refusal, as it was then.
+	Explanation *attest.Explanation `json:"explanation,omitempty"`
 }
 
 // ReleaseLine is what a verdict released.
@@ -288,6 +290,8 @@ func (b *builder) describe(e Entry, l *Line) error {
 		l.Text = fmt.Sprintf("restore of entry %d accepted by %s: %s", d.Restore.Seq, d.By, d.Reason)
 		b.r.Service = append(b.r.Service, *l)
 		return nil
+	case KindPolicy:
+		return b.policy(e, l)
 	case KindChallengeRefused:
 		var d ChallengeRefused
 		if err := json.Unmarshal(e.Data, &d); err != nil {
@@ -296,6 +300,17 @@ func (b *builder) describe(e Entry, l *Line) error {
 		l.Text, l.Bad = fmt.Sprintf("challenge refused to %s: %s%s", d.Address, d.Reason, suppressed(d.Suppressed)), true
 		b.r.Summary.Suppressed += d.Suppressed
 		b.r.Unproven = append(b.r.Unproven, *l)
+		return nil
+	case KindAlarm:
+		var d Alarm
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text, l.Bad = fmt.Sprintf("ALARM %s: %s", d.Name, d.What), true
+		if d.Peer != "" {
+			l.Text += " (" + d.Peer + ")"
+		}
+		b.file(e, *l)
 		return nil
 	}
 	m := b.machine(e)
@@ -337,6 +352,19 @@ func (b *builder) describe(e Entry, l *Line) error {
 		}
 		if d.Reason != "" {
 			l.Text += ": " + d.Reason
+		}
+	case KindRecovery:
+		var d Recovery
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Bad = d.Event == RecoveryGiven || d.Event == RecoveryRefused
+		l.Text = fmt.Sprintf("recovery %s: %s by %s", orNone(d.Request), d.Event, d.By)
+		if d.Reason != "" {
+			l.Text += ": " + d.Reason
+		}
+		if !d.Expires.IsZero() {
+			l.Text += ", until " + stamp(d.Expires)
 		}
 	case KindDiskKey:
 		var d DiskKey
@@ -385,7 +413,7 @@ func (b *builder) verdict(e Entry, l *Line) error {
 	} else {
 		m.Refused++
 	}
-	m.Verdicts = append(m.Verdicts, VerdictLine{Line: *l, ChallengeID: d.ChallengeID, Address: d.Address, Evidence: d.Evidence, Result: d.Result})
+	m.Verdicts = append(m.Verdicts, VerdictLine{Line: *l, ChallengeID: d.ChallengeID, Address: d.Address, Evidence: d.Evidence, Result: d.Result, Explanation: d.Explanation})
 	if d.Result.Allowed && d.ChallengeID != "" {
 		b.waiting[d.ChallengeID] = waiting{m, len(m.Verdicts) - 1}
 	}
@@ -469,6 +497,32 @@ func (b *builder) campaign(e Entry, l *Line) error {
 		m := b.machine(e)
 		m.History = append(m.History, *l)
 	}
+	return nil
+}
+
+func (b *builder) policy(e Entry, l *Line) error {
+	var d Policy
+	if err := json.Unmarshal(e.Data, &d); err != nil {
+		return err
+	}
+	named := func(name string, version int) string {
+		if name == "" {
+			return "none"
+		}
+		return fmt.Sprintf("%s version %d", name, version)
+	}
+	l.Text = fmt.Sprintf("policy: %s → %s by %s", named(d.FromName, d.FromVersion), named(d.Name, d.Version), d.By)
+	if d.Name != "" {
+		l.Text += fmt.Sprintf(", SHA-256 %s, signed: %t", d.Digest, d.Signed)
+	}
+	if d.Rollback {
+		l.Text += ", a step back"
+	}
+	if d.Reason != "" {
+		l.Text += ": " + d.Reason
+	}
+	l.Bad = d.Rollback || d.Name == "" || !d.Signed
+	b.r.Service = append(b.r.Service, *l)
 	return nil
 }
 

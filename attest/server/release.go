@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/hmac"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -115,6 +116,8 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.ReleaseID = id
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
+	m.LastEvidence = digestOf(stored)
+	m.AcceptedEvidence = m.LastEvidence
 	f = s.commit(ctx, &Change{
 		Machine: m,
 		Release: &Release{
@@ -149,15 +152,25 @@ func (s *Server) repeated(ctx context.Context, sub *submission, policy *attest.P
 	if f != nil {
 		return 0, nil, f
 	}
-	return s.refuse(ctx, sub, m, policy, asRepeated(accepted, "secrets were already released in this boot"), stored)
+	return s.asRepeated(ctx, sub, m, policy, accepted, stored, "secrets were already released in this boot")
 }
 
-// asRepeated returns an accepted result as the refusal of a second release.
-func asRepeated(accepted *attest.Result, message string) *attest.Result {
+// asRepeated refuses an accepted result as a second release, because of what is
+// known beside it, which is stored with the evidence so that the verdict can be
+// computed again.
+func (s *Server) asRepeated(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, accepted *attest.Result, stored []byte, why string) (int, any, *failure) {
 	r := *accepted
 	r.Allowed = false
-	r.Findings = []attest.Finding{{Code: attest.CodeReleaseRepeated, Message: message, Hint: "restart the machine"}}
-	return &r
+	r.Findings = []attest.Finding{api.RepeatedFinding(why)}
+	ev, err := api.DecodeEvidence(stored)
+	if err != nil {
+		return 0, nil, internal(err)
+	}
+	ev.Repeated = why
+	if stored, err = json.Marshal(ev); err != nil {
+		return 0, nil, internal(fmt.Errorf("encode evidence: %w", err))
+	}
+	return s.refuse(ctx, sub, m, policy, &r, stored)
 }
 
 // mint gets a join token for m's node.
@@ -225,6 +238,9 @@ func (s *Server) confirm(ctx context.Context, p peer, req *api.ConfirmRequest) (
 		if rel.Transport == nil {
 			if rel.Outcome == req.Outcome {
 				return http.StatusOK, struct{}{}, nil
+			}
+			if f := s.contradicted(ctx, p, rel, req.Outcome, now); f != nil {
+				return 0, nil, f
 			}
 			return 0, nil, refused
 		}

@@ -72,8 +72,8 @@ func (s *Server) forfeit(ctx context.Context, sub *submission, m *Machine, polic
 	}
 	m.ResetCount, m.RestartCount, m.Clock = prf.resetCount, prf.restartCount, prf.clock
 	m.Released, m.Restored = true, false
-	return s.refuse(ctx, sub, m, policy, asRepeated(accepted,
-		"this boot may have been given its secrets already: the service was restored from a backup since"), stored)
+	return s.asRepeated(ctx, sub, m, policy, accepted, stored,
+		"this boot may have been given its secrets already: the service was restored from a backup since")
 }
 
 func (s *Server) getRestore(_ Operator, _ http.ResponseWriter, r *http.Request) (any, *failure) {

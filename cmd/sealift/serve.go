@@ -16,8 +16,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/policy"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
@@ -41,6 +41,7 @@ stops the start.
 
 A configuration; docs/serve.md has every setting:
   keys: keys
+  kek: {file: keys/disk-kek.key}
   store: sealift.db   # or postgres://sealift@db.example/sealift?sslmode=verify-full
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
@@ -50,7 +51,8 @@ A configuration; docs/serve.md has every setting:
     allowed: [hardware, firmware]
     roots: [{class: hardware, file: infineon-root.pem}]
   firmware: {catalogue: catalogue.yaml}
-  cluster: {kubeconfig: admin.kubeconfig}
+  policy: {file: policy.yaml}
+  cluster: {distro: kubernetes, kubeconfig: admin.kubeconfig}
   limits: {grace: 10s}
   provision:
     interface: eth1
@@ -58,6 +60,14 @@ A configuration; docs/serve.md has every setting:
     first: 10.77.1.100
     last: 10.77.1.199
     state: provisioner
+
+The key-encryption key, under which disk keys are stored, may instead be in a file
+that a key management service decrypts at the start. Keys that were replaced are
+named until 'sealift keys kek status' shows that nothing is under them:
+  kek:
+    uri: hashivault://fleet-kek
+    wrapped: kek.wrapped
+    former: [{file: keys/disk-kek.key}]
 
 On SIGTERM the service is first no longer ready, then takes requests for
 limits.grace more, then lets open ones finish for at most limits.drain, and ends
@@ -97,6 +107,11 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	warnOfDebug(images, log)
+	if c.Cluster != nil {
+		if err := checkDistro(images, c.Cluster.Distro); err != nil {
+			return err
+		}
+	}
 	catalogue, err := readCatalogue(c.Firmware.Catalogue)
 	if err != nil {
 		return err
@@ -114,8 +129,13 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	mon := monitor.New(monitor.Config{Version: version(), Log: log, Clock: e.now})
 	metered := mon.Store(store)
 	moves := &campaigns{store: metered, catalogue: catalogue, clock: e.now, log: log}
-	policies := &policySource{images: images, tpm: tpm, campaigns: moves}
-	kek, err := ring.DiskKEK()
+	document, signed, err := loadPolicy(c.Policy, ring)
+	if err != nil {
+		return err
+	}
+	policies := &policySource{images: images, tpm: tpm, references: moves.references, document: document, clock: e.now}
+	lintAtStart(policies, catalogue, log)
+	keks, err := c.KEK.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -125,12 +145,15 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	var tokens *cluster.Cluster
 	if c.Cluster != nil {
-		if tokens, err = cluster.New(cluster.Config{Kubeconfig: c.Cluster.Kubeconfig, Log: log, Clock: e.now}); err != nil {
+		if tokens, err = cluster.New(cluster.Config{
+			Distro: c.Cluster.Distro, Kubeconfig: c.Cluster.Kubeconfig, Server: c.Cluster.Server, Log: log, Clock: e.now,
+		}); err != nil {
 			return err
 		}
 	}
 	config := server.Config{
-		Store: metered, Policy: policies.policy, KEK: kek, ReleaseKey: release,
+		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
+		Propose: policies.proposer(ring), PolicyState: enabledPolicy(metered, document, signed),
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 		Meter: mon, Limits: c.Limits.server(),
 	}
@@ -185,8 +208,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
-	if err := service.Start(ctx); err != nil {
-		err = errors.Join(err, nodes.Close(), operators.Close())
+	if err := start(ctx, service, metered, c.Policy, document, signed, log); err != nil {
+		err = errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())
 		if watched != nil {
 			err = errors.Join(err, watched.Close())
 		}
@@ -215,6 +238,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if watched != nil {
 		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
 	}
+	group.Go(func() error { rewrap(ctx, service, log); return nil })
 	if tokens != nil {
 		group.Go(func() error { return tokens.Run(background, service) })
 	}
@@ -227,6 +251,31 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	log.Info("serving", serving...)
 	return group.Wait()
+}
+
+// hintOfKEK says what to do about disk keys that cannot be opened.
+func hintOfKEK(err error) error {
+	if !errors.Is(err, server.ErrNoKEK) {
+		return err
+	}
+	return withHint(err, "name the missing key under kek.former ('sealift keys kek show' tells a key's id); only if it is lost for good, put its id under kek.lost: its machines must then be installed again")
+}
+
+// rewrap brings all disk keys under the present key-encryption key, while the
+// service answers. What it could not do, a person must look at.
+func rewrap(ctx context.Context, service *server.Server, log *slog.Logger) {
+	if err := service.Rewrap(ctx); err != nil && ctx.Err() == nil {
+		log.Error("disk keys are left under a former key-encryption key", "error", err, "again", "sealift keys kek rewrap")
+	}
+}
+
+// start begins the service, and enables the policy before anything is judged
+// by it.
+func start(ctx context.Context, service *server.Server, store server.Store, c *policyConfig, document *policy.Document, signed bool, log *slog.Logger) error {
+	if err := service.Start(ctx); err != nil {
+		return err
+	}
+	return enablePolicy(ctx, store, c, document, signed, time.Now(), log)
 }
 
 // loadedImage is a built image whose signature was verified.
@@ -263,39 +312,16 @@ func warnOfDebug(images []loadedImage, log *slog.Logger) {
 	}
 }
 
-// policySource makes the policy for each machine.
-type policySource struct {
-	images    []loadedImage
-	tpm       attest.TPMPolicy
-	campaigns *campaigns
-}
-
-func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*attest.Policy, error) {
-	fw, err := p.campaigns.references(ctx, machine)
-	if err != nil {
-		return nil, err
+// checkDistro refuses images whose nodes could not join the cluster: a token is
+// watched over as its distro uses it.
+func checkDistro(images []loadedImage, d cluster.Distro) error {
+	for _, i := range images {
+		if got := i.manifest.Kubernetes.Distro; got != string(d) {
+			return withHint(fmt.Errorf("image %s %s in %s holds %q, cluster.distro is %s", i.manifest.Name, i.manifest.Version, i.dir, got, d),
+				"set cluster.distro to that of the images, or leave the image out")
+		}
 	}
-	policy := &attest.Policy{Firmware: fw, TPM: p.tpm}
-	// The id is the digest of everything that the policy was made from.
-	id := sha256.New()
-	for _, i := range p.images {
-		policy.Images = append(policy.Images, i.manifest)
-		id.Write(i.digest[:])
-	}
-	for _, r := range p.tpm.Roots {
-		fmt.Fprintf(id, "%s %t %d:", r.Class, r.Intermediate, len(r.Certificate.Raw))
-		id.Write(r.Certificate.Raw)
-	}
-	rest, err := json.Marshal(struct {
-		Allowed  []attest.TPMClass
-		Firmware attest.FirmwarePolicy
-	}{p.tpm.Allowed, fw})
-	if err != nil {
-		return nil, fmt.Errorf("name the policy: %w", err)
-	}
-	id.Write(rest)
-	policy.ID = fmt.Sprintf("sha256:%x", id.Sum(nil))
-	return policy, nil
+	return nil
 }
 
 // installs hands install records from the provisioner to the attestation
