@@ -51,6 +51,9 @@ func (r *Recovery) Add(rec Record) (asIs bool) {
 	case rec.Machine != nil:
 		r.machines[rec.Machine.ID] = rec.Machine
 		r.names[rec.Machine.NodeName] = rec.Machine.ID
+	case rec.Document != nil && rec.Document.Kind == documentRecovery:
+		// A recovery's code is given once, and this one may have been given
+		// since. Who needs it opens another.
 	case rec.Document != nil:
 		r.documents[[2]string{rec.Document.Kind, rec.Document.Name}] = rec.Document
 	case rec.Release != nil && rec.Release.Outcome == "":
@@ -98,9 +101,9 @@ func (r *Recovery) Replay(e audit.Entry) error {
 		return err == nil
 	}
 	switch e.Kind {
-	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore, audit.KindKEK:
-		// They change no record. Of a rewrap the keys are lost; those of the
-		// backup are under the key-encryption key that it names.
+	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore, audit.KindKEK, audit.KindAlarm, audit.KindRecovery:
+		// They change no record that is restored. Of a rewrap the keys are lost;
+		// those of the backup are under the key-encryption key that it names.
 	case audit.KindVerdict:
 		var d audit.Verdict
 		if decode(&d) && !e.Machine.IsZero() && d.Result != nil {

@@ -135,7 +135,7 @@ func serveVictim(dir, name string) error {
 }
 
 func killService(t *testing.T, store string, replicas int) {
-	const boxes, rounds = 8, 5
+	const boxes, rounds = 8, 4
 	dir := t.TempDir()
 	mustCLI(t, "keys", "init", filepath.Join(dir, "keys"))
 	ca, err := papertpm.NewCA(time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
@@ -188,7 +188,7 @@ func killService(t *testing.T, store string, replicas int) {
 		for i, b := range fleet {
 			wg.Go(func() { b.run(ctx, nodes[i%replicas], nodes[(i+1)%replicas], answers) })
 		}
-		for range 20 + mathrand.IntN(20) {
+		for range 10 + mathrand.IntN(20) {
 			select {
 			case <-answers:
 			case <-time.After(time.Minute):
