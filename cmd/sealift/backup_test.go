@@ -27,6 +27,7 @@ node: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
 operator: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
 tpm: {allowed: [software], roots: [{class: software, file: root.pem}]}
 firmware: {catalogue: c.yaml}
+kek: {file: keys/disk-kek.key}
 `, store)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
