@@ -56,13 +56,13 @@ func (anybody) Authenticate(_ context.Context, token string) (server.Operator, e
 	return server.Operator{Name: token, Roles: []api.Role{api.RoleApprover}}, nil
 }
 
-// bearer is a client that shows a token.
-type bearer struct {
+// approver is a client that shows a token.
+type approver struct {
 	http.RoundTripper
 	token string
 }
 
-func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+func (b approver) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Set("Authorization", "Bearer "+b.token)
 	return b.RoundTripper.RoundTrip(r)
@@ -70,7 +70,7 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func (s *scene) bearer(token string) *http.Client {
 	c := s.httpClient()
-	return &http.Client{Transport: bearer{c.Transport, token}}
+	return &http.Client{Transport: approver{c.Transport, token}}
 }
 
 // reboot gives the machine a new boot key.
