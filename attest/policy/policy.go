@@ -23,8 +23,8 @@ import (
 	"github.com/sealift/sealift/profiles"
 )
 
-// MaxFile bounds a file that a policy names, in bytes. dbx of today has 25 KiB.
-const MaxFile = 1 << 20
+// MaxFile bounds a file that a policy names, in bytes.
+const MaxFile = profiles.MaxPolicyFile
 
 // Document is a policy with the files that belong to it. Make it with Parse.
 type Document struct {
