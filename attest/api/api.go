@@ -149,6 +149,7 @@ const (
 	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate, /{id}/rejoin, /{id}/rotate-key with StateChange
 	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
+	PathRestore     = "/v1/restore"      // GET: RestoreStatus; POST /accept with StateChange: releases again after a restore
 	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
 	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names; GET, or POST PolicyProposal, /{digest}/explanation
 	PathPolicy      = "/v1/policy"       // GET: PolicyState; POST /whatif with PolicyProposal: JSON lines of WhatIf
@@ -188,6 +189,18 @@ type Candidate struct {
 // StateChange asks for another enrolment state, or for another join.
 type StateChange struct {
 	Reason string `json:"reason"`
+}
+
+// RestoreStatus is what is known of the last restore of the service's store
+// from a backup.
+type RestoreStatus struct {
+	Held       bool      `json:"held"`              // nothing is released until an approver accepts the restore
+	Restored   time.Time `json:"restored,omitzero"` // unset if the store was never restored
+	Taken      time.Time `json:"taken,omitzero"`    // when the backup was made
+	By         string    `json:"by,omitempty"`
+	Reason     string    `json:"reason,omitempty"`
+	Accepted   time.Time `json:"accepted,omitzero"`
+	AcceptedBy string    `json:"acceptedBy,omitempty"`
 }
 
 // InstallRecord is what an installer leaves behind and a provisioner hands to

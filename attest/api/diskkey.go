@@ -37,6 +37,10 @@ func NotRekeyed(outcome string) (why string, ok bool) {
 	return strings.CutPrefix(outcome, outcomeNotRekeyed)
 }
 
+// CodeNoDiskKey is the Error.Code of a rotation for a machine that has no disk
+// key yet.
+const CodeNoDiskKey = "no-disk-key"
+
 // DiskKeyRotation is a change of a machine's disk key that was asked for and
 // that the machine has not confirmed yet. It says nothing of the keys.
 type DiskKeyRotation struct {

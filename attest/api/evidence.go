@@ -21,8 +21,9 @@ type StoredEvidence struct {
 	Session   attest.Session   `json:"session"`
 	Known     attest.Known     `json:"known"`
 	Evidence  attest.Evidence  `json:"evidence"`
-	// Repeated: the store knew of a release in this boot, and Known did not.
-	Repeated bool `json:"repeated,omitempty"`
+	// Repeated says why this is a second release in one boot, where Known does
+	// not: the store knew of one, or may have lost it.
+	Repeated string `json:"repeated,omitempty"`
 }
 
 // MaxStoredEvidence bounds stored evidence, bytes.
@@ -47,14 +48,14 @@ func DecodeEvidence(b []byte) (*StoredEvidence, error) {
 // fresh, and what the service knew, is as it was stored.
 func (s *StoredEvidence) Appraise(p *attest.Policy) *attest.Result {
 	r := attest.Verify(&s.Evidence, &s.Challenge, &s.Session, &s.Known, p)
-	if s.Repeated && r.Allowed {
-		r.Allowed, r.Findings = false, []attest.Finding{RepeatedFinding()}
+	if s.Repeated != "" && r.Allowed {
+		r.Allowed, r.Findings = false, []attest.Finding{RepeatedFinding(s.Repeated)}
 	}
 	return r
 }
 
 // RepeatedFinding is that of a boot which the store knows to have had its
 // release.
-func RepeatedFinding() attest.Finding {
-	return attest.Finding{Code: attest.CodeReleaseRepeated, Message: "secrets were already released in this boot", Hint: "restart the machine"}
+func RepeatedFinding(why string) attest.Finding {
+	return attest.Finding{Code: attest.CodeReleaseRepeated, Message: why, Hint: "restart the machine"}
 }

@@ -25,6 +25,8 @@ const (
 	KindPolicy           Kind = "policy"            // Policy
 	KindDiskKey          Kind = "machine.disk-key"  // DiskKey
 	KindKEK              Kind = "kek.rewrap"        // KEKRewrap
+	KindRestore          Kind = "store.restore"     // Restore
+	KindAcceptRestore    Kind = "store.accept"      // AcceptRestore
 )
 
 // Start records that the service began to answer. A gap in a log's time is
@@ -152,6 +154,32 @@ type Campaign struct {
 	By     string          `json:"by,omitempty"` // an operator, or the service itself
 	Reason string          `json:"reason,omitempty"`
 	Detail json.RawMessage `json:"detail,omitempty"`
+}
+
+// Restore records that the store was filled from a backup. Entries before it
+// are the backup's, and those of a later log that continued it.
+type Restore struct {
+	By     string    `json:"by"` // of the machine's own users, who ran the command
+	Reason string    `json:"reason"`
+	Taken  time.Time `json:"taken"`  // when the backup was made
+	Backup Head      `json:"backup"` // where the backup's log ends
+	Log    Head      `json:"log"`    // where the log that continues it ends; Backup if there was none
+	// Complete: By named Log as the last entry that the service ever wrote, so
+	// nothing was lost. Otherwise nothing is released until AcceptRestore, and
+	// every machine must start anew once.
+	Complete bool `json:"complete"`
+	// NotReplayed counts the entries after Backup, by kind, whose effect could
+	// not be repeated.
+	NotReplayed map[Kind]int64 `json:"notReplayed,omitempty"`
+}
+
+// AcceptRestore records that a person took it upon them that what a restore may
+// have lost (revocations above all) was put right, so that secrets are
+// released again.
+type AcceptRestore struct {
+	By      string `json:"by"`
+	Reason  string `json:"reason"`
+	Restore Head   `json:"restore"` // the Restore entry that is accepted
 }
 
 // Policy records that the service goes by another policy than before. Without a

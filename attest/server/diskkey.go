@@ -99,7 +99,7 @@ func (s *Server) rotateKey(ctx context.Context, id attest.MachineID, by, reason 
 			return nil, notFound(fmt.Sprintf("there is no machine %s", id))
 		case m.DiskKey == nil:
 			return nil, &failure{
-				status: http.StatusConflict, code: "no-disk-key", text: fmt.Sprintf("machine %s has no disk key yet", id),
+				status: http.StatusConflict, code: api.CodeNoDiskKey, text: fmt.Sprintf("machine %s has no disk key yet", id),
 				hint: "its first release makes one",
 			}
 		case m.Rotation != nil:

@@ -302,9 +302,13 @@ func (s *Server) guard(name string, mux *http.ServeMux, stray func(*http.Request
 				panic(v) // net/http's own signal for cutting a connection
 			}
 		}()
-		if status := lookup(mux, r); status == 0 {
+		status := lookup(mux, r)
+		if status == 0 {
 			mux.ServeHTTP(w, r)
-		} else if f := stray(r); f != nil {
+			return
+		}
+		_ = rc.SetReadDeadline(began.Add(briefTimeout)) // nobody will read the body
+		if f := stray(r); f != nil {
 			s.fail(w, r, f)
 		} else if status == http.StatusMethodNotAllowed {
 			s.fail(w, r, &failure{status: status, code: "method-not-allowed", text: "there is no such method here"})

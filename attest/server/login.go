@@ -105,6 +105,7 @@ func (s *Server) authenticate(r *http.Request) (Operator, *failure) {
 		return Operator{}, unauthenticated("the token is not accepted: %v", err)
 	}
 	op.Name = bearerPrefix + op.Name
+	op.Roles = slices.DeleteFunc(slices.Clone(op.Roles), func(r api.Role) bool { return !r.Known() })
 	return op, nil
 }
 

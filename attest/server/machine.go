@@ -14,6 +14,13 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 )
 
+// Effects of operators' decisions that change no state. A restore reads them in
+// the audit log and repeats them.
+const (
+	effectRebase = "the TPM's attestation key, counters, clock and firmware version are taken anew from its next evidence"
+	effectRejoin = "its next release has a join token"
+)
+
 // Bounds of what an operator or an install record says, bytes.
 const (
 	maxReason = 1024
@@ -218,7 +225,7 @@ func rebase(m *Machine, by, reason string) []audit.Event {
 	}
 	m.AKName, m.TPMFirmware, m.Rebased = nil, 0, true
 	ev := stateEvent(m, m.State, by, reason)
-	return []audit.Event{withEffect(ev, "the TPM's attestation key, counters, clock and firmware version are taken anew from its next evidence")}
+	return []audit.Event{withEffect(ev, effectRebase)}
 }
 
 // setState makes a transition. Asking for the state that a machine is in
@@ -275,7 +282,7 @@ func (s *Server) rejoin(ctx context.Context, id attest.MachineID, by, reason str
 		}
 		m.Joined, token, m.TokenID = false, m.TokenID, ""
 		return []audit.Event{{Kind: audit.KindState, Machine: id, Data: audit.StateChange{
-			From: m.State, To: m.State, By: by, Reason: reason, Effect: "its next release has a join token",
+			From: m.State, To: m.State, By: by, Reason: reason, Effect: effectRejoin,
 		}}}, nil
 	})
 	if f == nil && token != "" && s.c.Tokens != nil {

@@ -60,6 +60,8 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 	handle("GET "+api.PathKEK, api.RoleViewer, s.getKEK)
 	handle("POST "+api.PathKEKRewrap, api.RoleOperator, s.postRewrap)
 	handle("POST "+api.PathInstalls, api.RoleOperator, s.postInstall)
+	handle("GET "+api.PathRestore, api.RoleViewer, s.getRestore)
+	handle("POST "+api.PathRestore+"/accept", api.RoleApprover, s.postAcceptRestore)
 	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
 	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)
 	handle("GET "+api.PathEvidenceLog+"/{digest}/explanation", api.RoleAuditor, s.getExplanation)

@@ -41,6 +41,12 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		// evidence.
 		return s.repeated(ctx, sub, policy, result, stored)
 	}
+	if f := s.held(ctx); f != nil {
+		return 0, nil, f
+	}
+	if m.Restored {
+		return s.forfeit(ctx, sub, m, policy, result, prf, stored)
+	}
 	var promoted []audit.Event
 	switch {
 	case m.fromCandidate(disk):
@@ -146,14 +152,21 @@ func (s *Server) repeated(ctx context.Context, sub *submission, policy *attest.P
 	if f != nil {
 		return 0, nil, f
 	}
+	return s.asRepeated(ctx, sub, m, policy, accepted, stored, "secrets were already released in this boot")
+}
+
+// asRepeated refuses an accepted result as a second release, because of what is
+// known beside it, which is stored with the evidence so that the verdict can be
+// computed again.
+func (s *Server) asRepeated(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, accepted *attest.Result, stored []byte, why string) (int, any, *failure) {
 	r := *accepted
 	r.Allowed = false
-	r.Findings = []attest.Finding{api.RepeatedFinding()}
+	r.Findings = []attest.Finding{api.RepeatedFinding(why)}
 	ev, err := api.DecodeEvidence(stored)
 	if err != nil {
 		return 0, nil, internal(err)
 	}
-	ev.Repeated = true // so that the verdict can be computed again
+	ev.Repeated = why
 	if stored, err = json.Marshal(ev); err != nil {
 		return 0, nil, internal(fmt.Errorf("encode evidence: %w", err))
 	}

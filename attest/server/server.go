@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -262,6 +263,9 @@ type Server struct {
 	// unproven is what may be logged of refusals of senders that proved
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
+
+	// free: the store is not held after a restore, see held.
+	free atomic.Bool
 
 	// trying lets one proposal be tried at a time.
 	trying slots

@@ -16,15 +16,18 @@ import (
 	"github.com/goccy/go-yaml/token"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/cmd/sealift/internal/kek"
+	"github.com/sealift/sealift/cmd/sealift/internal/pgstore"
 )
 
 // serveConfig is the configuration file of `sealift serve`. Relative paths are
 // relative to the file. A section that is left out is a service not run;
-// node, operator, keys, store, images and tpm are always needed.
+// node, operator, keys, kek, store, images and tpm are always needed.
 type serveConfig struct {
-	Keys   string   `yaml:"keys"`   // key directory of `sealift keys init`
-	Store  string   `yaml:"store"`  // SQLite database, made if missing
-	Images []string `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
+	Keys   string    `yaml:"keys"`   // key directory of `sealift keys init`
+	KEK    kekConfig `yaml:"kek"`    // what disk keys are stored under; there is no default
+	Store  string    `yaml:"store"`  // file of a SQLite database, made if missing, or DSN of a PostgreSQL database (postgres://...)
+	Images []string  `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
 
 	Node     listenConfig   `yaml:"node"`     // API for agents
 	Operator operatorConfig `yaml:"operator"` // API for people, by client certificate or token
@@ -108,7 +111,15 @@ func readServeConfig(file string) (*serveConfig, error) {
 		}
 	}
 	at(&c.Keys)
-	at(&c.Store)
+	at(&c.KEK.File)
+	at(&c.KEK.Wrapped)
+	for i := range c.KEK.Former {
+		at(&c.KEK.Former[i].File)
+		at(&c.KEK.Former[i].Wrapped)
+	}
+	if !pgstore.IsDSN(c.Store) {
+		at(&c.Store)
+	}
 	at(&c.Firmware.Catalogue)
 	if c.Policy != nil {
 		at(&c.Policy.File)
@@ -157,6 +168,7 @@ func (c *serveConfig) check() error {
 		}
 	}
 	need("keys", c.Keys != "")
+	need("kek", c.KEK.present() != kek.Source{})
 	need("store", c.Store != "")
 	need("images", len(c.Images) > 0)
 	need("node.listen", c.Node.Listen != "")
@@ -187,6 +199,9 @@ func (c *serveConfig) check() error {
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("settings are missing or empty: %s", strings.Join(missing, ", "))
+	}
+	if err := c.KEK.check(); err != nil {
+		return err
 	}
 	return c.checkValues()
 }

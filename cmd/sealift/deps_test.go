@@ -32,6 +32,7 @@ var peers = []string{"profiles", "image", "image/sign", "attest/tpm", "attest/se
 // rooms hold the heavy dependencies: each may be linked only below its room.
 var rooms = map[string][]string{
 	"modernc.org/sqlite":                     {"cmd/sealift/internal/sqlstore"},
+	"github.com/jackc/pgx":                   {"cmd/sealift/internal/pgstore"},
 	"github.com/spf13/cobra":                 {"cmd/sealift"},
 	"github.com/sigstore/sigstore":           {"image/sign"},
 	"github.com/sigstore/sigstore-go":        {"image/sign"},

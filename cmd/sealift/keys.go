@@ -22,7 +22,7 @@ func newKeysCommand(e *env) *cobra.Command {
 	return newGroup("keys", "Make the keys of a fleet and issue certificates with them", `
 One directory holds all keys of a fleet.`, `
   sealift keys init keys`,
-		newKeysInitCommand(e),
+		newKeysInitCommand(e), newKEKCommand(e),
 		newGroup("issue", "Issue certificates from the service's CA", `
 Certificates end by themselves; issue new ones in time.`, `
   sealift keys issue operator ana --role operator --out ana`,
@@ -48,7 +48,8 @@ public half of one that is kept in a token or a key management service. It must
 be ECDSA P-256. 'sealift image build' then signs with it.
 
 Whoever holds DIR owns the fleet: keep it on the build machine, and give
-'sealift serve' only what it needs: service-ca, release, disk-kek and image.pub.
+'sealift serve' only what it needs: service-ca, release and image.pub, and
+disk-kek, unless its configuration names another key-encryption key.
 
 Example:
   sealift keys init keys

@@ -31,7 +31,8 @@ unlocked until it is off.`, (*operator.Client).Revoke),
 		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", "Lets a revoked or quarantined machine have secrets again.", (*operator.Client).Reinstate),
 		newMachineStateCommand(e, "rejoin", "Let a node join the cluster again", `A machine gets a join token until its node has joined. For a node whose kubelet
 certificate was lost or ran out, this makes the next release hold a token again.
-Restart the machine then: a boot has one release.`, (*operator.Client).Rejoin))
+Restart the machine then: a boot has one release.`, (*operator.Client).Rejoin),
+		newMachineRotateKeyCommand(e))
 }
 
 func newMachineStateCommand(e *env, verb, short, long string, change func(*operator.Client, context.Context, attest.MachineID, string) (*api.Machine, error)) *cobra.Command {

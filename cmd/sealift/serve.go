@@ -22,7 +22,6 @@ import (
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 	"github.com/sealift/sealift/cmd/sealift/internal/monitor"
-	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/provisioner"
 	provisionapi "github.com/sealift/sealift/provisioner/api"
@@ -42,7 +41,8 @@ stops the start.
 
 A configuration; docs/serve.md has every setting:
   keys: keys
-  store: sealift.db
+  kek: {file: keys/disk-kek.key}
+  store: sealift.db   # or postgres://sealift@db.example/sealift?sslmode=verify-full
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
@@ -60,6 +60,14 @@ A configuration; docs/serve.md has every setting:
     first: 10.77.1.100
     last: 10.77.1.199
     state: provisioner
+
+The key-encryption key, under which disk keys are stored, may instead be in a file
+that a key management service decrypts at the start. Keys that were replaced are
+named until 'sealift keys kek status' shows that nothing is under them:
+  kek:
+    uri: hashivault://fleet-kek
+    wrapped: kek.wrapped
+    former: [{file: keys/disk-kek.key}]
 
 On SIGTERM the service is first no longer ready, then takes requests for
 limits.grace more, then lets open ones finish for at most limits.drain, and ends
@@ -122,7 +130,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	policies := &policySource{images: images, tpm: tpm, references: moves.references, document: document, clock: e.now}
 	lintAtStart(policies, catalogue, log)
-	kek, err := ring.DiskKEK()
+	keks, err := c.KEK.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -137,7 +145,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		}
 	}
 	config := server.Config{
-		Store: metered, Policy: policies.policy, KEK: kek, ReleaseKey: release,
+		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
 		Propose: policies.proposer(ring), PolicyState: enabledPolicy(metered, document, signed),
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 		Meter: mon, Limits: c.Limits.server(),
@@ -194,7 +202,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
 	if err := start(ctx, service, metered, c.Policy, document, signed, log); err != nil {
-		err = errors.Join(err, nodes.Close(), operators.Close())
+		err = errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())
 		if watched != nil {
 			err = errors.Join(err, watched.Close())
 		}
@@ -223,6 +231,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if watched != nil {
 		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
 	}
+	group.Go(func() error { rewrap(ctx, service, log); return nil })
 	if tokens != nil {
 		group.Go(func() error { return tokens.Run(background, service) })
 	}
@@ -237,6 +246,22 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	return group.Wait()
 }
 
+// hintOfKEK says what to do about disk keys that cannot be opened.
+func hintOfKEK(err error) error {
+	if !errors.Is(err, server.ErrNoKEK) {
+		return err
+	}
+	return withHint(err, "name the missing key under kek.former ('sealift keys kek show' tells a key's id); only if it is lost for good, put its id under kek.lost: its machines must then be installed again")
+}
+
+// rewrap brings all disk keys under the present key-encryption key, while the
+// service answers. What it could not do, a person must look at.
+func rewrap(ctx context.Context, service *server.Server, log *slog.Logger) {
+	if err := service.Rewrap(ctx); err != nil && ctx.Err() == nil {
+		log.Error("disk keys are left under a former key-encryption key", "error", err, "again", "sealift keys kek rewrap")
+	}
+}
+
 // start begins the service, and enables the policy before anything is judged
 // by it.
 func start(ctx context.Context, service *server.Server, store server.Store, c *policyConfig, document *policy.Document, signed bool, log *slog.Logger) error {
@@ -244,14 +269,6 @@ func start(ctx context.Context, service *server.Server, store server.Store, c *p
 		return err
 	}
 	return enablePolicy(ctx, store, c, document, signed, time.Now(), log)
-}
-
-// openStore opens the database, which is made on the first start.
-func openStore(ctx context.Context, path string) (*sqlstore.Store, error) {
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return sqlstore.Create(ctx, path)
-	}
-	return sqlstore.Open(ctx, path)
 }
 
 // loadedImage is a built image whose signature was verified.

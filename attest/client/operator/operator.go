@@ -255,6 +255,25 @@ func (c *Client) setState(ctx context.Context, id attest.MachineID, verb, reason
 	return m, nil
 }
 
+// Restore returns what is known of the last restore of the service's store.
+func (c *Client) Restore(ctx context.Context) (*api.RestoreStatus, error) {
+	s := new(api.RestoreStatus)
+	if err := c.call(ctx, http.MethodGet, api.PathRestore, nil, nil, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// AcceptRestore lets a service that was restored from a backup release secrets
+// again.
+func (c *Client) AcceptRestore(ctx context.Context, reason string) (*api.RestoreStatus, error) {
+	s := new(api.RestoreStatus)
+	if err := c.call(ctx, http.MethodPost, api.PathRestore+"/accept", nil, api.StateChange{Reason: reason}, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
 // Install hands over an install record, which enrols the machine.
 func (c *Client) Install(ctx context.Context, rec *api.InstallRecord) (*api.Machine, error) {
 	m := new(api.Machine)

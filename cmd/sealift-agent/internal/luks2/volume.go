@@ -6,7 +6,7 @@
 //
 // Prepare and Commit make a volume in two steps, with the file system made
 // between them, so that Open finds either a complete volume or none. Format
-// does both at once.
+// does both at once. Rekey changes the key of a volume.
 package luks2
 
 import (

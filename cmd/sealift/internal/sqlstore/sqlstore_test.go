@@ -54,16 +54,19 @@ func copyFiles(t *testing.T, path string) string {
 }
 
 func TestStore(t *testing.T) {
-	storetest.Run(t,
-		func(t *testing.T) server.Store { return create(t) },
-		func(t *testing.T, s server.Store) server.Store {
-			again, err := Open(t.Context(), copyFiles(t, s.(*Store).path))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { again.Close() })
-			return again
-		})
+	open := func(t *testing.T, path string) server.Store {
+		s, err := Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return s
+	}
+	storetest.Run(t, storetest.Subject{
+		Open:    func(t *testing.T) server.Store { return create(t) },
+		Replica: func(t *testing.T, s server.Store) server.Store { return open(t, s.(*Store).path) },
+		Reopen:  func(t *testing.T, s server.Store) server.Store { return open(t, copyFiles(t, s.(*Store).path)) },
+	})
 }
 
 func TestCreateMakesPrivateFilesAndKeepsOthers(t *testing.T) {
