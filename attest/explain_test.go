@@ -383,3 +383,22 @@ func FuzzExplain(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkExplain is what a refusal costs beside its verdict.
+func BenchmarkExplain(b *testing.B) {
+	s := realBoot(b)
+	s.collect()
+	last := s.ev
+	bend(b, s.Boot, variableOf("dbx"), func(m *papertpm.Measurement) {
+		setVariable(b, m, func([]byte) []byte { return hashList(1, "a", "b") })
+	})
+	s.policy.DBX = []manifest.SHA256{digestOf("x")}
+	s.collect()
+	r := s.verify()
+	b.ReportAllocs()
+	for b.Loop() {
+		if x := Explain(r, s.ev, s.policy, last); len(x.Differences) != 1 {
+			b.Fatal(x.Differences)
+		}
+	}
+}

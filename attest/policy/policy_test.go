@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -316,4 +317,26 @@ func FuzzParse(f *testing.F) {
 		}
 		Lint(d, lintInputs())
 	})
+}
+
+// The document lists each code that Lint can give, with its severity.
+func TestTheDocumentListsEveryCodeOfLint(t *testing.T) {
+	source, err := os.ReadFile("lint.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`l\.add\((Error|Warning|Notice), "([a-z0-9.-]+)"`).FindAllStringSubmatch(string(source), -1)
+	if len(found) < 30 {
+		t.Fatalf("found %d codes", len(found))
+	}
+	for _, f := range found {
+		row := regexp.MustCompile("(?m)^\\| [^|]*`" + regexp.QuoteMeta(f[2]) + "`[^|]*\\| " + strings.ToLower(f[1]) + " \\|")
+		if !row.Match(doc) {
+			t.Errorf("docs/policy.md does not list %s as %s", f[2], strings.ToLower(f[1]))
+		}
+	}
 }
