@@ -685,12 +685,31 @@ func diffGPT(was, is []byte) string {
 	return strings.Join(parts, ", ")
 }
 
-// Bounded returns x with at most n refusals and differences, for a log.
+// maxBoundedText bounds a text of a bounded Explanation, in bytes.
+const maxBoundedText = 1024
+
+// Bounded returns x with at most n refusals and differences, of bounded texts and
+// without the facts, for a log.
 func (x *Explanation) Bounded(n int) *Explanation {
 	b := *x
 	b.Omitted += max(0, len(b.Refusals)-n) + max(0, len(b.Differences)-n)
 	b.Refusals, b.Differences = b.Refusals[:min(n, len(b.Refusals))], b.Differences[:min(n, len(b.Differences))]
-	b.Facts = []Fact{}
+	b.Refusals, b.Differences, b.Facts = slices.Clone(b.Refusals), slices.Clone(b.Differences), []Fact{}
+	clip := func(texts ...*string) {
+		for _, t := range texts {
+			if len(*t) > maxBoundedText {
+				*t = strings.ToValidUTF8((*t)[:maxBoundedText], "") + "…"
+			}
+		}
+	}
+	for i := range b.Refusals {
+		r := &b.Refusals[i]
+		clip(&r.Component, &r.Message, &r.Got, &r.Want, &r.Hint)
+	}
+	for i := range b.Differences {
+		d := &b.Differences[i]
+		clip(&d.Component, &d.Text, &d.Was, &d.Is)
+	}
 	return &b
 }
 

@@ -358,6 +358,10 @@ func TestHostileLogsCannotFillAnExplanation(t *testing.T) {
 	if len(x.Differences) != 64 || x.Omitted == 0 {
 		t.Errorf("%d differences, %d omitted", len(x.Differences), x.Omitted)
 	}
+	x.Refusals[0].Message = strings.Repeat("x", 5000)
+	if b := x.Bounded(8); len(b.Refusals[0].Message) > 1100 || len(x.Refusals[0].Message) != 5000 {
+		t.Error("a text is not bounded, or was cut in the original")
+	}
 	if b := x.Bounded(8); len(b.Differences) != 8 || len(b.Refusals) != 8 || len(b.Facts) != 0 || b.Omitted <= x.Omitted {
 		t.Errorf("bounded: %d differences, %d refusals, %d omitted", len(b.Differences), len(b.Refusals), b.Omitted)
 	}
