@@ -1,6 +1,9 @@
 package attest
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 const hintReinstall = "the image on the disk was altered: install the machine anew, or give the service the signed manifest of this image"
 
@@ -55,6 +58,10 @@ func (b *measuredBoot) readSections() []measuredSection {
 // with what was measured, so that a finding shows the difference.
 func (b *measuredBoot) chooseReference(sections []measuredSection) {
 	b.reference = b.image
+	if b.reference == nil && b.denied != nil {
+		b.reference = b.denied.Manifest
+		return
+	}
 	best := -1
 	for _, m := range b.v.p.Images {
 		if b.image != nil || m == nil {
@@ -84,6 +91,9 @@ func (b *measuredBoot) appraiseSections(sections []measuredSection) {
 	image := imageName(b.reference)
 	bad := func(code Code, got digest, wanted, format string, args ...any) {
 		f := Finding{Code: code, Message: "PCR 11: " + fmt.Sprintf(format, args...), Hint: hintReinstall}
+		if strings.HasPrefix(format, "section %s") {
+			f.Component = fmt.Sprintf("section %s", args[0])
+		}
 		if !got.IsZero() {
 			f.Got = got.String()
 		}

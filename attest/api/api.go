@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 // Version is the protocol version that both sides must name.
@@ -149,7 +150,8 @@ const (
 	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
 	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
-	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names
+	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names; GET, or POST PolicyProposal, /{digest}/explanation
+	PathPolicy      = "/v1/policy"       // GET: PolicyState; POST /whatif with PolicyProposal: JSON lines of WhatIf
 )
 
 // Machine is the service's record of a machine, as operators see it.
@@ -168,6 +170,10 @@ type Machine struct {
 	Joined      bool                  `json:"joined"`
 	Next        *Candidate            `json:"next,omitempty"`     // nil if no reinstall waits to be proven
 	Rotation    *DiskKeyRotation      `json:"rotation,omitempty"` // nil if its disk key is to stay
+	// LastEvidence is the digest of the evidence that was stored last, accepted
+	// or refused; AcceptedEvidence that of the last that was accepted.
+	LastEvidence     manifest.SHA256 `json:"lastEvidence,omitzero"`
+	AcceptedEvidence manifest.SHA256 `json:"acceptedEvidence,omitzero"`
 }
 
 // Candidate is an install of a machine that is enrolled already, as an install

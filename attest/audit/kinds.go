@@ -22,6 +22,7 @@ const (
 	KindInstall          Kind = "machine.install"   // Install
 	KindToken            Kind = "token"             // Token
 	KindCampaign         Kind = "campaign"          // Campaign
+	KindPolicy           Kind = "policy"            // Policy
 	KindDiskKey          Kind = "machine.disk-key"  // DiskKey
 	KindKEK              Kind = "kek.rewrap"        // KEKRewrap
 )
@@ -55,6 +56,8 @@ type Verdict struct {
 	Evidence    manifest.SHA256 `json:"evidence"` // of the stored evidence; unset if the sender's TPM was not proven and nothing was stored
 	Result      *attest.Result  `json:"result"`
 	Suppressed  int64           `json:"suppressed,omitempty"` // as in ChallengeRefused
+	// Explanation is that of a refusal whose evidence was stored.
+	Explanation *attest.Explanation `json:"explanation,omitempty"`
 }
 
 // What a release gave.
@@ -149,4 +152,18 @@ type Campaign struct {
 	By     string          `json:"by,omitempty"` // an operator, or the service itself
 	Reason string          `json:"reason,omitempty"`
 	Detail json.RawMessage `json:"detail,omitempty"`
+}
+
+// Policy records that the service goes by another policy than before. Without a
+// name it goes by none.
+type Policy struct {
+	Name        string          `json:"name,omitempty"`
+	Version     int             `json:"version,omitempty"`
+	Digest      manifest.SHA256 `json:"digest,omitzero"` // SHA-256 of the file
+	Signed      bool            `json:"signed"`
+	FromName    string          `json:"fromName,omitempty"`
+	FromVersion int             `json:"fromVersion,omitempty"`
+	Rollback    bool            `json:"rollback,omitempty"` // to an older version, or to another name
+	By          string          `json:"by"`
+	Reason      string          `json:"reason,omitempty"`
 }

@@ -111,6 +111,8 @@ type VerdictLine struct {
 	Evidence    manifest.SHA256 `json:"evidence"`
 	Result      *attest.Result  `json:"result"`
 	Release     *ReleaseLine    `json:"release,omitempty"`
+	// Explanation is that of a refusal, as it was then.
+	Explanation *attest.Explanation `json:"explanation,omitempty"`
 }
 
 // ReleaseLine is what a verdict released.
@@ -271,6 +273,8 @@ func (b *builder) describe(e Entry, l *Line) error {
 		l.Text = d.text()
 		b.r.Service = append(b.r.Service, *l)
 		return nil
+	case KindPolicy:
+		return b.policy(e, l)
 	case KindChallengeRefused:
 		var d ChallengeRefused
 		if err := json.Unmarshal(e.Data, &d); err != nil {
@@ -368,7 +372,7 @@ func (b *builder) verdict(e Entry, l *Line) error {
 	} else {
 		m.Refused++
 	}
-	m.Verdicts = append(m.Verdicts, VerdictLine{Line: *l, ChallengeID: d.ChallengeID, Address: d.Address, Evidence: d.Evidence, Result: d.Result})
+	m.Verdicts = append(m.Verdicts, VerdictLine{Line: *l, ChallengeID: d.ChallengeID, Address: d.Address, Evidence: d.Evidence, Result: d.Result, Explanation: d.Explanation})
 	if d.Result.Allowed && d.ChallengeID != "" {
 		b.waiting[d.ChallengeID] = waiting{m, len(m.Verdicts) - 1}
 	}
@@ -452,6 +456,32 @@ func (b *builder) campaign(e Entry, l *Line) error {
 		m := b.machine(e)
 		m.History = append(m.History, *l)
 	}
+	return nil
+}
+
+func (b *builder) policy(e Entry, l *Line) error {
+	var d Policy
+	if err := json.Unmarshal(e.Data, &d); err != nil {
+		return err
+	}
+	named := func(name string, version int) string {
+		if name == "" {
+			return "none"
+		}
+		return fmt.Sprintf("%s version %d", name, version)
+	}
+	l.Text = fmt.Sprintf("policy: %s → %s by %s", named(d.FromName, d.FromVersion), named(d.Name, d.Version), d.By)
+	if d.Name != "" {
+		l.Text += fmt.Sprintf(", SHA-256 %s, signed: %t", d.Digest, d.Signed)
+	}
+	if d.Rollback {
+		l.Text += ", a step back"
+	}
+	if d.Reason != "" {
+		l.Text += ": " + d.Reason
+	}
+	l.Bad = d.Rollback || d.Name == "" || !d.Signed
+	b.r.Service = append(b.r.Service, *l)
 	return nil
 }
 

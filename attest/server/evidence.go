@@ -225,6 +225,8 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 			return refused(result)
 		}
 		change.Evidence, v.Evidence, v.Suppressed = stored, digestOf(stored), sub.suppressed
+		change.Machine.LastEvidence = v.Evidence
+		v.Explanation = s.explain(ctx, &sub.request.Evidence, result, policy, m.AcceptedEvidence).Bounded(maxExplained)
 		change.Events = append([]audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: sub.machine, Data: v}}, change.Events...)
 	default:
 		ok, n := s.unproven.log("", sub.now)

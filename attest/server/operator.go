@@ -62,6 +62,20 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 	handle("POST "+api.PathInstalls, api.RoleOperator, s.postInstall)
 	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
 	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)
+	handle("GET "+api.PathEvidenceLog+"/{digest}/explanation", api.RoleAuditor, s.getExplanation)
+	if s.c.Propose != nil {
+		handle("POST "+api.PathEvidenceLog+"/{digest}/explanation", api.RoleAuditor, s.postExplanation)
+		handle("POST "+api.PathPolicy+"/whatif", api.RoleAuditor, s.postWhatIf)
+	}
+	if s.c.PolicyState != nil {
+		handle("GET "+api.PathPolicy, api.RoleViewer, func(_ Operator, _ http.ResponseWriter, r *http.Request) (any, *failure) {
+			state, err := s.c.PolicyState(r.Context())
+			if err != nil {
+				return nil, unavailable("the policy", err)
+			}
+			return state, nil
+		})
+	}
 	if s.c.Campaigns != nil {
 		campaigns := func(op Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
 			r.Body = http.MaxBytesReader(w, r.Body, maxOperatorBody)
@@ -222,6 +236,18 @@ func (s *Server) streamAudit(ctx context.Context, w http.ResponseWriter, from in
 }
 
 func (s *Server) getEvidence(_ Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
+	b, f := s.storedEvidence(r)
+	if f != nil {
+		return nil, f
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	_, _ = w.Write(b)
+	return nil, nil
+}
+
+// storedEvidence returns the evidence that a request names.
+func (s *Server) storedEvidence(r *http.Request) ([]byte, *failure) {
 	var digest manifest.SHA256
 	if err := digest.UnmarshalText([]byte(r.PathValue("digest"))); err != nil || digest.IsZero() {
 		return nil, badRequest("digest is not 64 hex digits")
@@ -233,8 +259,5 @@ func (s *Server) getEvidence(_ Operator, w http.ResponseWriter, r *http.Request)
 	if err != nil {
 		return nil, unavailable("the store", err)
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
-	_, _ = w.Write(b)
-	return nil, nil
+	return b, nil
 }

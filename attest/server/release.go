@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/hmac"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -109,6 +110,8 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.ReleaseID = id
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
+	m.LastEvidence = digestOf(stored)
+	m.AcceptedEvidence = m.LastEvidence
 	f = s.commit(ctx, &Change{
 		Machine: m,
 		Release: &Release{
@@ -145,9 +148,15 @@ func (s *Server) repeated(ctx context.Context, sub *submission, policy *attest.P
 	}
 	r := *accepted
 	r.Allowed = false
-	r.Findings = []attest.Finding{{
-		Code: attest.CodeReleaseRepeated, Message: "secrets were already released in this boot", Hint: "restart the machine",
-	}}
+	r.Findings = []attest.Finding{api.RepeatedFinding()}
+	ev, err := api.DecodeEvidence(stored)
+	if err != nil {
+		return 0, nil, internal(err)
+	}
+	ev.Repeated = true // so that the verdict can be computed again
+	if stored, err = json.Marshal(ev); err != nil {
+		return 0, nil, internal(fmt.Errorf("encode evidence: %w", err))
+	}
 	return s.refuse(ctx, sub, m, policy, &r, stored)
 }
 

@@ -41,6 +41,13 @@ type Config struct {
 	// evidence as "unavailable", without a verdict.
 	Policy func(ctx context.Context, machine attest.MachineID) (*attest.Policy, error)
 
+	// Propose makes the policies of a proposal, or says what is wrong with it.
+	// Optional; without it nothing can be tried.
+	Propose func(context.Context, *api.PolicyProposal) (*Proposal, error)
+
+	// PolicyState tells what policy is enabled. Optional.
+	PolicyState func(context.Context) (*api.PolicyState, error)
+
 	// KEK is the key-encryption key under which disk keys are stored, KEKSize
 	// bytes from a CSPRNG. It must not be kept in the store.
 	KEK attest.Secret
@@ -256,6 +263,9 @@ type Server struct {
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
 
+	// trying lets one proposal be tried at a time.
+	trying slots
+
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
 }
@@ -307,6 +317,7 @@ func New(c Config) (*Server, error) {
 		operatorSlots: make(slots, c.Limits.Concurrent),
 		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
 		bodyShares:    newShares(bodiesPerAddress),
+		trying:        make(slots, 1),
 		appraise:      appraise,
 
 		operatorAddress: newLimiter(c.Limits.OperatorPerAddress, c.Limits.OperatorAddressBurst),

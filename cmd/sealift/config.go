@@ -32,6 +32,7 @@ type serveConfig struct {
 
 	TPM       tpmConfig        `yaml:"tpm"`
 	Firmware  firmwareConfig   `yaml:"firmware"`
+	Policy    *policyConfig    `yaml:"policy"`    // optional: without it all images, and all firmware of the catalogue, may run
 	Cluster   *clusterConfig   `yaml:"cluster"`   // optional: without it no join tokens are minted
 	Provision *provisionConfig `yaml:"provision"` // optional: DHCP, TFTP and HTTP boot
 }
@@ -43,6 +44,21 @@ type listenConfig struct {
 
 type firmwareConfig struct {
 	Catalogue string `yaml:"catalogue"`
+}
+
+// policyConfig says which policy to enable. Exactly one of file and off is set.
+type policyConfig struct {
+	File     string `yaml:"file"`     // with the signature of the image key beside it
+	Unsigned bool   `yaml:"unsigned"` // enable a file that has no signature; one that was altered is refused all the same
+	// Rollback lets the service go back to this version, or to a policy of
+	// another name, for this reason.
+	Rollback *policyRollback `yaml:"rollback"`
+	Off      string          `yaml:"off"` // why a service that had a policy is to have none
+}
+
+type policyRollback struct {
+	To     int    `yaml:"to"`
+	Reason string `yaml:"reason"`
 }
 
 type clusterConfig struct {
@@ -88,6 +104,9 @@ func readServeConfig(file string) (*serveConfig, error) {
 	}
 	at(&c.Store)
 	at(&c.Firmware.Catalogue)
+	if c.Policy != nil {
+		at(&c.Policy.File)
+	}
 	at(&c.Operator.Revoked)
 	if c.Operator.OIDC != nil {
 		at(&c.Operator.OIDC.CA)
@@ -139,6 +158,11 @@ func (c *serveConfig) check() error {
 	need("operator.hosts", len(c.Operator.Hosts) > 0)
 	c.TPM.need(need)
 	need("firmware.catalogue", c.Firmware.Catalogue != "")
+	if p := c.Policy; p != nil {
+		need("policy.file", (p.File != "") != (p.Off != ""))
+		need("policy.rollback.to", p.Rollback == nil || p.Rollback.To > 0)
+		need("policy.rollback.reason", p.Rollback == nil || p.Rollback.Reason != "")
+	}
 	if c.Cluster != nil {
 		need("cluster.kubeconfig", c.Cluster.Kubeconfig != "")
 	}

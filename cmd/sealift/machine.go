@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
 	"text/tabwriter"
 	"time"
 
@@ -98,6 +100,8 @@ func newMachineShowCommand(e *env) *cobra.Command {
 		Use:   "show ID",
 		Short: "Show one machine as JSON",
 		Long: `Shows the service's record of one machine: indented, or on one line with --json.
+If its last evidence was refused, an auditor sees the refusal explained; 'sealift
+attest explain' shows it for people.
 
 Example:
   sealift machine show 6f0c...e1` + exitStatus,
@@ -112,11 +116,25 @@ Example:
 				if err != nil {
 					return err
 				}
+				shown := struct {
+					*api.Machine
+					Refusal *attest.Explanation `json:"refusal,omitempty"`
+				}{Machine: m}
+				if !m.LastAllowed && !m.LastEvidence.IsZero() {
+					shown.Refusal, err = client.Explanation(cmd.Context(), m.LastEvidence, nil)
+					var answer *operator.Error
+					if errors.As(err, &answer) && answer.Status == http.StatusForbidden {
+						err = nil // an auditor sees why
+					}
+					if err != nil {
+						return err
+					}
+				}
 				enc := json.NewEncoder(e.out)
 				if !e.json {
 					enc.SetIndent("", "  ")
 				}
-				return enc.Encode(m)
+				return enc.Encode(shown)
 			})
 		},
 	}

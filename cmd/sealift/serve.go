@@ -16,8 +16,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/policy"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
@@ -53,6 +53,7 @@ A configuration; docs/serve.md has every setting:
     vendors: true
     store: tpm-roots
   firmware: {catalogue: catalogue.yaml}
+  policy: {file: policy.yaml}
   cluster: {kubeconfig: admin.kubeconfig}
   limits: {grace: 10s}
   provision:
@@ -125,7 +126,12 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	mon := monitor.New(monitor.Config{Version: version(), Log: log, Clock: e.now})
 	metered := mon.Store(store)
 	moves := &campaigns{store: metered, catalogue: catalogue, clock: e.now, log: log}
-	policies := &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, campaigns: moves}
+	document, signed, err := loadPolicy(c.Policy, ring)
+	if err != nil {
+		return err
+	}
+	policies := &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, references: moves.references, document: document, clock: e.now}
+	lintAtStart(policies, catalogue, log)
 	keks, err := c.KEK.open(ctx)
 	if err != nil {
 		return err
@@ -142,6 +148,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	config := server.Config{
 		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
+		Propose: policies.proposer(ring), PolicyState: enabledPolicy(metered, document, signed),
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 		Meter: mon, Limits: c.Limits.server(),
 	}
@@ -196,7 +203,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
-	if err := service.Start(ctx); err != nil {
+	if err := start(ctx, service, metered, c.Policy, document, signed, log); err != nil {
 		err = errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())
 		if watched != nil {
 			err = errors.Join(err, watched.Close())
@@ -257,6 +264,15 @@ func rewrap(ctx context.Context, service *server.Server, log *slog.Logger) {
 	}
 }
 
+// start begins the service, and enables the policy before anything is judged
+// by it.
+func start(ctx context.Context, service *server.Server, store server.Store, c *policyConfig, document *policy.Document, signed bool, log *slog.Logger) error {
+	if err := service.Start(ctx); err != nil {
+		return err
+	}
+	return enablePolicy(ctx, store, c, document, signed, time.Now(), log)
+}
+
 // openStore opens the database, which is made on the first start.
 func openStore(ctx context.Context, path string) (*sqlstore.Store, error) {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
@@ -297,40 +313,6 @@ func warnOfDebug(images []loadedImage, log *slog.Logger) {
 			log.Warn("image is marked debug, not for production", "image", i.manifest.Name+" "+i.manifest.Version, "directory", i.dir)
 		}
 	}
-}
-
-// policySource makes the policy for each machine.
-type policySource struct {
-	images    []loadedImage
-	tpm       attest.TPMPolicy
-	bank      string
-	campaigns *campaigns
-}
-
-func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*attest.Policy, error) {
-	fw, err := p.campaigns.references(ctx, machine)
-	if err != nil {
-		return nil, err
-	}
-	policy := &attest.Policy{Firmware: fw, TPM: p.tpm, Bank: p.bank}
-	// The id is the digest of everything that the policy was made from.
-	id := sha256.New()
-	for _, i := range p.images {
-		policy.Images = append(policy.Images, i.manifest)
-		id.Write(i.digest[:])
-	}
-	tpm, err := digestTPMPolicy(&p.tpm, machine, p.bank)
-	if err != nil {
-		return nil, err
-	}
-	id.Write(tpm[:])
-	rest, err := json.Marshal(fw)
-	if err != nil {
-		return nil, fmt.Errorf("name the policy: %w", err)
-	}
-	id.Write(rest)
-	policy.ID = fmt.Sprintf("sha256:%x", id.Sum(nil))
-	return policy, nil
 }
 
 // installs hands install records from the provisioner to the attestation

@@ -310,3 +310,51 @@ func (c *Client) Campaign(ctx context.Context, name string) (json.RawMessage, er
 func (c *Client) PostCampaign(ctx context.Context, campaign any) (json.RawMessage, error) {
 	return c.fetch(ctx, http.MethodPost, api.PathCampaigns, nil, campaign)
 }
+
+// Explanation explains the stored evidence of that digest: under the present
+// policy of the service, or under a proposal if that is not nil.
+func (c *Client) Explanation(ctx context.Context, digest manifest.SHA256, proposal *api.PolicyProposal) (*attest.Explanation, error) {
+	path, x := api.PathEvidenceLog+"/"+digest.String()+"/explanation", new(attest.Explanation)
+	method, body := http.MethodGet, any(nil)
+	if proposal != nil {
+		method, body = http.MethodPost, proposal
+	}
+	if err := c.call(ctx, method, path, nil, body, x); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// Policy returns the policy that the service has enabled.
+func (c *Client) Policy(ctx context.Context) (*api.PolicyState, error) {
+	p := new(api.PolicyState)
+	if err := c.call(ctx, http.MethodGet, api.PathPolicy, nil, nil, p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// WhatIf tries a proposal against the stored evidence of all machines. The last
+// line is the summary; an answer without it is an error. An error ends the
+// sequence.
+func (c *Client) WhatIf(ctx context.Context, proposal *api.PolicyProposal) iter.Seq2[api.WhatIf, error] {
+	return func(yield func(api.WhatIf, error) bool) {
+		resp, err := c.send(ctx, http.MethodPost, api.PathPolicy+"/whatif", nil, proposal)
+		if err != nil {
+			yield(api.WhatIf{}, err)
+			return
+		}
+		// What was read is what counts.
+		defer func() { _ = resp.Body.Close() }()
+		for d := json.NewDecoder(resp.Body); ; {
+			var line api.WhatIf
+			if err := d.Decode(&line); err != nil {
+				yield(api.WhatIf{}, fmt.Errorf("the service's answer was cut short: %w", err))
+				return
+			}
+			if !yield(line, nil) || line.Summary != nil {
+				return
+			}
+		}
+	}
+}
