@@ -1,7 +1,7 @@
 package attest
 
 import (
-	"crypto/sha256"
+	"crypto"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -94,6 +94,11 @@ func readBoot(ev *Evidence) *loggedBoot {
 	l, err := ParseEventLog(ev.EventLog)
 	if err != nil {
 		return b
+	}
+	// As Verify: by SHA-384 where SHA-256 is off, and its digests are no one's word.
+	off := slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == "sha256" && len(q.PCRs) == 0 })
+	if off && slices.Contains(l.Banks, "sha384") {
+		l.appraiseBy("sha384")
 	}
 	b.log = l
 	if d, err := DecodeLog(ev.EventLog); err == nil {
@@ -285,7 +290,7 @@ func (x *explainer) commandLine(digest string) string {
 	}
 	for text, from := range known {
 		for _, measured := range [][]byte{[]byte(text), []byte(text + "\x00"), encodeUTF16(text)} {
-			if d := sha256.Sum256(measured); hex.EncodeToString(d[:]) == digest {
+			if hashOf(crypto.SHA256, measured).String() == digest || hashOf(crypto.SHA384, measured).String() == digest {
 				return fmt.Sprintf("it is that of %s: %s", from, diffWords(want.UKI.Cmdline, text))
 			}
 		}
@@ -494,12 +499,12 @@ func (x *explainer) comparePCR(pcr int) {
 	for _, a := range added {
 		t := x.trust(x.now, a.event)
 		at := fmt.Sprintf("PCR %d: ", pcr)
-		d := Difference{PCR: &pcr, Event: a.event.Number, Component: a.key, Is: a.event.SHA256().String(), Trust: t}
+		d := Difference{PCR: &pcr, Event: a.event.Number, Component: a.key, Is: a.event.digest().String(), Trust: t}
 		i := slices.IndexFunc(gone, func(g measuredPart) bool { return g.key == a.key })
 		if i < 0 {
 			d.Text = fmt.Sprintf("%s%s is new: %s", at, a.key, x.now.text(a.event))
 		} else {
-			d.Was = gone[i].event.SHA256().String()
+			d.Was = gone[i].event.digest().String()
 			d.Text = at + x.changed(a.key, gone[i].event, a.event)
 			gone = slices.Delete(gone, i, i+1)
 		}
@@ -510,14 +515,14 @@ func (x *explainer) comparePCR(pcr int) {
 		if !x.rooted || x.unsound(pcr) {
 			t = TrustClaimed
 		}
-		x.add(Difference{PCR: &pcr, Component: g.key, Text: fmt.Sprintf("PCR %d: %s is gone: %s", pcr, g.key, x.was.text(g.event)), Was: g.event.SHA256().String(), Trust: t})
+		x.add(Difference{PCR: &pcr, Component: g.key, Text: fmt.Sprintf("PCR %d: %s is gone: %s", pcr, g.key, x.was.text(g.event)), Was: g.event.digest().String(), Trust: t})
 	}
 }
 
 // diffParts returns what only the one or the other list has. The order counts:
 // what stays is a longest common subsequence, for logs of usual size.
 func diffParts(was, is []measuredPart) (gone, added []measuredPart) {
-	same := func(a, b measuredPart) bool { return a.key == b.key && a.event.SHA256() == b.event.SHA256() }
+	same := func(a, b measuredPart) bool { return a.key == b.key && a.event.digest() == b.event.digest() }
 	for len(was) > 0 && len(is) > 0 && same(was[0], is[0]) {
 		was, is = was[1:], is[1:]
 	}
@@ -577,7 +582,7 @@ func (x *explainer) changed(key string, was, is *Event) string {
 			return key + ": " + text
 		}
 	case key == "the kernel command line":
-		if words := x.commandLine(is.SHA256().String()); words != "" {
+		if words := x.commandLine(is.digest().String()); words != "" {
 			return key + " differs; " + words
 		}
 	}

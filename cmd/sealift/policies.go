@@ -30,6 +30,7 @@ import (
 type policySource struct {
 	images     []loadedImage
 	tpm        attest.TPMPolicy
+	bank       string // of attest.Policy
 	references func(context.Context, attest.MachineID) (attest.FirmwarePolicy, error)
 	document   *policy.Document // nil: none
 	clock      func() time.Time
@@ -55,6 +56,11 @@ func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*a
 	c.Firmware.References = fw.References
 	id := sha256.New()
 	id.Write(made)
+	tpm, err := digestTPMPolicy(&base.TPM, machine, base.Bank)
+	if err != nil {
+		return nil, err
+	}
+	id.Write(tpm[:])
 	rest, err := json.Marshal(fw)
 	if err != nil {
 		return nil, fmt.Errorf("name the policy: %w", err)
@@ -80,14 +86,11 @@ func (p *policySource) compiled() (*attest.Policy, []byte, error) {
 		images = append(images, policy.Image{Manifest: i.manifest, Digest: i.digest})
 		id.Write(i.digest[:])
 	}
-	for _, r := range p.tpm.Roots {
-		fmt.Fprintf(id, "%s %t %d:", r.Class, r.Intermediate, len(r.Certificate.Raw))
-		id.Write(r.Certificate.Raw)
-	}
 	base, err := p.document.Compile(policy.Inputs{Images: images, TPM: p.tpm, At: now})
 	if err != nil {
 		return nil, nil, err
 	}
+	base.Bank = p.bank
 	rest, err := json.Marshal(struct {
 		Allowed    []attest.TPMClass
 		Release    []attest.FirmwareVerdict
@@ -107,7 +110,7 @@ func (p *policySource) compiled() (*attest.Policy, []byte, error) {
 
 // with returns a source for another document and more images, at a time.
 func (p *policySource) with(d *policy.Document, more []loadedImage, at time.Time) *policySource {
-	next := &policySource{tpm: p.tpm, references: p.references, document: d, clock: p.clock, images: slices.Clone(p.images)}
+	next := &policySource{tpm: p.tpm, bank: p.bank, references: p.references, document: d, clock: p.clock, images: slices.Clone(p.images)}
 	if !at.IsZero() {
 		next.clock = func() time.Time { return at }
 	}
