@@ -201,6 +201,8 @@ func mends(c Code) (component, command string) {
 		return "the TPM's clock", "sealift machine approve ID --reason TEXT"
 	case CodeTPMFirmware:
 		return "the TPM's firmware", "sealift machine approve ID --reason TEXT"
+	case CodeTPMDenied:
+		return "the TPM's firmware", "sealift attest explain ID --json"
 	case CodeSecureBootOff:
 		return "Secure Boot", commandSetup
 	case CodeSecureBootKeys:
@@ -384,9 +386,21 @@ func (x *explainer) compare(ev, last *Evidence) {
 	if x.now.log.StartupLocality != x.was.log.StartupLocality {
 		plain("the TPM's startup locality", signed, fmt.Sprint(x.was.log.StartupLocality), fmt.Sprint(x.now.log.StartupLocality))
 	}
-	for _, pcr := range PolicyPCRs() {
-		x.comparePCR(pcr)
+	// By a bank that both logs have and both TPMs quoted.
+	has := func(b *loggedBoot, ev *Evidence, bank string) bool {
+		return slices.Contains(b.log.Banks, bank) && slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == bank })
 	}
+	for _, bank := range []string{"sha256", "sha384"} {
+		if has(x.was, last, bank) && has(x.now, ev, bank) {
+			x.was.log.appraiseBy(bank)
+			x.now.log.appraiseBy(bank)
+			for _, pcr := range PolicyPCRs() {
+				x.comparePCR(pcr)
+			}
+			return
+		}
+	}
+	x.add(Difference{Component: "the event log", Text: "the log has no bank in common with that of the last good boot: its events cannot be compared", Trust: TrustClaimed})
 }
 
 func orNothing(s string) string {

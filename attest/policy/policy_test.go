@@ -123,6 +123,10 @@ func TestPoliciesBecomeWhatTheVerifierReads(t *testing.T) {
 	if !slices.Equal(p.TPM.Allowed, []attest.TPMClass{attest.TPMHardware}) {
 		t.Errorf("classes are %q: the policy's count, not the configuration's", p.TPM.Allowed)
 	}
+	ifx, err := attest.ParseTPMVendor("IFX")
+	if want := (attest.TPMDenial{Vendor: ifx, To: 0x0007005511caffff, Reason: "it is below the minimum 7.85.4555.0"}); err != nil || !slices.Equal(p.TPM.Denied, []attest.TPMDenial{want}) {
+		t.Errorf("denied TPMs are %+v", p.TPM.Denied)
+	}
 	if len(p.DBXSuperset) == 0 || len(p.Models) != 1 || len(p.Firmware.References) != 1 {
 		t.Errorf("%+v", p)
 	}
