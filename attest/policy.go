@@ -17,10 +17,6 @@ type Policy struct {
 	// DBX lists the allowed digests of the EV_EFI_VARIABLE_DRIVER_CONFIG event
 	// of dbx. Empty: any dbx is allowed, because firmware updates change it.
 	DBX []manifest.SHA256
-	// Bank is the PCR bank that evidence is appraised by, sha256 or sha384, and
-	// which therefore must be active. Empty: SHA-256, or SHA-384 where the TPM
-	// says that its SHA-256 bank is off.
-	Bank string
 	// DBXSuperset are EFI_SIGNATURE_LISTs (UEFI 2.10, 32.4.1) of which the
 	// machine's dbx must hold every entry. Optional.
 	DBXSuperset []byte
@@ -31,6 +27,10 @@ type Policy struct {
 	// NotInForce says why the policy gives nothing now, for example that it has
 	// expired. Empty: it is in force.
 	NotInForce string
+	// Bank is the PCR bank that evidence is appraised by, sha256 or sha384, and
+	// which therefore must be active. Empty: SHA-256, or SHA-384 where the TPM
+	// says that its SHA-256 bank is off.
+	Bank string
 }
 
 // DeniedImage is a known image that is given nothing.

@@ -204,6 +204,9 @@ const (
 	SecureBootDir = "/etc/sealift/secureboot"
 	// RootModulesPath is in the root file system: module paths, one a line, in load order.
 	RootModulesPath = "/usr/lib/sealift/modules"
+	// PeopleModulesPath is the same for the modules that are loaded when people
+	// are asked to type something.
+	PeopleModulesPath = "/usr/lib/sealift/people-modules"
 	// RootAgentPath is the agent in the root file system; /sbin/init links to it.
 	RootAgentPath = "/usr/lib/sealift/agent"
 	// ImagesDir is in the root file system: OCI layout archives to import.

@@ -284,6 +284,17 @@ func (b *builder) describe(e Entry, l *Line) error {
 		b.r.Summary.Suppressed += d.Suppressed
 		b.r.Unproven = append(b.r.Unproven, *l)
 		return nil
+	case KindAlarm:
+		var d Alarm
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text, l.Bad = fmt.Sprintf("ALARM %s: %s", d.Name, d.What), true
+		if d.Peer != "" {
+			l.Text += " (" + d.Peer + ")"
+		}
+		b.file(e, *l)
+		return nil
 	}
 	m := b.machine(e)
 	switch e.Kind {
@@ -324,6 +335,19 @@ func (b *builder) describe(e Entry, l *Line) error {
 		}
 		if d.Reason != "" {
 			l.Text += ": " + d.Reason
+		}
+	case KindRecovery:
+		var d Recovery
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Bad = d.Event == RecoveryGiven || d.Event == RecoveryRefused
+		l.Text = fmt.Sprintf("recovery %s: %s by %s", orNone(d.Request), d.Event, d.By)
+		if d.Reason != "" {
+			l.Text += ": " + d.Reason
+		}
+		if !d.Expires.IsZero() {
+			l.Text += ", until " + stamp(d.Expires)
 		}
 	case KindDiskKey:
 		var d DiskKey

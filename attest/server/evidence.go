@@ -174,7 +174,7 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *failure) {
 	m, err := s.c.Store.Machine(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		return &Machine{Machine: api.Machine{ID: id, NodeName: nodeName(id, 10)}}, nil
+		return &Machine{Machine: api.Machine{ID: id, NodeName: api.NodeName(id, 10)}}, nil
 	}
 	if err != nil {
 		return nil, unavailable("the store", err)
@@ -236,14 +236,16 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		v.Suppressed = n
 		change.Events = []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Data: v}}
 	}
+	codes := codesOf(result)
+	if sub.proven && m.Revision > 0 && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
+		change.Events = append(change.Events, alarm(sub.machine, sub.now, audit.Alarm{
+			Name: audit.AlarmReleaseRepeated, Peer: sub.peer.address, What: "a second release was asked for in one boot",
+		}))
+	}
 	if f := s.commit(ctx, change); f != nil {
 		return 0, nil, f
 	}
-	codes := codesOf(result)
 	s.c.Log.Info("evidence refused", "request", sub.peer.request, "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codes)
-	if sub.proven && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
-		s.c.Log.Error("second release requested in one boot", "request", sub.peer.request, "machine", sub.machine.Short(), "peer", sub.peer.address)
-	}
 	return refused(result)
 }
 
@@ -290,6 +292,7 @@ func (s *Server) commit(ctx context.Context, c *Change) *failure {
 	if err := s.c.Store.Commit(ctx, c); err != nil {
 		return unavailable("the store", err)
 	}
+	s.sound(c.Events)
 	return nil
 }
 

@@ -40,15 +40,11 @@ func checkGUID(s string) error {
 	return nil
 }
 
-// nodeName is the Kubernetes node name of a machine: a lower-case RFC 1123
-// label made of the first so many digits of its id.
-func nodeName(id attest.MachineID, digits int) string { return "box-" + id.String()[:digits] }
-
 // chooseName gives a new machine a node name that no other has. Ten digits are
 // enough for almost every machine of a large fleet, not for all.
 func (s *Server) chooseName(ctx context.Context, m *Machine) *failure {
 	for _, digits := range []int{10, 16, 32, 59} {
-		name := nodeName(m.ID, digits)
+		name := api.NodeName(m.ID, digits)
 		others, err := s.c.Store.Machines(ctx, Query{NodeName: name, Limit: 1})
 		if err != nil {
 			return unavailable("the store", err)

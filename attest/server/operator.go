@@ -56,6 +56,7 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 		})
 	}
 	handle("POST "+api.PathMachines+"/{id}/rejoin", api.RoleOperator, s.postRejoin)
+	s.handleRecovery(handle)
 	handle("POST "+api.PathMachines+"/{id}/rotate-key", api.RoleOperator, s.postRotateKey)
 	handle("GET "+api.PathKEK, api.RoleViewer, s.getKEK)
 	handle("POST "+api.PathKEKRewrap, api.RoleOperator, s.postRewrap)

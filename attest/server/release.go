@@ -239,6 +239,9 @@ func (s *Server) confirm(ctx context.Context, p peer, req *api.ConfirmRequest) (
 			if rel.Outcome == req.Outcome {
 				return http.StatusOK, struct{}{}, nil
 			}
+			if f := s.contradicted(ctx, p, rel, req.Outcome, now); f != nil {
+				return 0, nil, f
+			}
 			return 0, nil, refused
 		}
 		transport, err := s.keys.open(rel.Transport, "transport", rel.ID)

@@ -69,7 +69,7 @@ func (r *Recovery) machine(id attest.MachineID) *Machine {
 		m = &Machine{Machine: api.Machine{ID: id}}
 		r.machines[id] = m
 		for _, digits := range []int{10, 16, 32, 59, 64} {
-			if m.NodeName = nodeName(id, digits); r.names[m.NodeName].IsZero() {
+			if m.NodeName = api.NodeName(id, digits); r.names[m.NodeName].IsZero() {
 				break
 			}
 		}

@@ -270,6 +270,8 @@ type Server struct {
 	// trying lets one proposal be tried at a time.
 	trying slots
 
+	alarms alarmCounts
+
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
 }
@@ -360,5 +362,6 @@ func (s *Server) Record(ctx context.Context, events ...audit.Event) error {
 	if err := s.c.Store.Commit(ctx, &Change{Events: events}); err != nil {
 		return fmt.Errorf("append to the audit log: %w", err)
 	}
+	s.sound(events)
 	return nil
 }

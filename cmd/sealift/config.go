@@ -8,11 +8,13 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/token"
 
+	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/kek"
 	"github.com/sealift/sealift/cmd/sealift/internal/pgstore"
 )
@@ -63,7 +65,14 @@ type policyRollback struct {
 }
 
 type clusterConfig struct {
-	Kubeconfig string `yaml:"kubeconfig"`
+	// Distro of the cluster's servers: kubernetes (also if left out: kubeadm and
+	// every other that signs node certificates through the API), k3s, rke2 or
+	// k0s. It must be that of the images.
+	Distro     cluster.Distro `yaml:"distro"`
+	Kubeconfig string         `yaml:"kubeconfig"`
+	// Server is the API server's URL as nodes reach it; that of the kubeconfig if
+	// left out.
+	Server string `yaml:"server"`
 }
 
 type provisionConfig struct {
@@ -119,6 +128,9 @@ func readServeConfig(file string) (*serveConfig, error) {
 	}
 	c.TPM.resolve(at)
 	if c.Cluster != nil {
+		if c.Cluster.Distro == "" {
+			c.Cluster.Distro = cluster.Kubernetes
+		}
 		at(&c.Cluster.Kubeconfig)
 	}
 	if c.Provision != nil {
@@ -196,6 +208,14 @@ func (c *serveConfig) checkValues() error {
 	}
 	if err := c.TPM.check(); err != nil {
 		return err
+	}
+	if k := c.Cluster; k != nil {
+		if !slices.Contains(cluster.Distros(), k.Distro) {
+			return fmt.Errorf("cluster.distro is %q, want one of %q", k.Distro, cluster.Distros())
+		}
+		if k.Server != "" && !strings.HasPrefix(k.Server, "https://") {
+			return fmt.Errorf("cluster.server is %q, want https://host[:port]", k.Server)
+		}
 	}
 	if p := c.Provision; p != nil {
 		subnet := p.Address.Masked()

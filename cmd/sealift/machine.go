@@ -29,6 +29,7 @@ another change that was meant: its next evidence sets them anew.`, (*operator.Cl
 		newMachineStateCommand(e, "revoke", "Give a machine nothing any more", `Takes effect on the machine's next request. What it has already unlocked stays
 unlocked until it is off.`, (*operator.Client).Revoke),
 		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", "Lets a revoked or quarantined machine have secrets again.", (*operator.Client).Reinstate),
+		newRecoveryKeyCommand(e), newRecoveryApproveCommand(e), newRecoveryShowCommand(e),
 		newMachineStateCommand(e, "rejoin", "Let a node join the cluster again", `A machine gets a join token until its node has joined. For a node whose kubelet
 certificate was lost or ran out, this makes the next release hold a token again.
 Restart the machine then: a boot has one release.`, (*operator.Client).Rejoin),

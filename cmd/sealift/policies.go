@@ -30,7 +30,7 @@ import (
 type policySource struct {
 	images     []loadedImage
 	tpm        attest.TPMPolicy
-	bank       string // of attest.Policy
+	bank       string // see attest.Policy
 	references func(context.Context, attest.MachineID) (attest.FirmwarePolicy, error)
 	document   *policy.Document // nil: none
 	clock      func() time.Time
@@ -56,16 +56,16 @@ func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*a
 	c.Firmware.References = fw.References
 	id := sha256.New()
 	id.Write(made)
-	tpm, err := digestTPMPolicy(&base.TPM, machine, base.Bank)
-	if err != nil {
-		return nil, err
-	}
-	id.Write(tpm[:])
 	rest, err := json.Marshal(fw)
 	if err != nil {
 		return nil, fmt.Errorf("name the policy: %w", err)
 	}
 	id.Write(rest)
+	// An imported certificate is part of the policy of its own machine only: else
+	// each import would rename all policies.
+	if crt := c.TPM.Imported[machine]; crt != nil {
+		id.Write(crt.Raw)
+	}
 	c.ID = fmt.Sprintf("sha256:%x", id.Sum(nil))
 	return &c, nil
 }
@@ -91,12 +91,16 @@ func (p *policySource) compiled() (*attest.Policy, []byte, error) {
 		return nil, nil, err
 	}
 	base.Bank = p.bank
+	tpm, err := digestTPMPolicy(&base.TPM, p.bank)
+	if err != nil {
+		return nil, nil, err
+	}
+	id.Write(tpm[:])
 	rest, err := json.Marshal(struct {
-		Allowed    []attest.TPMClass
 		Release    []attest.FirmwareVerdict
 		Models     []attest.ModelRule
 		NotInForce string
-	}{base.TPM.Allowed, base.Firmware.Release, base.Models, base.NotInForce})
+	}{base.Firmware.Release, base.Models, base.NotInForce})
 	if err != nil {
 		return nil, nil, fmt.Errorf("name the policy: %w", err)
 	}

@@ -53,7 +53,7 @@ A configuration; docs/serve.md has every setting:
     store: tpm-roots
   firmware: {catalogue: catalogue.yaml}
   policy: {file: policy.yaml}
-  cluster: {kubeconfig: admin.kubeconfig}
+  cluster: {distro: kubernetes, kubeconfig: admin.kubeconfig}
   limits: {grace: 10s}
   provision:
     interface: eth1
@@ -108,6 +108,11 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	warnOfDebug(images, log)
+	if c.Cluster != nil {
+		if err := checkDistro(images, c.Cluster.Distro); err != nil {
+			return err
+		}
+	}
 	catalogue, err := readCatalogue(c.Firmware.Catalogue)
 	if err != nil {
 		return err
@@ -141,7 +146,9 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	var tokens *cluster.Cluster
 	if c.Cluster != nil {
-		if tokens, err = cluster.New(cluster.Config{Kubeconfig: c.Cluster.Kubeconfig, Log: log, Clock: e.now}); err != nil {
+		if tokens, err = cluster.New(cluster.Config{
+			Distro: c.Cluster.Distro, Kubeconfig: c.Cluster.Kubeconfig, Server: c.Cluster.Server, Log: log, Clock: e.now,
+		}); err != nil {
 			return err
 		}
 	}
@@ -304,6 +311,18 @@ func warnOfDebug(images []loadedImage, log *slog.Logger) {
 			log.Warn("image is marked debug, not for production", "image", i.manifest.Name+" "+i.manifest.Version, "directory", i.dir)
 		}
 	}
+}
+
+// checkDistro refuses images whose nodes could not join the cluster: a token is
+// watched over as its distro uses it.
+func checkDistro(images []loadedImage, d cluster.Distro) error {
+	for _, i := range images {
+		if got := i.manifest.Kubernetes.Distro; got != string(d) {
+			return withHint(fmt.Errorf("image %s %s in %s holds %q, cluster.distro is %s", i.manifest.Name, i.manifest.Version, i.dir, got, d),
+				"set cluster.distro to that of the images, or leave the image out")
+		}
+	}
+	return nil
 }
 
 // installs hands install records from the provisioner to the attestation

@@ -177,18 +177,14 @@ func (c *tpmConfig) policy() (attest.TPMPolicy, error) {
 	return p, nil
 }
 
-// digestTPMPolicy returns a digest of everything that the policy says of one
-// machine's TPM, for the policy's id. An imported certificate is part of the
-// policy of its own machine only: else each import would rename all policies.
-func digestTPMPolicy(p *attest.TPMPolicy, machine attest.MachineID, bank string) (manifest.SHA256, error) {
+// digestTPMPolicy returns a digest of everything that the policy says of TPMs but
+// the imported certificates, for the policy's id.
+func digestTPMPolicy(p *attest.TPMPolicy, bank string) (manifest.SHA256, error) {
 	h := sha256.New()
 	field := func(b []byte) { fmt.Fprintf(h, "%d:%s", len(b), b) }
 	for _, r := range p.Roots {
 		field(fmt.Appendf(nil, "%s %t %v", r.Class, r.Intermediate, r.Vendors))
 		field(r.Certificate.Raw)
-	}
-	if c := p.Imported[machine]; c != nil {
-		field(c.Raw)
 	}
 	rest, err := json.Marshal(struct {
 		Allowed      []attest.TPMClass

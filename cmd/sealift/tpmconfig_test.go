@@ -82,33 +82,32 @@ denied: [{vendor: IFX, from: "0x0007000000000000", to: "0x0007003d00000000", rea
 	}
 
 	// Whatever is decided by is in the policy's name.
-	digest := func(change func(*attest.TPMPolicy), machine attest.MachineID, bank string) string {
+	digest := func(change func(*attest.TPMPolicy), bank string) string {
 		q := p
 		if change != nil {
 			change(&q)
 		}
-		d, err := digestTPMPolicy(&q, machine, bank)
+		d, err := digestTPMPolicy(&q, bank)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return d.String()
 	}
 	none := func(*attest.TPMPolicy) {}
-	base := digest(none, id, "sha384")
-	if base != digest(none, id, "sha384") {
+	base := digest(none, "sha384")
+	if base != digest(none, "sha384") {
 		t.Error("the same policy has two digests")
 	}
 	for name, d := range map[string]string{
-		"another bank":    digest(none, id, ""),
-		"another machine": digest(none, attest.MachineID{1}, "sha384"),
-		"expired":         digest(func(p *attest.TPMPolicy) { p.AllowExpired = false }, id, "sha384"),
-		"denied":          digest(func(p *attest.TPMPolicy) { p.Denied = nil }, id, "sha384"),
-		"required":        digest(func(p *attest.TPMPolicy) { p.RequireRevocation = true }, id, "sha384"),
-		"roots":           digest(func(p *attest.TPMPolicy) { p.Roots = p.Roots[1:] }, id, "sha384"),
+		"another bank": digest(none, ""),
+		"expired":      digest(func(p *attest.TPMPolicy) { p.AllowExpired = false }, "sha384"),
+		"denied":       digest(func(p *attest.TPMPolicy) { p.Denied = nil }, "sha384"),
+		"required":     digest(func(p *attest.TPMPolicy) { p.RequireRevocation = true }, "sha384"),
+		"roots":        digest(func(p *attest.TPMPolicy) { p.Roots = p.Roots[1:] }, "sha384"),
 		"vendors": digest(func(p *attest.TPMPolicy) {
 			p.Roots = append([]attest.TPMRoot{}, p.Roots...)
 			p.Roots[0].Vendors = nil
-		}, id, "sha384"),
+		}, "sha384"),
 	} {
 		if d == base {
 			t.Errorf("%s: the digest is the same", name)

@@ -49,6 +49,9 @@ type Keys struct {
 	// NextHalf is to take the place of ServiceHalf in the key of a state that
 	// exists, which may be under either. Optional; of the release.
 	NextHalf attest.Secret
+	// Either: NextHalf only opens a state that is under it already, and takes no
+	// place. Optional.
+	Either bool
 }
 
 // Opened is a state that existed.
@@ -129,7 +132,7 @@ func (s *State) Open(k Keys) (_ *Opened, err error) {
 		return nil, errors.New("there is none")
 	}
 	flag := os.O_RDONLY
-	if k.NextHalf != nil {
+	if k.NextHalf != nil && !k.Either {
 		flag = os.O_RDWR
 	}
 	f, err := os.OpenFile(s.node(), flag, 0)
@@ -184,6 +187,9 @@ func (s *State) unlock(d luks2.Device, k Keys) (*Opened, error) {
 		return nil, err
 	}
 	o := &Opened{Volume: v}
+	if k.Either {
+		return o, nil
+	}
 	o.RekeyErr = v.Rekey(d, s.part.Size(), next)
 	o.Rekeyed = o.RekeyErr == nil
 	return o, nil
