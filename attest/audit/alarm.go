@@ -30,6 +30,14 @@ const (
 	AlarmForeignNode AlarmName = "token.foreign-node"
 )
 
+// AlarmNames returns all of them.
+func AlarmNames() []AlarmName {
+	return []AlarmName{
+		AlarmReleaseRepeated, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
+		AlarmRecoveryGiven, AlarmRecoveryRefused,
+	}
+}
+
 // Alarm records what a person must look at. The entry's machine is the one
 // whose secret or identity it is about.
 type Alarm struct {

@@ -234,6 +234,7 @@ func (g *gauge) add(format string, args ...any) {
 func (g *gauge) Request(api, route string, status int, _ time.Duration) {
 	g.add("%s %s %d", api, route, status)
 }
+func (g *gauge) Alarm(name string)        { g.add("alarm %s", name) }
 func (g *gauge) Verdict(r *attest.Result) { g.add("allowed %t %s", r.Allowed, codes(r)) }
 func (g *gauge) Limited(api, limit string) {
 	g.add("limited %s %s", api, limit)
