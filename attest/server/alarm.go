@@ -15,7 +15,7 @@ func alarm(id attest.MachineID, now time.Time, a audit.Alarm) audit.Event {
 	return audit.Event{Time: now, Kind: audit.KindAlarm, Machine: id, Data: a}
 }
 
-// sound logs and counts the alarms among events that were committed.
+// sound logs the alarms among events that were committed.
 func (s *Server) sound(events []audit.Event) {
 	for _, e := range events {
 		a, ok := e.Data.(audit.Alarm)
@@ -23,7 +23,6 @@ func (s *Server) sound(events []audit.Event) {
 			continue
 		}
 		s.c.Log.Error("alarm", "name", string(a.Name), "machine", e.Machine.Short(), "what", a.What, "peer", a.Peer)
-		s.c.Meter.Alarm(string(a.Name))
 	}
 }
 

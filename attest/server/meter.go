@@ -23,8 +23,6 @@ type Meter interface {
 	Verdict(r *attest.Result)
 	// Limited: a limit of an API refused a request or a connection.
 	Limited(api, limit string)
-	// Alarm: an alarm of that name was written to the audit log.
-	Alarm(name string)
 }
 
 // unmetered is the Meter of a service that has none.
@@ -33,7 +31,6 @@ type unmetered struct{}
 func (unmetered) Request(string, string, int, time.Duration) {}
 func (unmetered) Verdict(*attest.Result)                     {}
 func (unmetered) Limited(string, string)                     {}
-func (unmetered) Alarm(string)                               {}
 
 // Names of the limits that refuse, for the Meter.
 const (

@@ -43,8 +43,8 @@ type Monitor struct {
 	verdicts *prometheus.CounterVec
 	findings *prometheus.CounterVec
 	limited  *prometheus.CounterVec
-	alarms   *prometheus.CounterVec
 	events   *prometheus.CounterVec
+	alarms   *prometheus.CounterVec
 	store    *prometheus.HistogramVec
 	failed   *prometheus.CounterVec
 	tokens   *prometheus.HistogramVec
@@ -88,8 +88,8 @@ func New(c Config) *Monitor {
 	m.verdicts = counter("sealift_verdicts_total", "Evidence answered, by outcome.", "outcome")
 	m.findings = counter("sealift_findings_total", "Refused evidence, by each finding code in it.", "code")
 	m.limited = counter("sealift_limited_total", "Requests and connections that a limit refused.", "api", "limit")
-	m.alarms = counter("sealift_alarms_total", "Alarms that this process wrote to the audit log, by name.", "name")
 	m.events = counter("sealift_audit_events_total", "Entries that this process wrote to the audit log, by kind.", "kind")
+	m.alarms = counter("sealift_alarms_total", "Alarms that this process wrote to the audit log, by name.", "name")
 	m.store = histogram("sealift_store_duration_seconds", "Time of an operation of the store.", "operation")
 	m.failed = counter("sealift_store_errors_total", "Operations of the store that could not be done.", "operation")
 	m.tokens = histogram("sealift_token_duration_seconds", "Time of an operation on join tokens, by result.", "operation", "result")
@@ -116,6 +116,7 @@ func New(c Config) *Monitor {
 	for _, k := range []audit.Kind{
 		audit.KindStart, audit.KindChallengeRefused, audit.KindVerdict, audit.KindRelease, audit.KindConfirm, audit.KindState,
 		audit.KindInstall, audit.KindToken, audit.KindCampaign, audit.KindAlarm,
+		audit.KindPolicy, audit.KindDiskKey, audit.KindKEK, audit.KindRestore, audit.KindAcceptRestore, audit.KindRecovery,
 	} {
 		m.events.WithLabelValues(string(k))
 	}
@@ -152,9 +153,6 @@ func (m *Monitor) Verdict(r *attest.Result) {
 
 // Limited implements server.Meter.
 func (m *Monitor) Limited(api, limit string) { m.limited.WithLabelValues(api, limit).Inc() }
-
-// Alarm implements server.Meter.
-func (m *Monitor) Alarm(name string) { m.alarms.WithLabelValues(name).Inc() }
 
 // Key tells which key is in use, e.g. "disk-kek".
 func (m *Monitor) Key(use, id string) { m.keys.WithLabelValues(use, id).Set(1) }
