@@ -1,7 +1,7 @@
 package attest
 
 import (
-	"crypto/sha256"
+	"crypto"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -94,6 +94,11 @@ func readBoot(ev *Evidence) *loggedBoot {
 	l, err := ParseEventLog(ev.EventLog)
 	if err != nil {
 		return b
+	}
+	// As Verify: by SHA-384 where SHA-256 is off, and its digests are no one's word.
+	off := slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == "sha256" && len(q.PCRs) == 0 })
+	if off && slices.Contains(l.Banks, "sha384") {
+		l.appraiseBy("sha384")
 	}
 	b.log = l
 	if d, err := DecodeLog(ev.EventLog); err == nil {
@@ -196,6 +201,8 @@ func mends(c Code) (component, command string) {
 		return "the TPM's clock", "sealift machine approve ID --reason TEXT"
 	case CodeTPMFirmware:
 		return "the TPM's firmware", "sealift machine approve ID --reason TEXT"
+	case CodeTPMDenied:
+		return "the TPM's firmware", "sealift attest explain ID --json"
 	case CodeSecureBootOff:
 		return "Secure Boot", commandSetup
 	case CodeSecureBootKeys:
@@ -285,7 +292,7 @@ func (x *explainer) commandLine(digest string) string {
 	}
 	for text, from := range known {
 		for _, measured := range [][]byte{[]byte(text), []byte(text + "\x00"), encodeUTF16(text)} {
-			if d := sha256.Sum256(measured); hex.EncodeToString(d[:]) == digest {
+			if hashOf(crypto.SHA256, measured).String() == digest || hashOf(crypto.SHA384, measured).String() == digest {
 				return fmt.Sprintf("it is that of %s: %s", from, diffWords(want.UKI.Cmdline, text))
 			}
 		}
@@ -379,9 +386,21 @@ func (x *explainer) compare(ev, last *Evidence) {
 	if x.now.log.StartupLocality != x.was.log.StartupLocality {
 		plain("the TPM's startup locality", signed, fmt.Sprint(x.was.log.StartupLocality), fmt.Sprint(x.now.log.StartupLocality))
 	}
-	for _, pcr := range PolicyPCRs() {
-		x.comparePCR(pcr)
+	// By a bank that both logs have and both TPMs quoted.
+	has := func(b *loggedBoot, ev *Evidence, bank string) bool {
+		return slices.Contains(b.log.Banks, bank) && slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == bank })
 	}
+	for _, bank := range []string{"sha256", "sha384"} {
+		if has(x.was, last, bank) && has(x.now, ev, bank) {
+			x.was.log.appraiseBy(bank)
+			x.now.log.appraiseBy(bank)
+			for _, pcr := range PolicyPCRs() {
+				x.comparePCR(pcr)
+			}
+			return
+		}
+	}
+	x.add(Difference{Component: "the event log", Text: "the log has no bank in common with that of the last good boot: its events cannot be compared", Trust: TrustClaimed})
 }
 
 func orNothing(s string) string {
@@ -685,12 +704,31 @@ func diffGPT(was, is []byte) string {
 	return strings.Join(parts, ", ")
 }
 
-// Bounded returns x with at most n refusals and differences, for a log.
+// maxBoundedText bounds a text of a bounded Explanation, in bytes.
+const maxBoundedText = 1024
+
+// Bounded returns x with at most n refusals and differences, of bounded texts and
+// without the facts, for a log.
 func (x *Explanation) Bounded(n int) *Explanation {
 	b := *x
 	b.Omitted += max(0, len(b.Refusals)-n) + max(0, len(b.Differences)-n)
 	b.Refusals, b.Differences = b.Refusals[:min(n, len(b.Refusals))], b.Differences[:min(n, len(b.Differences))]
-	b.Facts = []Fact{}
+	b.Refusals, b.Differences, b.Facts = slices.Clone(b.Refusals), slices.Clone(b.Differences), []Fact{}
+	clip := func(texts ...*string) {
+		for _, t := range texts {
+			if len(*t) > maxBoundedText {
+				*t = strings.ToValidUTF8((*t)[:maxBoundedText], "") + "…"
+			}
+		}
+	}
+	for i := range b.Refusals {
+		r := &b.Refusals[i]
+		clip(&r.Component, &r.Message, &r.Got, &r.Want, &r.Hint)
+	}
+	for i := range b.Differences {
+		d := &b.Differences[i]
+		clip(&d.Component, &d.Text, &d.Was, &d.Is)
+	}
 	return &b
 }
 

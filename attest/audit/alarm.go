@@ -36,6 +36,14 @@ const (
 	AlarmRevokedOperator AlarmName = "operator.revoked"
 )
 
+// AlarmNames returns all of them.
+func AlarmNames() []AlarmName {
+	return []AlarmName{
+		AlarmReleaseRepeated, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
+		AlarmWrongListener, AlarmRevokedOperator, AlarmRecoveryGiven, AlarmRecoveryRefused,
+	}
+}
+
 // Alarm records what a person must look at. The entry's machine is the one
 // whose secret or identity it is about.
 type Alarm struct {

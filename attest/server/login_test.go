@@ -179,9 +179,7 @@ func TestARevokedCertificateIsRefusedOnAnOpenConnection(t *testing.T) {
 	if status, code := ask(); status != 403 || code != "certificate-revoked" {
 		t.Errorf("revoked: HTTP %d, %s", status, code)
 	}
-	if n := s.srv.Alarms()[audit.AlarmRevokedOperator]; n != 1 {
-		t.Errorf("%d alarms, want 1", n)
-	}
+	s.wantAlarms(audit.AlarmRevokedOperator)
 	mu.Lock()
 	revoked, broken = false, errors.New("no file")
 	mu.Unlock()

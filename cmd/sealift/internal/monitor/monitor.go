@@ -120,10 +120,7 @@ func New(c Config) *Monitor {
 	} {
 		m.events.WithLabelValues(string(k))
 	}
-	for _, name := range []audit.AlarmName{
-		audit.AlarmReleaseRepeated, audit.AlarmConfirmContradicted, audit.AlarmTokenRefused, audit.AlarmTokenMisused, audit.AlarmForeignNode,
-		audit.AlarmWrongListener, audit.AlarmRevokedOperator, audit.AlarmRecoveryGiven, audit.AlarmRecoveryRefused,
-	} {
+	for _, name := range audit.AlarmNames() {
 		m.alarms.WithLabelValues(string(name))
 	}
 	for _, op := range storeOperations() {
