@@ -153,6 +153,14 @@ func TestBanksAreRefusedWithTheirFinding(t *testing.T) {
 				s.replace(uki, func(m *papertpm.Measurement) { split(m, "uki", "evil") })
 				s.replace(of("dxe volume"), func(m *papertpm.Measurement) { split(m, "dxe volume", "evil") })
 			}, want: []Code{CodeFirmwareUnknown, CodeImageUnknown}},
+		"an option ROM under the SHA-256 digest of one that is allowed, where SHA-256 is off": {
+			banks: []string{"sha384"}, before: func(s *scene) {
+				s.LogBanks = []string{"sha256", "sha384"}
+				s.policy.Models = []ModelRule{{Components: []Component{{PCR: 2, SHA256: digestOf("rom"), Name: "a card"}}}}
+				rom := papertpm.Measurement{PCR: 2, Type: EventBootDriver, Data: []byte("path")}
+				split(&rom, "rom", "evil rom")
+				s.insertAfter(of("dxe volume"), rom)
+			}, want: []Code{CodeEventUnknown}},
 		// Firmware extended SHA-384 alone. What it booted filled SHA-256.
 		"the UKI of a good boot in one bank, another in the other": {
 			banks: []string{"sha256", "sha384"}, before: func(s *scene) {
@@ -233,6 +241,18 @@ func split(m *papertpm.Measurement, in256, in384 string) {
 			data = in256
 		}
 		m.Digests[bank], _ = hex.DecodeString(hexOf(h, []byte(data)))
+	}
+}
+
+// A component is named by SHA-256. Where SHA-256 is off, that is of its data, if
+// this is what was measured.
+func TestComponentsOfProvenDataAreAllowedBySHA384(t *testing.T) {
+	s := sha384Scene(t, "sha384")
+	s.policy.Models = []ModelRule{{Components: []Component{{PCR: 6, SHA256: digestOf("a setting"), Name: "the maker's setting"}}}}
+	s.insertAfter(of("dxe volume"), papertpm.Measurement{PCR: 6, Type: EventTag, Data: []byte("a setting")})
+	s.collect()
+	if r := s.verify(); !r.Allowed {
+		t.Errorf("refused: %+v", r.Findings)
 	}
 }
 

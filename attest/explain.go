@@ -1,7 +1,7 @@
 package attest
 
 import (
-	"crypto/sha256"
+	"crypto"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -94,6 +94,11 @@ func readBoot(ev *Evidence) *loggedBoot {
 	l, err := ParseEventLog(ev.EventLog)
 	if err != nil {
 		return b
+	}
+	// As Verify: by SHA-384 where SHA-256 is off, whose digests are no one's word then.
+	off := slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == "sha256" && len(q.PCRs) == 0 })
+	if off && slices.Contains(l.Banks, "sha384") {
+		l.appraiseBy("sha384")
 	}
 	b.log = l
 	if d, err := DecodeLog(ev.EventLog); err == nil {
@@ -285,7 +290,7 @@ func (x *explainer) commandLine(digest string) string {
 	}
 	for text, from := range known {
 		for _, measured := range [][]byte{[]byte(text), []byte(text + "\x00"), encodeUTF16(text)} {
-			if d := sha256.Sum256(measured); hex.EncodeToString(d[:]) == digest {
+			if hashOf(crypto.SHA256, measured).String() == digest || hashOf(crypto.SHA384, measured).String() == digest {
 				return fmt.Sprintf("it is that of %s: %s", from, diffWords(want.UKI.Cmdline, text))
 			}
 		}
