@@ -18,6 +18,8 @@ func FuzzDecodeMessages(f *testing.F) {
 		`{"releaseID":"r","outcome":"unlocked","proof":"AA=="}`,
 		`{"id":"r","machine":"` + string(bytes.Repeat([]byte("ab"), 32)) + `","issued":"2026-01-02T03:04:05Z","key":{"public":"AA=="},"sealed":"AA=="}`,
 		`{"diskKey":"AA==","nodeName":"n","join":{"server":"https://x","ca":"AA==","token":"AA=="}}`,
+		`{"request":"00000 00000","reason":"r","minutes":10}`,
+		`{"recoveryCode":"AA==","recovery":{"id":"r","bootKey":"AA==","approvals":[{"by":"a","reason":"b","time":"2026-01-02T03:04:05Z"}]}}`,
 		`{"code":"c","message":"m","hint":"h"}`,
 	} {
 		f.Add([]byte(s))
@@ -34,6 +36,11 @@ func FuzzDecodeMessages(f *testing.F) {
 		roundTrip[InstallRecord](t, b)
 		roundTrip[StateChange](t, b)
 		roundTrip[StoredEvidence](t, b)
+		roundTrip[RecoveryOpen](t, b)
+		roundTrip[RecoveryApprove](t, b)
+		roundTrip[RecoveryTake](t, b)
+		roundTrip[Recovery](t, b)
+		roundTrip[RecoveryCode](t, b)
 		roundTrip[Error](t, b)
 	})
 }
