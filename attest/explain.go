@@ -95,7 +95,7 @@ func readBoot(ev *Evidence) *loggedBoot {
 	if err != nil {
 		return b
 	}
-	// As Verify: by SHA-384 where SHA-256 is off, and its digests are no one's word.
+	// As Verify: by SHA-384 where SHA-256 is off, whose digests are no one's word then.
 	off := slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == "sha256" && len(q.PCRs) == 0 })
 	if off && slices.Contains(l.Banks, "sha384") {
 		l.appraiseBy("sha384")
