@@ -221,7 +221,7 @@ func mends(c Code) (component, command string) {
 		return "the kernel command line", "sealift image verify /dev/DISK --manifest DIR/manifest.json --keys KEYS --installed"
 	case CodePCRNotZero:
 		return "a command line, credential or extension from outside the image", commandLog
-	case CodePCRCapped, CodeReleaseRepeated:
+	case CodePCRCapped, CodeReleaseRepeated, CodeReportBoot:
 		return "the boot", "ipmitool -H BMC chassis power cycle"
 	case CodeEventUnknown:
 		return "an event of the firmware", "sealift policy sign FILE --keys KEYS"
@@ -233,6 +233,10 @@ func mends(c Code) (component, command string) {
 		return "the firmware's version in SMBIOS", "sealift firmware catalogue lint FILE"
 	case CodeMachineUnknown, CodeMachinePending:
 		return "the machine's enrolment", "sealift machine approve ID --reason TEXT"
+	case CodePCRChanged, CodeLogChanged:
+		return "the running system", "ipmitool -H BMC chassis power cycle"
+	case CodeSerialMismatch, CodeSerialTaken:
+		return "the machine's serial number", "sealift machine show ID"
 	case CodeMachineRevoked, CodeQuarantined:
 		return "the machine's enrolment", "sealift machine reinstate ID --reason TEXT"
 	case CodeDiskForeign:

@@ -140,9 +140,14 @@ type Known struct {
 	StateMade    bool      // a state partition exists: a confirmed unlock or accepted evidence said so
 	ResetCount   uint32    // of the last accepted evidence
 	RestartCount uint32
-	Clock        uint64 // TPMS_CLOCK_INFO clock of the last accepted evidence, ms
-	TPMFirmware  uint64 // TPMS_ATTEST firmwareVersion of the last accepted evidence
-	Released     bool   // a release was already made in the boot named by ResetCount and RestartCount
+	Clock        uint64    // TPMS_CLOCK_INFO clock of the last accepted evidence, ms
+	TPMFirmware  uint64    // TPMS_ATTEST firmwareVersion of the last accepted evidence
+	Serial       string    // that the machine must claim, because it was enrolled beforehand with it; empty if it need not
+	SerialOwner  MachineID // machine to which the serial number belongs that the evidence claims, if any
+	// SerialExpected: SerialOwner is the digest of an endorsement key that was
+	// enrolled beforehand and has not shown up.
+	SerialExpected bool
+	Released       bool // a release was already made in the boot named by ResetCount and RestartCount
 }
 
 // Challenge is the service's memory of a challenge that this evidence answers.

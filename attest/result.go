@@ -78,9 +78,14 @@ const (
 	CodeMachinePending  Code = "machine.pending"
 	CodeMachineRevoked  Code = "machine.revoked"
 	CodeQuarantined     Code = "machine.quarantined"
-	CodeDiskForeign     Code = "disk.foreign"     // the disk belongs to another machine or install
-	CodeStateLost       Code = "disk.state-lost"  // a state partition was made before and is gone
-	CodeReleaseRepeated Code = "release.repeated" // a second release in one boot
+	CodeDiskForeign     Code = "disk.foreign"      // the disk belongs to another machine or install
+	CodeStateLost       Code = "disk.state-lost"   // a state partition was made before and is gone
+	CodeReleaseRepeated Code = "release.repeated"  // a second release in one boot
+	CodeReportBoot      Code = "report.other-boot" // a report of another boot than that of the last release
+	CodePCRChanged      Code = "report.pcr-changed"
+	CodeLogChanged      Code = "report.log-changed"      // the event log is not that of the release
+	CodeSerialMismatch  Code = "machine.serial-mismatch" // SMBIOS says another serial number than the pre-enrolment
+	CodeSerialTaken     Code = "machine.serial-taken"    // the serial number belongs to another endorsement key
 )
 
 // Finding is one failed check. Any finding refuses the evidence.
@@ -139,6 +144,7 @@ type Verified struct {
 	restartCount uint32
 	clock        uint64
 	tpmFirmware  uint64
+	boot         *Boot
 }
 
 // Verified returns the proof that the evidence was accepted, or false. A

@@ -105,6 +105,7 @@ func Verify(ev *Evidence, ch *Challenge, s *Session, known *Known, p *Policy) *R
 		v.appraise(log, banks, proof.bank, smbios)
 	}
 	v.checkMachine(proof)
+	v.checkSerial(smbios)
 	if v.dropped > 0 {
 		v.r.Findings = append(v.r.Findings, Finding{Code: CodeEventUnknown, Message: fmt.Sprintf("%d more findings are not listed", v.dropped)})
 	}
@@ -339,6 +340,7 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 		restartCount: main.time.restartCount,
 		clock:        main.time.clock,
 		tpmFirmware:  main.time.firmware,
+		boot:         bootOf(v.ev, akName, main.time, banks),
 	}
 }
 

@@ -48,8 +48,8 @@ type ChallengeRequest struct {
 type Challenge struct {
 	ID         string    `json:"id"`
 	Nonce      []byte    `json:"nonce"`      // 32 bytes
-	Credential []byte    `json:"credential"` // TPM2B_ID_OBJECT contents for TPM2_ActivateCredential
-	Secret     []byte    `json:"secret"`     // TPM2B_ENCRYPTED_SECRET contents
+	Credential []byte    `json:"credential"` // TPM2B_ID_OBJECT contents for TPM2_ActivateCredential; empty for a report
+	Secret     []byte    `json:"secret"`     // TPM2B_ENCRYPTED_SECRET contents; empty for a report
 	PCRs       []int     `json:"pcrs"`       // must equal attest.PolicyPCRs
 	Expires    time.Time `json:"expires"`
 }
@@ -62,10 +62,12 @@ type EvidenceRequest struct {
 }
 
 // EvidenceResponse carries the verdict. Release is set only if it was allowed.
-// A refusal has HTTP status 403 and the same body.
+// A refusal has HTTP status 403 and the same body. A report has no Release.
 type EvidenceResponse struct {
 	Result  *attest.Result `json:"result"`
 	Release *Envelope      `json:"release,omitempty"`
+	// ReportAfter answers a report: when the next one is wanted, seconds.
+	ReportAfter int `json:"reportAfter,omitempty"`
 }
 
 // ConfirmRequest tells the service how a release ended. Proof is an
@@ -111,7 +113,16 @@ type Release struct {
 	// HKDF-SHA256(transport secret, salt=nil, info="sealift release v1 "+ID),
 	// a 12-byte nonce in front, additional data ID.
 	Sealed []byte `json:"sealed"`
+	// ReportAfter is when the service wants the first report, and each one
+	// after it, seconds. 0: it wants none.
+	ReportAfter int `json:"reportAfter,omitempty"`
 }
+
+// Bounds of ReportAfter, seconds, to which an agent keeps.
+const (
+	MinReportAfter = 10
+	MaxReportAfter = 24 * 60 * 60
+)
 
 // Secrets is the plaintext of Release.Sealed.
 type Secrets struct {
@@ -146,7 +157,8 @@ const HeaderRequestID = "X-Request-Id"
 // Paths of the operator API, served on another listener to holders of an
 // operator certificate.
 const (
-	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate, /{id}/rejoin, /{id}/rotate-key with StateChange
+	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/quarantine, /{id}/reinstate, /{id}/rejoin, /{id}/rotate-key with StateChange, /{id}/re-enrol with ReEnrol
+	PathExpected    = "/v1/expected"     // GET: []Expected; POST ExpectedList
 	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
 	PathRestore     = "/v1/restore"      // GET: RestoreStatus; POST /accept with StateChange: releases again after a restore
@@ -175,6 +187,18 @@ type Machine struct {
 	// or refused; AcceptedEvidence that of the last that was accepted.
 	LastEvidence     manifest.SHA256 `json:"lastEvidence,omitzero"`
 	AcceptedEvidence manifest.SHA256 `json:"acceptedEvidence,omitzero"`
+
+	// LastReport is when a report of the running system was last accepted,
+	// ReportDue when the next one must be. Stale: that time is over. It
+	// refuses nothing.
+	LastReport time.Time `json:"lastReport,omitzero"`
+	ReportDue  time.Time `json:"reportDue,omitzero"`
+	Stale      bool      `json:"stale,omitempty"`
+	// Listed: the machine was enrolled beforehand, and must claim its Serial.
+	Listed bool `json:"listed,omitempty"`
+	// ReplacedBy is the machine that took over the name and the serial number
+	// of this one.
+	ReplacedBy attest.MachineID `json:"replacedBy,omitzero"`
 }
 
 // Candidate is an install of a machine that is enrolled already, as an install

@@ -21,6 +21,7 @@ type StoredEvidence struct {
 	Session   attest.Session   `json:"session"`
 	Known     attest.Known     `json:"known"`
 	Evidence  attest.Evidence  `json:"evidence"`
+	Boot      *attest.Boot     `json:"boot,omitempty"` // of a report: what it was held against
 	// Repeated says why this is a second release in one boot, where Known does
 	// not: the store knew of one, or may have lost it.
 	Repeated string `json:"repeated,omitempty"`
@@ -47,6 +48,10 @@ func DecodeEvidence(b []byte) (*StoredEvidence, error) {
 // Appraise computes the verdict again, under a policy. Whether the challenge was
 // fresh, and what the service knew, is as it was stored.
 func (s *StoredEvidence) Appraise(p *attest.Policy) *attest.Result {
+	if s.Challenge.Purpose == attest.PurposeReport {
+		r, _ := attest.VerifyReport(&s.Evidence, &s.Challenge, &s.Session, &s.Known, s.Boot)
+		return r
+	}
 	r := attest.Verify(&s.Evidence, &s.Challenge, &s.Session, &s.Known, p)
 	if s.Repeated != "" && r.Allowed {
 		r.Allowed, r.Findings = false, []attest.Finding{RepeatedFinding(s.Repeated)}

@@ -23,6 +23,9 @@ const (
 	KindInstall          Kind = "machine.install"   // Install
 	KindToken            Kind = "token"             // Token
 	KindCampaign         Kind = "campaign"          // Campaign
+	KindReport           Kind = "report"            // Reattestation
+	KindStale            Kind = "machine.stale"     // Stale
+	KindExpected         Kind = "machine.expected"  // Expected
 	KindPolicy           Kind = "policy"            // Policy
 	KindDiskKey          Kind = "machine.disk-key"  // DiskKey
 	KindKEK              Kind = "kek.rewrap"        // KEKRewrap
@@ -155,6 +158,43 @@ type Campaign struct {
 	By     string          `json:"by,omitempty"` // an operator, or the service itself
 	Reason string          `json:"reason,omitempty"`
 	Detail json.RawMessage `json:"detail,omitempty"`
+}
+
+// Reattestation records the appraisal of one report from a running system: the first
+// of each boot, and those that were refused. What is accepted again and again
+// is not logged.
+type Reattestation struct {
+	ChallengeID string          `json:"challengeID"`
+	Address     string          `json:"address"`
+	Evidence    manifest.SHA256 `json:"evidence,omitzero"` // of the stored evidence; unset if nothing was stored
+	Result      *attest.Result  `json:"result"`
+	// Genuine: the machine's own attestation key signed the report. Changed:
+	// it shows that the machine is no longer what was released.
+	Genuine    bool  `json:"genuine"`
+	Changed    bool  `json:"changed,omitempty"`
+	Suppressed int64 `json:"suppressed,omitempty"` // as in ChallengeRefused
+}
+
+// Stale records that a machine missed the time of its report, or that it is
+// heard of again.
+type Stale struct {
+	Stale      bool      `json:"stale"`
+	Due        time.Time `json:"due"`                 // that was missed
+	LastReport time.Time `json:"lastReport,omitzero"` // before
+	NodeName   string    `json:"nodeName"`
+}
+
+// Expected records that machines were enrolled beforehand.
+type Expected struct {
+	By       string         `json:"by"`
+	Machines []ExpectedLine `json:"machines"`
+}
+
+// ExpectedLine is one machine that was enrolled beforehand.
+type ExpectedLine struct {
+	Serial  string          `json:"serial"`
+	EK      manifest.SHA256 `json:"ek"`
+	Outcome string          `json:"outcome"`
 }
 
 // Restore records that the store was filled from a backup. Entries before it

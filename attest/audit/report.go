@@ -301,6 +301,16 @@ func (b *builder) describe(e Entry, l *Line) error {
 		b.r.Summary.Suppressed += d.Suppressed
 		b.r.Unproven = append(b.r.Unproven, *l)
 		return nil
+	case KindExpected:
+		var d Expected
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text = fmt.Sprintf("%d machines enrolled beforehand by %s", len(d.Machines), d.By)
+		b.r.Service = append(b.r.Service, *l)
+		return nil
+	case KindReport:
+		return b.report(e, l)
 	case KindAlarm:
 		var d Alarm
 		if err := json.Unmarshal(e.Data, &d); err != nil {
@@ -353,6 +363,15 @@ func (b *builder) describe(e Entry, l *Line) error {
 		if d.Reason != "" {
 			l.Text += ": " + d.Reason
 		}
+	case KindStale:
+		var d Stale
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Bad, l.Text = d.Stale, "heard of again, after it had been due at "+stamp(d.Due)
+		if d.Stale {
+			l.Text = "stale: a report was due at " + stamp(d.Due)
+		}
 	case KindRecovery:
 		var d Recovery
 		if err := json.Unmarshal(e.Data, &d); err != nil {
@@ -376,6 +395,33 @@ func (b *builder) describe(e Entry, l *Line) error {
 		l.Text = "entry of a kind that this report does not know: " + string(e.Data)
 	}
 	m.History = append(m.History, *l)
+	return nil
+}
+
+// report files a report of a running system. One that the machine did not sign
+// is filed with what nobody proved.
+func (b *builder) report(e Entry, l *Line) error {
+	var d Reattestation
+	if err := json.Unmarshal(e.Data, &d); err != nil {
+		return err
+	}
+	if d.Result == nil {
+		return errors.New("a report without a result")
+	}
+	b.r.Summary.Suppressed += d.Suppressed
+	l.Text = "first report of the boot accepted"
+	if l.Bad = !d.Result.Allowed; l.Bad {
+		l.Text = "report refused"
+		for i, f := range d.Result.Findings {
+			l.Text += map[bool]string{true: ": ", false: "; "}[i == 0] + string(f.Code) + ": " + f.Message
+		}
+		l.Text += suppressed(d.Suppressed)
+	}
+	if l.Bad && !d.Genuine {
+		b.r.Unproven = append(b.r.Unproven, *l)
+		return nil
+	}
+	b.file(e, *l)
 	return nil
 }
 

@@ -198,6 +198,24 @@ func (s *Session) Evidence(ctx context.Context, machine attest.MachineID, req *a
 	return r, resp.Result, nil
 }
 
+// Report sends a report for a challenge of this session. after is when the
+// service wants the next one, 0 if it did not say. A verdict against the
+// machine is a *RefusedError.
+func (s *Session) Report(ctx context.Context, req *api.EvidenceRequest) (after time.Duration, err error) {
+	resp := new(api.EvidenceResponse)
+	refused := new(api.EvidenceResponse)
+	if err := s.post(ctx, api.PathEvidence, req, resp, refused); err != nil {
+		return 0, fmt.Errorf("send report: %w", err)
+	}
+	if refused.Result != nil {
+		return 0, &RefusedError{Result: refused.Result}
+	}
+	if resp.Result == nil || !resp.Result.Allowed {
+		return 0, errors.New("send report: the service answered without accepting it")
+	}
+	return time.Duration(min(max(0, resp.ReportAfter), api.MaxReportAfter)) * time.Second, nil
+}
+
 // Confirm tells the service how a release ended: api.OutcomeUnlocked, or an
 // error text, which is cut to what the service takes. It dials anew.
 func (c *Client) Confirm(ctx context.Context, transport attest.Secret, releaseID, outcome string) error {

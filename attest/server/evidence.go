@@ -35,6 +35,7 @@ type proof struct {
 	restartCount uint32
 	clock        uint64
 	tpmFirmware  uint64
+	boot         *attest.Boot
 	wrap         func(attest.Secret) (attest.WrappedKey, error)
 }
 
@@ -47,7 +48,7 @@ func appraise(ev *attest.Evidence, ch *attest.Challenge, ses *attest.Session, kn
 	}
 	reset, restart := v.Boot()
 	return r, &proof{
-		akName: v.AKName(), resetCount: reset, restartCount: restart, clock: v.Clock(), tpmFirmware: v.TPMFirmware(),
+		akName: v.AKName(), resetCount: reset, restartCount: restart, clock: v.Clock(), tpmFirmware: v.TPMFirmware(), boot: v.BootState(),
 		wrap: func(secret attest.Secret) (attest.WrappedKey, error) { return attest.Wrap(v, secret) },
 	}
 }
@@ -65,6 +66,14 @@ type submission struct {
 	// and suppressed.
 	counted, logged bool
 	suppressed      int64
+
+	// What whoIs found out, and what enrolling an expected machine adds to its
+	// release. Made anew with each decision.
+	documents *documents
+	expected  *api.Expected
+	digests   []manifest.SHA256
+	serial    string // claimed
+	events    []audit.Event
 }
 
 // evidence answers api.PathEvidence. The challenge is taken first, so whatever
@@ -101,9 +110,13 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		// MakeCredential took this key when the challenge was made.
 		return 0, nil, internal(fmt.Errorf("challenge %s: %w", ch.ID, err))
 	}
-	sub := &submission{peer: p, now: now, machine: machine, challenge: ch, request: req, proven: activated(ch, req)}
+	sub := &submission{peer: p, now: now, machine: machine, challenge: ch, request: req}
+	decide := s.decideReport
+	if ch.Purpose != attest.PurposeReport {
+		sub.proven, decide = activated(ch, req), s.decide
+	}
 	for range attempts {
-		status, body, f := s.decide(ctx, sub)
+		status, body, f := decide(ctx, sub)
 		if f != nil && errors.Is(f.cause, ErrConflict) {
 			continue
 		}
@@ -146,6 +159,10 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 	if f != nil {
 		return 0, nil, f
 	}
+	sub.events = nil
+	if f := s.whoIs(ctx, sub, m, known); f != nil {
+		return 0, nil, f
+	}
 	policy, err := s.c.Policy(ctx, sub.machine)
 	if err != nil {
 		return 0, nil, unavailable("the policy", fmt.Errorf("policy of machine %s: %w", sub.machine, err))
@@ -161,6 +178,11 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 	}
 	if prf == nil {
 		return s.refuse(ctx, sub, m, policy, result, stored)
+	}
+	if sub.expected != nil && sub.proven {
+		if f := s.enrolExpected(ctx, sub, m); f != nil {
+			return 0, nil, f
+		}
 	}
 	if result.Machine != sub.machine || !sub.proven || m.State != attest.StateEnrolled {
 		// Verify has just checked all three. Should the two ever differ, no
@@ -275,6 +297,10 @@ func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine,
 		return false, f
 	}
 	m.State, m.Reason = attest.StatePending, "asked for a release without an install record"
+	if sub.expected != nil {
+		m.Reason = "enrolled beforehand, but its evidence was refused"
+	}
+	m.Serial, m.Digests = clip(sub.serial), sub.digests
 	m.LastSeen, m.Firmware, m.Image = sub.now, result.Firmware, result.Image
 	change.Machine = m
 	change.Events = append(change.Events, audit.Event{

@@ -1,16 +1,19 @@
 package server
 
 import (
+	"context"
 	"net"
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/audit"
 )
 
 // Boot is what a test's evidence proves when it is accepted.
 type Boot struct {
 	Reset, Restart uint32
 	Clock          uint64 // ms
+	State          *attest.Boot
 }
 
 // Appraiser stands for attest.Verify in tests that have no TPM: a nil Boot
@@ -25,11 +28,22 @@ func (s *Server) Appraise(f Appraiser) {
 		if boot == nil {
 			return r, nil
 		}
-		return r, &proof{akName: []byte("ak"), resetCount: boot.Reset, restartCount: boot.Restart, clock: boot.Clock, wrap: func(secret attest.Secret) (attest.WrappedKey, error) {
+		return r, &proof{akName: []byte("ak"), resetCount: boot.Reset, restartCount: boot.Restart, clock: boot.Clock, boot: boot.State, wrap: func(secret attest.Secret) (attest.WrappedKey, error) {
 			return attest.WrappedKey{Public: append([]byte(nil), secret...)}, nil
 		}}
 	}
 }
+
+// AppraiseReport makes the server ask f instead of attest.VerifyReport.
+func (s *Server) AppraiseReport(f func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Boot) (*attest.Result, attest.Report)) {
+	s.appraiseReport = f
+}
+
+// Sweep looks once for stale machines, as a service that runs since up.
+func (s *Server) Sweep(ctx context.Context, up time.Time) error { return s.sweep(ctx, up) }
+
+// FenceNodes fences once what is due.
+func (s *Server) FenceNodes(ctx context.Context) error { return s.fence(ctx) }
 
 // AppraiseForReal makes the server ask attest.Verify again.
 func (s *Server) AppraiseForReal() { s.appraise = appraise }
@@ -54,6 +68,19 @@ func (s *Server) Shares() int {
 	defer s.bodyShares.mu.Unlock()
 	return len(s.bodyShares.use)
 }
+
+// HurryWebhooks shortens the times of webhooks.
+func (s *Server) HurryWebhooks(timeout, lease time.Duration) {
+	for _, h := range s.hooks {
+		h.times = hookTimes{poll: 5 * time.Millisecond, lease: lease, timeout: timeout, first: time.Millisecond, max: 20 * time.Millisecond}
+	}
+}
+
+// LogEnd is the number of the last entry of the audit log.
+func (s *Server) LogEnd(ctx context.Context) (int64, error) { return s.logEnd(ctx) }
+
+// EventType is the type of event that an entry is.
+func EventType(e *audit.Entry) string { return eventType(e) }
 
 // NewBoundedListener bounds the connections of a listener.
 func NewBoundedListener(ln net.Listener, total, each int, refused func(string)) *boundedListener {

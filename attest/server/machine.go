@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 // Effects of operators' decisions that change no state. A restore reads them in
@@ -113,7 +115,8 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 		f := findings[0]
 		return nil, &failure{status: http.StatusForbidden, code: string(f.Code), text: fmt.Sprintf("machine %s: %s", id, f.Message), hint: f.Hint}
 	}
-	return s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
+	digests := digestsOf(rec.EKPublic, rec.EKCertificates)
+	return s.changeAll(ctx, id, func(m *Machine, now time.Time) (*Change, *failure) {
 		if m.State == attest.StateRevoked || m.State == attest.StateQuarantined {
 			return nil, conflict(fmt.Sprintf("machine %s is %s: %s", id, m.State, m.Reason), "reinstate it first: sealift machine reinstate "+id.String()+" --reason TEXT")
 		}
@@ -124,8 +127,17 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 		if len(owners) > 0 && owners[0].ID != id {
 			return nil, conflict(fmt.Sprintf("disk %s belongs to machine %s", rec.DiskGUID, owners[0].ID), "install the machine again, which gives its disk a new GUID")
 		}
+		docs := s.documents()
 		if m.State == attest.StateEnrolled {
-			return reinstall(m, by, rec), nil
+			// Only looked at: what the record says counts once it is proven.
+			same := *m
+			if f := s.sameIdentity(ctx, docs, &same, rec.Serial, digests); f != nil {
+				return nil, f
+			}
+			return &Change{Events: reinstall(m, by, rec)}, nil
+		}
+		if f := s.sameIdentity(ctx, docs, m, rec.Serial, digests); f != nil {
+			return nil, f
 		}
 		if m.Revision == 0 {
 			if f := s.chooseName(ctx, m); f != nil {
@@ -137,17 +149,45 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 			stateEvent(m, attest.StateEnrolled, by, "install record"),
 		}
 		m.Generation++
-		m.DiskGUID, m.Serial, m.Installed, m.Next = rec.DiskGUID, rec.Serial, rec.Finished, nil
+		if !m.Listed {
+			m.Serial = rec.Serial
+		}
+		m.DiskGUID, m.Installed, m.Next, m.Digests = rec.DiskGUID, rec.Finished, nil, digests
 		m.StateMade, m.Joined, m.DiskKey, m.NextKey, m.Rotation = false, false, nil, nil, nil
 		m.ResetCount, m.RestartCount, m.Clock, m.Released = 0, 0, 0, false
-		return events, nil
+		m.Boot = nil
+		return &Change{Documents: docs.dirty, Events: events}, nil
 	})
+}
+
+// sameIdentity binds the serial number of an install record, which must be
+// neither another's nor other than what was said beforehand of the key.
+func (s *Server) sameIdentity(ctx context.Context, docs *documents, m *Machine, serial string, digests []manifest.SHA256) *failure {
+	e, f := docs.expectation(ctx, digests)
+	if f != nil {
+		return f
+	}
+	if e == nil {
+		return s.owns(ctx, docs, m, serial, digests)
+	}
+	if s.serialKey(e.Serial) != s.serialKey(serial) {
+		return &failure{
+			status: http.StatusConflict, code: string(attest.CodeSerialMismatch),
+			text: fmt.Sprintf("machine %s says that its serial number is %q, it was enrolled beforehand with %q", m.ID, serial, e.Serial),
+			hint: "if the list is wrong, import the corrected line with --replace",
+		}
+	}
+	return s.met(ctx, docs, m, e, digests)
 }
 
 // stateEvent moves m to another state and returns the event that says so.
 func stateEvent(m *Machine, to attest.EnrolmentState, by, reason string) audit.Event {
 	ev := audit.Event{Kind: audit.KindState, Machine: m.ID, Data: audit.StateChange{From: m.State, To: to, By: by, Reason: reason}}
 	m.State, m.Reason = to, reason
+	if to != attest.StateEnrolled {
+		m.Stale, m.ReportDue = false, time.Time{}
+	}
+	m.FenceDue = to == attest.StateQuarantined || to == attest.StateRevoked
 	return ev
 }
 
@@ -163,6 +203,14 @@ func withEffect(ev audit.Event, effect string) audit.Event {
 // change applies edit to a machine's record until nobody else changed it
 // meanwhile. An edit that returns no events changed nothing.
 func (s *Server) change(ctx context.Context, id attest.MachineID, edit func(m *Machine, now time.Time) ([]audit.Event, *failure)) (*api.Machine, *failure) {
+	return s.changeAll(ctx, id, func(m *Machine, now time.Time) (*Change, *failure) {
+		events, f := edit(m, now)
+		return &Change{Events: events}, f
+	})
+}
+
+// changeAll is change for an edit that writes documents, too.
+func (s *Server) changeAll(ctx context.Context, id attest.MachineID, edit func(m *Machine, now time.Time) (*Change, *failure)) (*api.Machine, *failure) {
 	var last error
 	for range attempts {
 		m, f := s.load(ctx, id)
@@ -170,17 +218,18 @@ func (s *Server) change(ctx context.Context, id attest.MachineID, edit func(m *M
 			return nil, f
 		}
 		now := s.c.Clock()
-		events, f := edit(m, now)
+		c, f := edit(m, now)
 		if f != nil {
 			return nil, f
 		}
-		if len(events) == 0 {
+		if c == nil || len(c.Events) == 0 {
 			return &m.Machine, nil
 		}
-		for i := range events {
-			events[i].Time = now
+		for i := range c.Events {
+			c.Events[i].Time = now
 		}
-		f = s.commit(ctx, &Change{Machine: m, Events: events})
+		c.Machine = m
+		f = s.commit(ctx, c)
 		if f == nil {
 			return &m.Machine, nil
 		}
@@ -207,6 +256,7 @@ func transitions() []transition {
 	return []transition{
 		{"approve", api.RoleApprover, []attest.EnrolmentState{attest.StatePending}, attest.StateEnrolled, rebase},
 		{"revoke", api.RoleOperator, []attest.EnrolmentState{attest.StatePending, attest.StateEnrolled, attest.StateQuarantined}, attest.StateRevoked, nil},
+		{"quarantine", api.RoleOperator, []attest.EnrolmentState{attest.StatePending, attest.StateEnrolled}, attest.StateQuarantined, nil},
 		{"reinstate", api.RoleApprover, []attest.EnrolmentState{attest.StateRevoked, attest.StateQuarantined}, attest.StateEnrolled, nil},
 	}
 }
@@ -216,24 +266,28 @@ func transitions() []transition {
 // and where the counters stood. The counters stay on record to tell the boot of
 // the last release, see sameBoot.
 func rebase(m *Machine, by, reason string) []audit.Event {
-	if m.Rebased || len(m.AKName) == 0 && m.TPMFirmware == 0 && !m.Released {
+	if !m.Listed && (m.Rebased || len(m.AKName) == 0 && m.TPMFirmware == 0 && !m.Released) {
 		return nil
 	}
-	m.AKName, m.TPMFirmware, m.Rebased = nil, 0, true
-	ev := stateEvent(m, m.State, by, reason)
-	return []audit.Event{withEffect(ev, effectRebase)}
+	listed := m.Listed
+	m.AKName, m.TPMFirmware, m.Rebased, m.Listed = nil, 0, true, false
+	events := []audit.Event{withEffect(stateEvent(m, m.State, by, reason), effectRebase)}
+	if listed {
+		events = append(events, withEffect(stateEvent(m, m.State, by, reason), "its serial number is no longer held against the list"))
+	}
+	return events
 }
 
 // setState makes a transition. Asking for the state that a machine is in
-// changes nothing and is no error, but for what the transition settles. A revoked machine's open join token is
-// taken back.
+// changes nothing and is no error, but for what the transition settles. The open
+// join token of a machine that is locked out is taken back, and its node fenced.
 func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition, by, reason string) (*api.Machine, *failure) {
 	reason, f := checkReason(reason)
 	if f != nil {
 		return nil, f
 	}
 	token := ""
-	m, f := s.change(ctx, id, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
+	m, f := s.changeAll(ctx, id, func(m *Machine, now time.Time) (*Change, *failure) {
 		if m.Revision == 0 {
 			return nil, notFound(fmt.Sprintf("there is no machine %s", id))
 		}
@@ -242,17 +296,28 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 			if t.settle == nil {
 				return nil, nil
 			}
-			return t.settle(m, by, reason), nil
+			return &Change{Events: t.settle(m, by, reason)}, nil
+		}
+		docs := s.documents()
+		if t.to == attest.StateEnrolled && slices.Contains(t.from, m.State) {
+			// Its serial number may be another's: an identity keeps its
+			// endorsement key.
+			if !m.ReplacedBy.IsZero() {
+				return nil, conflict(fmt.Sprintf("machine %s was replaced by machine %s, which has its name and serial number", id, m.ReplacedBy), "")
+			}
+			if f := s.owns(ctx, docs, m, m.Serial, m.names()); f != nil {
+				return nil, f
+			}
 		}
 		for _, from := range t.from {
 			if m.State == from {
-				return []audit.Event{stateEvent(m, t.to, by, reason)}, nil
+				return &Change{Documents: docs.dirty, Events: []audit.Event{stateEvent(m, t.to, by, reason)}}, nil
 			}
 		}
 		return nil, conflict(fmt.Sprintf("machine %s is %s: it cannot be made %s by %s", id, m.State, t.to, t.verb), "")
 	})
-	if f == nil && t.to == attest.StateRevoked && token != "" && s.c.Tokens != nil {
-		s.takeBack(ctx, id, token)
+	if f == nil && t.to != attest.StateEnrolled {
+		s.lockedOut(ctx, id, token)
 	}
 	return m, f
 }

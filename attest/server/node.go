@@ -133,8 +133,8 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 	switch {
 	case req.Version != api.Version:
 		return 0, nil, badRequest("protocol version is %d, want %d", req.Version, api.Version)
-	case req.Purpose != attest.PurposeUnlock:
-		return 0, nil, badRequest("purpose is not %q", attest.PurposeUnlock)
+	case req.Purpose != attest.PurposeUnlock && req.Purpose != attest.PurposeReport:
+		return 0, nil, badRequest("purpose is neither %q nor %q", attest.PurposeUnlock, attest.PurposeReport)
 	case len(req.EKPublic) == 0 || len(req.EKPublic) > maxPublic:
 		return 0, nil, badRequest("ekPublic has %d bytes, want 1 to %d", len(req.EKPublic), maxPublic)
 	case len(req.AKPublic) == 0 || len(req.AKPublic) > maxPublic:
@@ -143,7 +143,7 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 	if ok, wait := s.ek.allow(ekKey(p.group, req.EKPublic), now); !ok {
 		return 0, nil, rateLimited(limitEK, wait)
 	}
-	credential, secret, activation, err := attest.MakeCredential(req.EKPublic, req.AKPublic)
+	credential, secret, activation, err := credentialFor(req)
 	if err != nil {
 		s.c.Log.Info("challenge refused", "peer", p.address, "error", err)
 		if f := s.refusedUnproven(ctx, now, p, "a credential could not be made: "+err.Error()); f != nil {
@@ -184,6 +184,18 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		PCRs:       attest.PolicyPCRs(),
 		Expires:    ch.Expires,
 	}, nil
+}
+
+// credentialFor makes the credential of a challenge. A report needs none: its
+// attestation key was proven before the release that it is held against.
+func credentialFor(req *api.ChallengeRequest) (credential, secret []byte, activation attest.Secret, err error) {
+	if req.Purpose != attest.PurposeReport {
+		return attest.MakeCredential(req.EKPublic, req.AKPublic)
+	}
+	if _, err = attest.EKMachineID(req.EKPublic); err == nil {
+		_, err = attest.AKName(req.AKPublic)
+	}
+	return nil, nil, nil, err
 }
 
 // ekKey is what challenges are counted by. An endorsement key is no secret, so

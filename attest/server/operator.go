@@ -56,6 +56,9 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 		})
 	}
 	handle("POST "+api.PathMachines+"/{id}/rejoin", api.RoleOperator, s.postRejoin)
+	handle("POST "+api.PathMachines+"/{id}/re-enrol", api.RoleApprover, s.postReEnrol)
+	handle("GET "+api.PathExpected, api.RoleViewer, s.listExpected)
+	handle("POST "+api.PathExpected, api.RoleOperator, s.postExpected)
 	s.handleRecovery(handle)
 	handle("POST "+api.PathMachines+"/{id}/rotate-key", api.RoleOperator, s.postRotateKey)
 	handle("GET "+api.PathKEK, api.RoleViewer, s.getKEK)

@@ -50,7 +50,13 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	var promoted []audit.Event
 	switch {
 	case m.fromCandidate(disk):
+		serial := m.Serial
 		promoted = append(promoted, m.promote(sub.now))
+		if m.Listed {
+			m.Serial = serial
+		} else if f := s.owns(ctx, sub.documents, m, m.Serial, m.names()); f != nil {
+			return 0, nil, f
+		}
 	case m.Rebased && m.countsAnew(prf):
 		m.Generation++
 	}
@@ -81,7 +87,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	events := []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: m.ID, Data: audit.Verdict{
 		ChallengeID: sub.challenge.ID, Address: sub.peer.address, Evidence: digestOf(stored), Result: bounded(result),
 	}}}
-	events = append(events, promoted...)
+	events = append(append(events, sub.events...), promoted...)
 	committed := false
 	if !m.Joined && s.c.Tokens != nil {
 		token, f := s.mint(ctx, m, sub.now)
@@ -116,6 +122,8 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.ReleaseID = id
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
+	m.Boot = prf.boot
+	events = append(events, s.heardOf(m, sub.now)...)
 	m.LastEvidence = digestOf(stored)
 	m.AcceptedEvidence = m.LastEvidence
 	f = s.commit(ctx, &Change{
@@ -124,8 +132,9 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 			ID: id, Machine: m.ID, Generation: m.Generation, ResetCount: prf.resetCount, RestartCount: prf.restartCount,
 			Issued: sub.now, Transport: kept, Rotation: rotation,
 		},
-		Evidence: stored,
-		Events:   events,
+		Documents: sub.documents.dirty,
+		Evidence:  stored,
+		Events:    events,
 	})
 	if f != nil {
 		if errors.Is(f.cause, ErrReleased) {
@@ -209,7 +218,7 @@ func (s *Server) envelope(id string, sub *submission, result *attest.Result, prf
 		return nil, err
 	}
 	return api.SignRelease(s.c.ReleaseKey, &api.Release{
-		ID: id, Machine: sub.machine, ChallengeID: sub.challenge.ID, Policy: result.Policy, Issued: sub.now,
+		ID: id, Machine: sub.machine, ChallengeID: sub.challenge.ID, Policy: result.Policy, Issued: sub.now, ReportAfter: s.c.Reports.seconds(),
 		Key: wrapped, Sealed: sealed,
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -101,9 +102,11 @@ func (r *Recovery) Replay(e audit.Entry) error {
 		return err == nil
 	}
 	switch e.Kind {
-	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore, audit.KindKEK, audit.KindAlarm, audit.KindRecovery:
-		// They change no record that is restored. Of a rewrap the keys are lost;
-		// those of the backup are under the key-encryption key that it names.
+	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore, audit.KindKEK, audit.KindAlarm, audit.KindRecovery,
+		audit.KindReport, audit.KindStale:
+		// They change no record that is restored, or only what the next report
+		// sets anew. Of a rewrap the keys are lost; those of the backup are under
+		// the key-encryption key that it names.
 	case audit.KindVerdict:
 		var d audit.Verdict
 		if decode(&d) && !e.Machine.IsZero() && d.Result != nil {
@@ -113,6 +116,9 @@ func (r *Recovery) Replay(e audit.Entry) error {
 		var d audit.StateChange
 		if decode(&d) {
 			r.state(r.machine(e.Machine), &d)
+			if strings.HasPrefix(d.Effect, effectGivesUp) || strings.HasPrefix(d.Effect, effectTakesOver) {
+				r.skipped[e.Kind]++ // the serial number's document is not in the log
+			}
 		}
 	case audit.KindInstall:
 		var d audit.Install
@@ -158,6 +164,9 @@ func (r *Recovery) verdict(m *Machine, at time.Time, d *audit.Verdict) {
 }
 
 func (r *Recovery) state(m *Machine, d *audit.StateChange) {
+	if d.From != d.To {
+		m.FenceDue = d.To == attest.StateQuarantined || d.To == attest.StateRevoked
+	}
 	m.State, m.Reason = d.To, d.Reason
 	switch d.Effect {
 	case effectRebase:

@@ -454,7 +454,7 @@ func (s *scene) enrol(b *box) {
 }
 
 func record(b *box) *api.InstallRecord {
-	return &api.InstallRecord{EKPublic: b.ekPublic, EKCertificates: [][]byte{b.cert}, DiskGUID: disk, Serial: "S1", MAC: "02:00:00:00:00:01", Image: "demo 1", SecureBoot: "enrolled", Finished: time.Unix(100, 0).UTC()}
+	return &api.InstallRecord{EKPublic: b.ekPublic, EKCertificates: [][]byte{b.cert}, DiskGUID: disk, Serial: "S-" + b.id.Short(), MAC: "02:00:00:00:00:01", Image: "demo 1", SecureBoot: "enrolled", Finished: time.Unix(100, 0).UTC()}
 }
 
 // kinds verifies the audit log and returns its kinds in order.

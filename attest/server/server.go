@@ -68,6 +68,20 @@ type Config struct {
 	// only.
 	Tokens TokenMinter
 
+	// Fence keeps the cluster from giving work to the nodes of machines that
+	// were quarantined or revoked. Optional.
+	Fence NodeFencer
+
+	// Reports says how often machines must report from their running system.
+	Reports Reports
+
+	// Webhooks are told of events by DeliverWebhooks. Optional.
+	Webhooks []Webhook
+
+	// IgnoreSerials are serial numbers that name no machine, beside the usual
+	// placeholders. Optional.
+	IgnoreSerials []string
+
 	// Firmware is told of accepted evidence. Optional.
 	Firmware FirmwareObserver
 
@@ -264,6 +278,13 @@ type Server struct {
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
 
+	hooks []*hook
+
+	// wake tells Watch that a node is to be fenced.
+	wake chan struct{}
+
+	// appraiseReport is attest.VerifyReport.
+	appraiseReport func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Boot) (*attest.Result, attest.Report)
 	// free: the store is not held after a restore, see held.
 	free atomic.Bool
 
@@ -309,6 +330,14 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("attestation service: limits: %w", err)
 	}
 	c.Limits = c.Limits.withDefaults()
+	if err := c.Reports.check(); err != nil {
+		return nil, fmt.Errorf("attestation service: reports: %w", err)
+	}
+	hooks, err := newHooks(c.Webhooks)
+	if err != nil {
+		return nil, fmt.Errorf("attestation service: %w", err)
+	}
+	c.Webhooks = nil
 	return &Server{
 		c:             c,
 		keys:          keys,
@@ -324,6 +353,9 @@ func New(c Config) (*Server, error) {
 		trying:        make(slots, 1),
 		appraise:      appraise,
 
+		hooks:           hooks,
+		appraiseReport:  attest.VerifyReport,
+		wake:            make(chan struct{}, 1),
 		operatorAddress: newLimiter(c.Limits.OperatorPerAddress, c.Limits.OperatorAddressBurst),
 		operator:        newLimiter(c.Limits.PerOperator, c.Limits.OperatorBurst),
 		operatorShares:  newShares(requestsPerOperator),

@@ -116,6 +116,16 @@ type Machine struct {
 	TokenID   string     `json:"tokenID,omitempty"`   // of the last join token minted
 	ReleaseID string     `json:"releaseID,omitempty"` // of the last release
 
+	// Digests are those of the endorsement key by which lists may name it.
+	Digests []manifest.SHA256 `json:"digests,omitempty"`
+	// FormerName is the node name that went to ReplacedBy.
+	FormerName string `json:"formerName,omitempty"`
+
+	// Boot is the machine's state at its last release, for its reports.
+	Boot *attest.Boot `json:"boot,omitempty"`
+	// FenceDue: the machine was locked out, and its node must still be fenced.
+	FenceDue bool `json:"fenceDue,omitempty"`
+
 	// Former are disks that a reinstall replaced, the latest last.
 	Former []FormerDisk `json:"former,omitempty"`
 }

@@ -69,26 +69,16 @@ func (t *TPM) Collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 }
 
 func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, error) {
-	banks, err := t.activeBanks()
+	banks, values, err := t.readBanks(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if len(banks) > attest.MaxBanks {
-		return nil, fmt.Errorf("got %d active pcr banks, want at most %d", len(banks), attest.MaxBanks)
 	}
 	main, err := mainBank(banks)
 	if err != nil {
 		return nil, err
 	}
-	values := make([]map[int][]byte, len(banks))
 	var policy map[int][]byte
 	for i, b := range banks {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		if values[i], err = t.readPCRs(b, attest.PolicyPCRs()); err != nil {
-			return nil, err
-		}
 		if b == main {
 			policy = values[i]
 		}
@@ -113,18 +103,9 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 		Exporter:    in.Exporter,
 		TransportID: t.tk.name.Buffer,
 	}, ev)
-	for i, b := range banks {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		q, err := t.quote(b, values[i], qualifying)
-		if err != nil {
-			return nil, err
-		}
-		ev.Quotes = append(ev.Quotes, *q)
-	}
-	if main.name == "sha256" {
-		return ev, nil
+	ev.Quotes, err = t.quoteBanks(ctx, banks, values, qualifying)
+	if err != nil || main.name == "sha256" {
+		return ev, err
 	}
 	off, err := bankNamed("sha256")
 	if err != nil {
@@ -136,6 +117,43 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 	}
 	ev.Quotes = append(ev.Quotes, *q)
 	return ev, nil
+}
+
+// readBanks reads attest.PolicyPCRs of each active bank.
+func (t *TPM) readBanks(ctx context.Context) ([]bank, []map[int][]byte, error) {
+	banks, err := t.activeBanks()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(banks) > attest.MaxBanks {
+		return nil, nil, fmt.Errorf("got %d active pcr banks, want at most %d", len(banks), attest.MaxBanks)
+	}
+	values := make([]map[int][]byte, len(banks))
+	for i, b := range banks {
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
+		}
+		if values[i], err = t.readPCRs(b, attest.PolicyPCRs()); err != nil {
+			return nil, nil, err
+		}
+	}
+	return banks, values, nil
+}
+
+// quoteBanks quotes each bank, which must still have the values.
+func (t *TPM) quoteBanks(ctx context.Context, banks []bank, values []map[int][]byte, qualifying []byte) ([]attest.Quote, error) {
+	var quotes []attest.Quote
+	for i, b := range banks {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		q, err := t.quote(b, values[i], qualifying)
+		if err != nil {
+			return nil, err
+		}
+		quotes = append(quotes, *q)
+	}
+	return quotes, nil
 }
 
 // quote quotes attest.PolicyPCRs of one bank (TPM2_Quote, Part 3, 18.4) and

@@ -32,5 +32,6 @@ func run(m *machine) (boot.End, error) {
 	}
 	m.console.Step("agent started: image %s, mode %s, %s %s", m.config.Image, argRun, config.Distro, config.Version)
 	n := node.Node{Handover: handover, Config: config, RootHash: rootHash.String(), Console: m.console, Log: m.log}
+	defer m.keepReporting(context.Background(), handover)()
 	return n.Run(context.Background())
 }

@@ -28,7 +28,9 @@ type released struct {
 	issued    time.Time     // by the service's clock, signed
 	transport attest.Secret // proves the confirmation
 	secrets   *api.Secrets
-	recovered bool // people typed the secrets: nothing of the above is set, and there is nothing to confirm
+	// reportAfter is how often the service wants reports, seconds; 0: never.
+	reportAfter int
+	recovered   bool // people typed the secrets: nothing of the above is set, and there is nothing to confirm
 }
 
 // newService makes a client from the measured configuration.
@@ -113,7 +115,7 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 	if err != nil {
 		return nil, err
 	}
-	r := &released{id: release.ID, issued: release.Issued, transport: transport, secrets: secrets}
+	r := &released{id: release.ID, issued: release.Issued, transport: transport, secrets: secrets, reportAfter: release.ReportAfter}
 	if result != nil {
 		r.image = result.Image
 	}

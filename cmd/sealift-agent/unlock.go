@@ -290,6 +290,9 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 		Config: *m.config, NodeName: secrets.NodeName, DiskGUID: e.state.DiskGUID(),
 		Join: secrets.Join, Lease: e.lease,
 	}
+	if r.reportAfter > 0 {
+		h.Report = &node.Report{EKPublic: s.identity.EK.Public, AKPublic: s.identity.AKPublic, After: r.reportAfter}
+	}
 	if err := h.Write(node.HandoverPath); err != nil {
 		return err
 	}

@@ -38,6 +38,10 @@ type serveConfig struct {
 	Policy    *policyConfig    `yaml:"policy"`    // optional: without it all images, and all firmware of the catalogue, may run
 	Cluster   *clusterConfig   `yaml:"cluster"`   // optional: without it no join tokens are minted
 	Provision *provisionConfig `yaml:"provision"` // optional: DHCP, TFTP and HTTP boot
+
+	Reports       reportsConfig   `yaml:"reports"`       // optional: of running systems
+	Webhooks      []webhookConfig `yaml:"webhooks"`      // optional
+	IgnoreSerials []string        `yaml:"ignoreSerials"` // optional: serial numbers that many machines have
 }
 
 type listenConfig struct {
@@ -72,7 +76,8 @@ type clusterConfig struct {
 	Kubeconfig string         `yaml:"kubeconfig"`
 	// Server is the API server's URL as nodes reach it; that of the kubeconfig if
 	// left out.
-	Server string `yaml:"server"`
+	Server      string `yaml:"server"`
+	DeleteNodes bool   `yaml:"deleteNodes"` // of machines that are locked out; otherwise they are cordoned
 }
 
 type provisionConfig struct {
@@ -136,6 +141,10 @@ func readServeConfig(file string) (*serveConfig, error) {
 	if c.Provision != nil {
 		at(&c.Provision.State)
 	}
+	for i := range c.Webhooks {
+		at(&c.Webhooks[i].SecretFile)
+		at(&c.Webhooks[i].CA)
+	}
 	if err := c.check(); err != nil {
 		return nil, withHint(usage{fmt.Errorf("configuration %s: %w", file, err)}, "sealift serve --help shows a whole configuration")
 	}
@@ -181,6 +190,10 @@ func (c *serveConfig) check() error {
 	if c.Cluster != nil {
 		need("cluster.kubeconfig", c.Cluster.Kubeconfig != "")
 	}
+	for i, w := range c.Webhooks {
+		need(fmt.Sprintf("webhooks[%d].url", i), w.URL != "")
+		need(fmt.Sprintf("webhooks[%d].secretFile", i), w.SecretFile != "")
+	}
 	if p := c.Provision; p != nil {
 		need("provision.interface", p.Interface != "")
 		need("provision.address", p.Address.IsValid())
@@ -198,6 +211,9 @@ func (c *serveConfig) check() error {
 }
 
 func (c *serveConfig) checkValues() error {
+	if _, err := c.Reports.value(); err != nil {
+		return err
+	}
 	for _, l := range []struct{ field, listen string }{{"node.listen", c.Node.Listen}, {"operator.listen", c.Operator.Listen}} {
 		if _, port, err := net.SplitHostPort(l.listen); err != nil || port == "" {
 			return fmt.Errorf("%s is %q, want address:port", l.field, l.listen)

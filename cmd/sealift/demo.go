@@ -19,7 +19,7 @@ import (
 
 type demoOptions struct {
 	dir, cache, profile, agent string
-	keep                       bool
+	keep, noReports            bool
 }
 
 func newDemoCommand(e *env) *cobra.Command {
@@ -45,6 +45,7 @@ Example:
 	f.StringVar(&o.cache, "cache", "build/cache", "`directory` for downloads and builds")
 	f.StringVar(&o.profile, "profile", "profiles/demo.yaml", "profile `file` to build")
 	f.StringVar(&o.agent, "agent", "", "sealift-agent `program` (default: beside this program)")
+	f.BoolVar(&o.noReports, "no-reports", false, "the running box does not report")
 	f.BoolVar(&o.keep, "keep", false, "leave the fleet running at the end, until interrupted")
 	return cmd
 }
@@ -72,7 +73,7 @@ func runDemo(ctx context.Context, e *env, o demoOptions) error {
 		return err
 	}
 	log := e.progress()
-	d := demo.New(ctx, demo.Options{Dir: o.dir, Cache: o.cache, Profile: o.profile, Sealift: self, Agent: o.agent, Log: log})
+	d := demo.New(ctx, demo.Options{Dir: o.dir, Cache: o.cache, Profile: o.profile, Sealift: self, Agent: o.agent, Log: log, NoReports: o.noReports})
 	defer d.Close()
 	log.Note("Sealift demo in %s, boxes run by QEMU with %s", o.dir, d.Accelerator())
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -21,14 +22,21 @@ func newMachineCommand(e *env) *cobra.Command {
 A machine is known by its TPM's endorsement key. Only an enrolled one is given a
 disk key and a join token, and only when what it booted is allowed.`, `
   sealift machine list`,
-		newMachineListCommand(e), newMachineShowCommand(e), newMachineImportCommand(e),
+		newMachineListCommand(e), newMachineShowCommand(e), newMachineImportCommand(e), newMachineExpectedCommand(e), newMachineWithdrawCommand(e), newMachineReEnrolCommand(e),
 		newMachineStateCommand(e, "approve", "Enrol a machine that is pending", `A machine that shows up without an install record is pending. Approving it lets it
 have secrets from its next boot on. Approving one that is enrolled forgets what its
 TPM was (attestation key, firmware version, counters, clock), after TPM2_Clear or
 another change that was meant: its next evidence sets them anew.`, (*operator.Client).Approve),
 		newMachineStateCommand(e, "revoke", "Give a machine nothing any more", `Takes effect on the machine's next request. What it has already unlocked stays
 unlocked until it is off.`, (*operator.Client).Revoke),
-		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", "Lets a revoked or quarantined machine have secrets again.", (*operator.Client).Reinstate),
+		newMachineStateCommand(e, "quarantine", "Give a machine nothing until it was inspected", `Takes effect on the machine's next request, as a revocation does; it says that
+something is wrong with the machine, not that it is gone. Its open join token is
+deleted and its node cordoned, or deleted if the service is configured so. A report
+of the running system that shows a change does the same by itself.`, (*operator.Client).Quarantine),
+		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", `Lets a revoked or quarantined machine have secrets again. Restart a quarantined
+machine first: what was measured in its present boot stays measured, and its next
+report would quarantine it again. Let the cluster use its node again with
+kubectl uncordon NODE.`, (*operator.Client).Reinstate),
 		newRecoveryKeyCommand(e), newRecoveryApproveCommand(e), newRecoveryShowCommand(e),
 		newMachineStateCommand(e, "rejoin", "Let a node join the cluster again", `A machine gets a join token until its node has joined. For a node whose kubelet
 certificate was lost or ran out, this makes the next release hold a token again.
@@ -67,10 +75,13 @@ func newMachineStateCommand(e *env, verb, short, long string, change func(*opera
 func newMachineListCommand(e *env) *cobra.Command {
 	var o operatorOptions
 	var state string
+	var stale bool
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List machines",
-		Long: `Lists the machines that the service knows. With --json, one object a line.
+		Long: `Lists the machines that the service knows. With --json, one object a line. A machine
+is stale if no report of its running system came in time: it is off, cut off, or no
+longer what it was. That refuses it nothing.
 
 Example:
   sealift machine list --state pending` + exitStatus,
@@ -86,11 +97,15 @@ Example:
 				if err != nil {
 					return err
 				}
+				if stale {
+					all = slices.DeleteFunc(all, func(m api.Machine) bool { return !m.Stale })
+				}
 				return printMachines(e, all)
 			})
 		},
 	}
 	o.addFlags(cmd)
+	cmd.Flags().BoolVar(&stale, "stale", false, "only those that are stale")
 	cmd.Flags().StringVar(&state, "state", "", "only these: pending, enrolled, revoked or quarantined")
 	return cmd
 }
@@ -154,7 +169,7 @@ func printMachines(e *env, all []api.Machine) error {
 		return nil
 	}
 	w := tabwriter.NewWriter(e.out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tNODE\tSTATE\tJOINED\tLAST SEEN\tVERDICT\tFIRMWARE\tIMAGE")
+	fmt.Fprintln(w, "ID\tNODE\tSTATE\tJOINED\tLAST SEEN\tVERDICT\tLAST REPORT\tFIRMWARE\tIMAGE\tREASON")
 	for _, m := range all {
 		seen, verdict := "never", "-"
 		if !m.LastSeen.IsZero() {
@@ -163,11 +178,21 @@ func printMachines(e *env, all []api.Machine) error {
 				verdict = "allowed"
 			}
 		}
+		report, reason := "-", "-"
+		if !m.LastReport.IsZero() {
+			report = m.LastReport.UTC().Format(time.RFC3339)
+		}
+		if m.Stale {
+			report += " (stale)"
+		}
+		if m.State != attest.StateEnrolled && m.Reason != "" {
+			reason = shorten(plain(m.Reason), 80)
+		}
 		fw := string(m.Firmware.Verdict)
 		if m.Firmware.Version != "" {
 			fw = plain(m.Firmware.Version) + " " + fw
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%s\t%s\t%s\t%s\n", m.ID, m.NodeName, m.State, m.Joined, seen, verdict, fw, plain(m.Image))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%s\t%s\t%s\t%s\t%s\t%s\n", m.ID, m.NodeName, m.State, m.Joined, seen, verdict, report, fw, plain(m.Image), reason)
 	}
 	return w.Flush()
 }

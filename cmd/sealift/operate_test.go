@@ -228,6 +228,7 @@ func newInstall(t *testing.T, ca *tpmtest.CA) (*api.InstallRecord, attest.Machin
 	if err != nil {
 		t.Fatal(err)
 	}
+	rec.Serial = "S-" + id.Short()
 	return rec, id
 }
 

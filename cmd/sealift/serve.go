@@ -55,6 +55,9 @@ A configuration; docs/serve.md has every setting:
   policy: {file: policy.yaml}
   cluster: {distro: kubernetes, kubeconfig: admin.kubeconfig}
   limits: {grace: 10s}
+  reports: {every: 10m, deadline: 30m}
+  webhooks:
+  - {url: "https://ops.example/sealift", secretFile: webhook.key, events: [machine.quarantined, machine.stale, alarm]}
   provision:
     interface: eth1
     address: 10.77.1.1/24
@@ -147,7 +150,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	var tokens *cluster.Cluster
 	if c.Cluster != nil {
 		if tokens, err = cluster.New(cluster.Config{
-			Distro: c.Cluster.Distro, Kubeconfig: c.Cluster.Kubeconfig, Server: c.Cluster.Server, Log: log, Clock: e.now,
+			Distro: c.Cluster.Distro, Kubeconfig: c.Cluster.Kubeconfig, Server: c.Cluster.Server, DeleteNodes: c.Cluster.DeleteNodes, Log: log, Clock: e.now,
 		}); err != nil {
 			return err
 		}
@@ -159,9 +162,16 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		Meter: mon, Limits: c.Limits.server(),
 	}
 	if tokens != nil {
-		config.Tokens = mon.Tokens(tokens)
+		config.Tokens, config.Fence = mon.Tokens(tokens), tokens
 		mon.Prefer("cluster", mon.TokensMinted())
 	}
+	if config.Reports, err = c.Reports.value(); err != nil {
+		return err
+	}
+	if config.Webhooks, err = readWebhooks(c.Webhooks); err != nil {
+		return err
+	}
+	config.IgnoreSerials = c.IgnoreSerials
 	revoked, err := ring.Revocations(c.Operator.Revoked)
 	if err != nil {
 		return err
@@ -240,6 +250,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
 	}
 	group.Go(func() error { rewrap(ctx, service, log); return nil })
+	group.Go(func() error { return service.Watch(background) })
+	group.Go(func() error { return service.DeliverWebhooks(background) })
 	if tokens != nil {
 		group.Go(func() error { return tokens.Run(background, service) })
 	}

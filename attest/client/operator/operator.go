@@ -237,9 +237,45 @@ func (c *Client) Revoke(ctx context.Context, id attest.MachineID, reason string)
 	return c.setState(ctx, id, "revoke", reason)
 }
 
+// Quarantine keeps a machine from getting secrets until it was inspected, from
+// its next request on.
+func (c *Client) Quarantine(ctx context.Context, id attest.MachineID, reason string) (*api.Machine, error) {
+	return c.setState(ctx, id, "quarantine", reason)
+}
+
 // Reinstate enrols a revoked or quarantined machine again.
 func (c *Client) Reinstate(ctx context.Context, id attest.MachineID, reason string) (*api.Machine, error) {
 	return c.setState(ctx, id, "reinstate", reason)
+}
+
+// ReEnrol gives the node name and the serial number of a machine to another
+// endorsement key, and revokes the machine.
+func (c *Client) ReEnrol(ctx context.Context, old, next attest.MachineID, reason string) (*api.Machine, error) {
+	m := new(api.Machine)
+	if err := c.call(ctx, http.MethodPost, api.PathMachines+"/"+old.String()+"/re-enrol", nil, api.ReEnrol{New: next, Reason: reason}, m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Expected returns the machines that were enrolled beforehand.
+func (c *Client) Expected(ctx context.Context) ([]api.Expected, error) {
+	var out []api.Expected
+	err := c.call(ctx, http.MethodGet, api.PathExpected, nil, nil, &out)
+	return out, err
+}
+
+// Expect enrols at most api.MaxExpected machines beforehand, or checks whether
+// that can be done.
+func (c *Client) Expect(ctx context.Context, list *api.ExpectedList) (*api.ExpectedAnswer, error) {
+	out := new(api.ExpectedAnswer)
+	if err := c.call(ctx, http.MethodPost, api.PathExpected, nil, list, out); err != nil {
+		return nil, err
+	}
+	if len(out.Results) != len(list.Machines) {
+		return nil, fmt.Errorf("the service answered for %d machines of %d", len(out.Results), len(list.Machines))
+	}
+	return out, nil
 }
 
 // Rejoin has an enrolled machine's next release hold a join token again.

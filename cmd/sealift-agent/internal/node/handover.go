@@ -28,6 +28,14 @@ type Handover struct {
 	DiskGUID string               `json:"diskGUID"`
 	Join     *api.Join            `json:"join,omitempty"` // nil: the node has joined before
 	Lease    *netup.Lease         `json:"lease"`
+	Report   *Report              `json:"report,omitempty"` // nil: the service wants no reports
+}
+
+// Report is what the running system needs to report to the attestation service.
+type Report struct {
+	EKPublic []byte `json:"ekPublic"` // TPMT_PUBLIC of the keys of the release
+	AKPublic []byte `json:"akPublic"`
+	After    int    `json:"after"` // how often reports are wanted, seconds
 }
 
 // Write leaves the handover for ReadHandover.

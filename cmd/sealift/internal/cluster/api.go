@@ -248,7 +248,7 @@ func (a *apiClient) call(ctx context.Context, method, path, accept string, in, o
 	}
 	req.Header.Set("Accept", accept)
 	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", map[bool]string{true: "application/merge-patch+json", false: "application/json"}[method == http.MethodPatch])
 	}
 	resp, err := a.http.Do(req)
 	if err != nil {

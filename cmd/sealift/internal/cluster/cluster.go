@@ -49,15 +49,17 @@ type Config struct {
 	// Kubeconfig is the path of a kubeconfig whose user may, in kube-system,
 	// list, create and delete secrets; list certificate signing requests,
 	// update their approval, and approve for the signer
-	// kubernetes.io/kube-apiserver-client-kubelet; get and list nodes; and list,
-	// get, create and update cluster role bindings (and bind
-	// system:node-bootstrapper).
+	// kubernetes.io/kube-apiserver-client-kubelet; get and list nodes, and patch
+	// them, or delete them with DeleteNodes; and list, get, create and update
+	// cluster role bindings (and bind system:node-bootstrapper).
 	Kubeconfig string
 	// Context of the kubeconfig. Optional; its current context.
 	Context string
 	// Server is the API server's URL as nodes reach it. Optional; that of the
 	// kubeconfig.
 	Server string
+	// DeleteNodes has Fence delete nodes. Optional; it cordons them.
+	DeleteNodes bool
 	// TTL of a token. Optional; MaxTTL, which is also the most.
 	TTL time.Duration
 	// Log gets operational messages. They hold no secret.

@@ -34,6 +34,8 @@ type Options struct {
 	Sealift string // the sealift program, whose commands the demo runs
 	Agent   string // the sealift-agent program
 	Log     *progress.Reporter
+
+	NoReports bool // of the running boxes
 }
 
 // Firmware images as Debian's ovmf package installs them.
@@ -124,7 +126,7 @@ func (d *Demo) Steps() []Step {
 	for _, r := range d.refusals() {
 		steps = append(steps, Step{"refused: " + r.name, func(ctx context.Context) (string, error) { return d.refuse(ctx, r) }})
 	}
-	return append(steps,
+	steps = append(steps,
 		Step{"root file system: a changed byte ends the boot", d.damage},
 		Step{"campaign: open, v1 still boots", d.campaignOpen},
 		Step{"campaign: v2 proves it", d.campaignProve},
@@ -132,6 +134,10 @@ func (d *Demo) Steps() []Step {
 		Step{"audit: report and chain", d.audit},
 		Step{"reboot: unlocked and Ready with its state", d.reboot},
 	)
+	if !d.NoReports {
+		steps = append(steps, Step{"running: attested again by a report", d.attestedAgain})
+	}
+	return steps
 }
 
 // Close switches everything off.
@@ -391,10 +397,11 @@ tpm:
     - {class: software, file: %[7]s}
     - {class: software, file: %[8]s, intermediate: true}
 firmware: {catalogue: %[9]s}
+reports: {every: %[13]s}
 cluster: {kubeconfig: %[10]s}
 provision: {interface: factory, address: %[11]s, first: 10.77.1.100, last: 10.77.1.199, state: %[12]s}
 `, d.path("keys"), d.path("fleet", "sealift.db"), d.path("image"), nodeAPI, hqIP, operators,
-		ca.RootFile(), ca.IssuerFile(), d.path("firmware", "catalogue.yaml"), d.cluster.kubeconfig(), factoryNet, d.path("fleet", "provisioner"))
+		ca.RootFile(), ca.IssuerFile(), d.path("firmware", "catalogue.yaml"), d.cluster.kubeconfig(), factoryNet, d.path("fleet", "provisioner"), reportsEvery(d.NoReports))
 	file := d.path("fleet", "serve.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
