@@ -89,7 +89,7 @@ func checkTransportPublic(public []byte, pcrs map[int][]byte) error {
 }
 
 func checkCreation(data []byte, pcrs map[int][]byte) error {
-	c, err := decodeExact[tpm2.TPMSCreationData]("creation data", data)
+	c, err := decodeCreation("creation data", data)
 	if err != nil {
 		return err
 	}
