@@ -121,7 +121,11 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		if f := s.refusedUnproven(ctx, now, p, "a credential could not be made: "+err.Error()); f != nil {
 			return 0, nil, f
 		}
-		return 0, nil, badRequest("the endorsement or attestation key is of no kind that can be challenged")
+		f := badRequest("the endorsement or attestation key is of no kind that can be challenged")
+		if _, err := attest.AKName(req.AKPublic); err != nil {
+			f.code, f.text = string(attest.CodeAKAttributes), "the attestation key is no restricted signing key of the kind that is wanted"
+		}
+		return 0, nil, f
 	}
 	id, err := randomID()
 	if err != nil {

@@ -1,0 +1,276 @@
+package redteam
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/papertpm"
+)
+
+// at returns the place of the nth event for which match holds.
+func (b *box) at(what string, n int, match func(papertpm.Measurement) bool) (int, error) {
+	for i, m := range b.boot.Measured {
+		if match(m) {
+			if n == 0 {
+				return i, nil
+			}
+			n--
+		}
+	}
+	return 0, fmt.Errorf("the boot that is imitated has no %s", what)
+}
+
+func inPCR(pcr int) func(papertpm.Measurement) bool {
+	return func(m papertpm.Measurement) bool { return m.PCR == pcr && m.Type != attest.EventNoAction }
+}
+
+func ofType(t attest.EventType) func(papertpm.Measurement) bool {
+	return func(m papertpm.Measurement) bool { return m.Type == t }
+}
+
+// measured changes one event that is measured, as it is measured and logged.
+func measured(what string, n int, match func(papertpm.Measurement) bool, change func(*papertpm.Measurement)) func(*box) error {
+	return func(b *box) error {
+		i, err := b.at(what, n, match)
+		if err != nil {
+			return err
+		}
+		b.boot.Measured = slices.Clone(b.boot.Measured)
+		change(&b.boot.Measured[i])
+		return nil
+	}
+}
+
+// logged changes the log, and not what was measured.
+func logged(change func(*box, []papertpm.Measurement) ([]papertpm.Measurement, error)) func(*box) error {
+	return func(b *box) (err error) {
+		b.boot.Logged, err = change(b, slices.Clone(b.boot.Measured))
+		return err
+	}
+}
+
+// replaced is another content under the same type and data.
+func replaced(content string) func(*papertpm.Measurement) {
+	return func(m *papertpm.Measurement) { m.Measured, m.Digests = []byte(content), nil }
+}
+
+// logAttacks lie in the event log.
+func logAttacks() []Attack {
+	return []Attack{
+		{
+			Name: "log-event-retyped", What: "a boot loader that is measured and logged as an action",
+			Reference: "go-attestation, event log disclosure: the type of an event is not measured", Want: want(attest.CodeEventUnknown, attest.CodeLogStructure),
+			run: sent(measured("boot application", 0, ofType(attest.EventBootApplication), func(m *papertpm.Measurement) {
+				m.Type, m.Data = attest.EventAction, []byte("Calling EFI Application from Boot Option")
+				m.Measured, m.Digests = []byte("a boot loader"), nil
+			}), nil),
+		},
+		{
+			Name: "log-separator-retyped", What: "a separator under another type, so that what follows seems to come before it", Want: want(attest.CodeLogStructure),
+			run: sent(measured("separator in PCR 4", 0, func(m papertpm.Measurement) bool { return m.PCR == 4 && m.Type == attest.EventSeparator },
+				func(m *papertpm.Measurement) { m.Type = attest.EventIPL }), nil),
+		},
+		{
+			Name: "log-event-deleted", What: "an event that was measured is left out of the log", Want: want(attest.CodeLogReplay),
+			run: sent(logged(func(b *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
+				i, err := b.at("event in PCR 4", 0, inPCR(4))
+				return slices.Delete(events, i, i+1), err
+			}), nil),
+		},
+		{
+			Name: "log-events-reordered", What: "two events of a PCR change places", Want: want(attest.CodeLogReplay),
+			run: sent(logged(func(b *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
+				i, err := b.at("event in PCR 7", 0, inPCR(7))
+				if err != nil {
+					return nil, err
+				}
+				j, err := b.at("second event in PCR 7", 1, inPCR(7))
+				events[i], events[j] = events[j], events[i]
+				return events, err
+			}), nil),
+		},
+		{
+			Name: "log-event-duplicated", What: "an event is in the log twice", Want: want(attest.CodeLogReplay),
+			run: sent(logged(func(b *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
+				i, err := b.at("event in PCR 7", 0, inPCR(7))
+				return slices.Insert(events, i, events[i]), err
+			}), nil),
+		},
+		{
+			Name: "variable-measured-twice", What: "a Secure Boot variable is measured twice, the second time with what the policy wants", Want: want(attest.CodeLogStructure),
+			run: sent(func(b *box) error {
+				i, err := b.at("variable in PCR 7", 0, ofType(attest.EventVariableConfig))
+				if err != nil {
+					return err
+				}
+				b.boot.Measured = slices.Insert(slices.Clone(b.boot.Measured), i, b.boot.Measured[i])
+				return nil
+			}, nil),
+		},
+		{
+			Name: "log-event-appended", What: "an event that was not measured is appended to the log", Want: want(attest.CodeLogReplay),
+			run: sent(logged(func(_ *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
+				return append(events, papertpm.Measurement{PCR: 5, Type: attest.EventAction, Data: []byte("Exit Boot Services Invocation")}), nil
+			}), nil),
+		},
+		{
+			Name: "event-not-logged", What: "something is measured and not logged", Want: want(attest.CodeLogReplay),
+			run: sent(func(b *box) error {
+				b.boot.Unlogged = []papertpm.Measurement{{PCR: 4, Type: attest.EventBootApplication, Data: []byte("kexec")}}
+				return nil
+			}, nil),
+		},
+		{
+			Name: "pcr7-log-deleted", What: "all events of PCR 7 are left out of the log",
+			Reference: "go-attestation takes any value of a PCR without events", Want: want(attest.CodeLogReplay),
+			run: sent(logged(func(_ *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
+				return slices.DeleteFunc(events, inPCR(7)), nil
+			}), nil),
+		},
+		{
+			Name: "pcr7-never-measured", What: "firmware that measures nothing into PCR 7", Want: want(attest.CodeLogStructure),
+			run: sent(func(b *box) error {
+				b.boot.Measured = slices.DeleteFunc(slices.Clone(b.boot.Measured), inPCR(7))
+				return nil
+			}, nil),
+		},
+		{
+			Name: "device-path-altered", What: "the device path of a boot application is altered on the way: nobody measured it, but the quote covers the log", Want: want(attest.CodeQuoteNonce),
+			run: func(ctx context.Context, l *lab) (*answer, error) {
+				b, err := l.box(ctx)
+				if err != nil {
+					return nil, err
+				}
+				i, err := b.at("boot application", 0, ofType(attest.EventBootApplication))
+				if err != nil {
+					return nil, err
+				}
+				return b.attest(ctx, func(x *exchange) error {
+					altered := slices.Clone(b.boot.Measured)
+					altered[i].Data = bytes.Repeat([]byte{0x7f}, len(altered[i].Data))
+					if altered[i].Digests == nil {
+						altered[i].Measured = b.boot.Measured[i].Bytes()
+					}
+					log := papertpm.EncodeLog(b.boot.Banks, altered)
+					if bytes.Equal(log, x.request.Evidence.EventLog) {
+						return errors.New("the log was not altered")
+					}
+					x.request.Evidence.EventLog = log
+					return nil
+				})
+			},
+		},
+		{
+			Name: "log-of-another-format", What: "bytes that are no event log", Want: want(attest.CodeLogMalformed),
+			run: sent(func(b *box) error {
+				b.boot.RawLog = bytes.Repeat([]byte{0xff}, 4096)
+				return nil
+			}, nil),
+		},
+		{
+			Name: "log-of-endless-events", What: "a log whose counts and sizes promise gigabytes", Want: want(attest.CodeLogMalformed),
+			run: sent(func(b *box) error {
+				b.boot.RawLog = append(papertpm.EncodeLog(b.boot.Banks, b.boot.Measured), bytes.Repeat([]byte{4, 0, 0, 0, 3, 0, 0, 0x80, 0xff, 0xff, 0xff, 0x7f}, 100)...)
+				return nil
+			}, nil),
+		},
+	}
+}
+
+// bootAttacks boot something else, and say so or not.
+func bootAttacks() []Attack {
+	return []Attack{
+		{
+			Name: "secure-boot-off", What: "Secure Boot is off", Want: want(attest.CodeSecureBootOff),
+			run: sent(func(b *box) error {
+				name := papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", nil)
+				i, err := b.at("variable SecureBoot", 0, func(m papertpm.Measurement) bool {
+					return m.Type == attest.EventVariableConfig && len(m.Data) > len(name) && bytes.Equal(m.Data[:24], name[:24]) && bytes.Equal(m.Data[32:len(name)], name[32:])
+				})
+				if err != nil {
+					return err
+				}
+				b.boot.Measured = slices.Clone(b.boot.Measured)
+				b.boot.Measured[i].Data = papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{0})
+				b.boot.Measured[i].Measured, b.boot.Measured[i].Digests = nil, nil
+				return nil
+			}, nil),
+		},
+		{
+			Name: "old-image", What: "an image that the policy allows no more", Reference: "bitpixie, CVE-2023-21563: an older boot loader with a valid signature", Want: want(attest.CodeImageUnknown),
+			run: sent(measured("boot application", 0, ofType(attest.EventBootApplication), replaced("the image of last year")), nil),
+		},
+		{
+			Name: "root-file-system-planted", What: "a command line that names another dm-verity root hash, for a root file system of the sender's",
+			Reference: "CVE-2026-32606", Want: want(attest.CodeCmdline),
+			run: sent(measured("event of the load options", 0, func(m papertpm.Measurement) bool { return m.PCR == 9 && m.Type == attest.EventTag }, func(m *papertpm.Measurement) {
+				m.Measured, m.Digests = papertpm.EncodeUTF16("console=ttyS0 sealift.roothash="+string(bytes.Repeat([]byte("e"), 64))), nil
+			}), nil),
+		},
+		{
+			Name: "initrd-swapped", What: "another initrd", Want: want(attest.CodeEventUnknown, attest.CodeSection),
+			run: sent(measured("initrd in PCR 9", 1, func(m papertpm.Measurement) bool { return m.PCR == 9 && m.Type == attest.EventTag }, replaced("another initrd")), nil),
+		},
+		{
+			Name: "command-line-from-outside", What: "a command line, credential or addon is given to the stub, which measures it into PCR 12", Want: want(attest.CodePCRNotZero),
+			run: sent(func(b *box) error {
+				b.boot.Unlogged = []papertpm.Measurement{{PCR: 12, Type: attest.EventIPL, Data: []byte("init=/bin/sh")}}
+				return nil
+			}, nil),
+		},
+		{
+			Name: "option-rom", What: "an option ROM that no policy names", Want: want(attest.CodeEventUnknown),
+			run: sent(func(b *box) error {
+				i, err := b.at("separator in PCR 2", 0, func(m papertpm.Measurement) bool { return m.PCR == 2 && m.Type == attest.EventSeparator })
+				if err != nil {
+					return err
+				}
+				rom := papertpm.Measurement{PCR: 2, Type: attest.EventBootDriver, Data: []byte("device path"), Measured: []byte("an option ROM")}
+				b.boot.Measured = slices.Insert(slices.Clone(b.boot.Measured), i, rom)
+				return nil
+			}, nil),
+		},
+		{
+			Name: "firmware-unknown", What: "firmware that is no known build for the model", Want: want(attest.CodeFirmwareUnknown),
+			run: sent(allBlobs, nil),
+		},
+		{
+			Name: "smbios-lies", What: "SMBIOS names another BIOS version than the one that was measured", Want: want(attest.CodeFirmwareClaim),
+			run: sent(func(b *box) error {
+				s, err := attest.ParseSMBIOS(b.boot.SMBIOS)
+				if err != nil {
+					return fmt.Errorf("the SMBIOS table of the boot that is imitated: %w", err)
+				}
+				b.boot.SMBIOS = papertpm.EncodeSMBIOS("99.99", s.Manufacturer, s.Product, s.Serial)
+				return nil
+			}, nil),
+		},
+		{
+			Name: "capped-pcr", What: "the running system, whose boot was given its secrets and capped, asks again", Want: want(attest.CodePCRCapped),
+			run: sent(func(b *box) error {
+				b.boot.Unlogged = []papertpm.Measurement{{PCR: 15, Type: attest.EventIPL, Data: []byte("volume key")}}
+				return nil
+			}, nil),
+		},
+	}
+}
+
+// allBlobs replaces all firmware.
+func allBlobs(b *box) error {
+	b.boot.Measured = slices.Clone(b.boot.Measured)
+	found := false
+	for i := range b.boot.Measured {
+		m := &b.boot.Measured[i]
+		if m.PCR == 0 && m.Type != attest.EventSeparator && m.Type != attest.EventNoAction && m.Type != attest.EventSCRTMVersion {
+			m.Measured, m.Digests, found = fmt.Appendf(nil, "firmware of the sender %d", i), nil, true
+		}
+	}
+	if !found {
+		return errors.New("the boot that is imitated has no firmware in PCR 0")
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package redteam
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/papertpm"
+)
+
+func target(t *testing.T) Target {
+	t.Helper()
+	target, stop, err := Self(t.Context(), t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return target
+}
+
+func reports(t *testing.T, target Target, attacks []Attack) map[string]Report {
+	t.Helper()
+	all := map[string]Report{}
+	if err := Run(t.Context(), target, attacks, func(r Report) { all[r.Attack] = r }); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestEachAttackIsRefusedByAFindingOfItsOwn(t *testing.T) {
+	t.Parallel()
+	got := reports(t, target(t), Attacks())
+	for _, a := range Attacks() {
+		r, ok := got[a.Name]
+		if !ok {
+			t.Errorf("%s was not run", a.Name)
+			continue
+		}
+		t.Logf("%-34s %v", a.Name, r.Codes)
+		if r.Verdict != Refused {
+			t.Errorf("%s: %s: codes %v, want one of %v: %s", a.Name, r.Verdict, r.Codes, a.Want, r.Detail)
+		}
+	}
+}
+
+// What a service is that trusts no authority of the attacks: as in production.
+func TestAServiceThatTrustsNoSoftwareTPMIsAttackedAsFarAsItCanBe(t *testing.T) {
+	t.Parallel()
+	s := target(t)
+	s.CA, s.Owner, s.Strict, s.Operators = nil, nil, nil, ""
+	got := reports(t, s, Attacks())
+	for _, a := range Attacks() {
+		r := got[a.Name]
+		if skipped := a.Accepted || a.Name == "operator-api-without-identity"; skipped != (r.Verdict == NotRun) || !skipped && r.Verdict != Refused {
+			t.Errorf("%s: %s: codes %v, want one of %v: %s", a.Name, r.Verdict, r.Codes, a.Want, r.Detail)
+		}
+	}
+}
+
+// An attack that a service does not refuse must show.
+func TestAnAttackThatSucceedsIsReported(t *testing.T) {
+	t.Parallel()
+	none := sent(nil, nil)
+	attacks := []Attack{
+		{Name: "a good machine", Want: want(attest.CodeQuoteNonce), run: none},
+		{Name: "refused for another reason", Want: want(attest.CodeQuoteNonce), run: sent(func(b *box) error { b.tpm.EKCertificates = nil; return nil }, nil)},
+		{Name: "cannot be tried", Want: want(attest.CodeQuoteNonce), run: func(context.Context, *lab) (*answer, error) { return nil, os.ErrNotExist }},
+	}
+	got := reports(t, target(t), attacks)
+	for i, want := range []string{Accepted, Wrong, Failed} {
+		if r := got[attacks[i].Name]; r.Verdict != want {
+			t.Errorf("%s: %s, want %s: %s", attacks[i].Name, r.Verdict, want, r.Detail)
+		}
+	}
+}
+
+func TestATargetThatRefusesAGoodMachineIsNoTarget(t *testing.T) {
+	t.Parallel()
+	s := target(t)
+	s.Boot = papertpm.GoodBoot()
+	s.Boot.Unlogged = []papertpm.Measurement{{PCR: 4, Type: attest.EventAction, Data: []byte("x")}}
+	err := Run(t.Context(), s, Attacks(), func(r Report) { t.Errorf("%s was run", r.Attack) })
+	if err == nil || !strings.Contains(err.Error(), "a good machine is refused: evidence refused: eventlog.replay") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAttacksAreDescribed(t *testing.T) {
+	t.Parallel()
+	var names []string
+	doc, err := os.ReadFile("../../../../docs/attacks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range Attacks() {
+		if slices.Contains(names, a.Name) {
+			t.Errorf("%s is there twice", a.Name)
+		}
+		names = append(names, a.Name)
+		if a.What == "" || len(a.Want) == 0 || a.run == nil {
+			t.Errorf("%s is not whole", a.Name)
+		}
+		row := "| `" + a.Name + "` | " + a.What + " | `" + strings.Join(a.Want, "` `") + "` | " + a.Reference + " |"
+		if !strings.Contains(string(doc), row) {
+			t.Errorf("docs/attacks.md lacks the row\n%s", row)
+		}
+	}
+}
