@@ -77,22 +77,19 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 	if err := checkGUID(req.Evidence.Disk.GUID); err != nil {
 		return 0, nil, badRequest("disk: %v", err)
 	}
-	ch, err := s.c.Store.TakeChallenge(ctx, req.ChallengeID)
-	if errors.Is(err, ErrNotFound) {
+	ch, ok := p.conn.take(req.ChallengeID)
+	if !ok {
 		if f := s.refusedUnproven(ctx, now, p, "evidence for a challenge that is not open"); f != nil {
 			return 0, nil, f
 		}
 		return http.StatusForbidden, &api.EvidenceResponse{Result: &attest.Result{
 			Findings: []attest.Finding{{
 				Code:    attest.CodeChallenge,
-				Message: "the challenge is not open: it was answered before, has expired, or was never given",
-				Hint:    "ask for another challenge",
+				Message: "the challenge is not open: it was answered before, or was never given over this connection",
+				Hint:    "ask for another challenge over the connection that the evidence goes over",
 			}},
 			Facts: []attest.Fact{},
 		}}, nil
-	}
-	if err != nil {
-		return 0, nil, unavailable("the store", err)
 	}
 	machine, err := attest.EKMachineID(ch.EKPublic)
 	if err != nil {

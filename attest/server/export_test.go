@@ -53,3 +53,13 @@ func (s *Server) Shares() int {
 	defer s.bodyShares.mu.Unlock()
 	return len(s.bodyShares.use)
 }
+
+// NewConnection returns a function that takes ch from a connection.
+func NewConnection(ch *attest.Challenge) (take func(id string) bool) {
+	c := new(connection)
+	c.put(ch)
+	return func(id string) bool {
+		_, ok := c.take(id)
+		return ok
+	}
+}

@@ -70,6 +70,7 @@ func (s *Server) serve(ctx context.Context, ln net.Listener, h http.Handler, cfg
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.c.Log.Handler(), slog.LevelDebug),
+		ConnContext:       withConnection,
 	}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(tls.NewListener(ln, cfg)) }()
