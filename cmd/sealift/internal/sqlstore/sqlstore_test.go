@@ -164,6 +164,19 @@ func TestAWriteIsNotStartedForACallerThatWentAway(t *testing.T) {
 	}
 }
 
+// tamper changes a database behind the store's back.
+func tamper(t *testing.T, s *Store, query string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", dsn(s.path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(query); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestAnAlteredRowIsFound(t *testing.T) {
 	tests := map[string]struct{ query, want string }{
 		"data altered":      {`UPDATE audit SET line = CAST(replace(CAST(line AS TEXT), 'unlocked', 'unlockeD') AS BLOB) WHERE seq = 2`, "entry 2"},
@@ -182,9 +195,7 @@ func TestAnAlteredRowIsFound(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if _, err := s.write.Exec(tt.query); err != nil {
-				t.Fatal(err)
-			}
+			tamper(t, s, tt.query)
 			var v audit.Verifier
 			var err error
 			for e, readErr := range s.Audit(t.Context(), 1) {
@@ -211,13 +222,11 @@ func TestAFileOfTheFirstSchemaIsBroughtToOurs(t *testing.T) {
 	if err := s.Commit(t.Context(), &server.Change{Events: []audit.Event{event}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.write.Exec(`
+	tamper(t, s, `
 		DROP TABLE document;
 		CREATE TABLE campaign (name TEXT PRIMARY KEY, revision INTEGER NOT NULL, body BLOB NOT NULL) STRICT, WITHOUT ROWID;
 		INSERT INTO campaign (name, revision, body) VALUES ('bios', 3, CAST('{"a":1}' AS BLOB));
-		PRAGMA user_version = 1`); err != nil {
-		t.Fatal(err)
-	}
+		PRAGMA user_version = 1`)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
