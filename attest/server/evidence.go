@@ -177,6 +177,10 @@ func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *fail
 // known tells the verifier what the record says.
 func (s *Server) known(ctx context.Context, m *Machine, disk string) (*attest.Known, *failure) {
 	k := m.recorded(disk)
+	if m.Revision > 0 && m.DiskGUID == disk {
+		k.DiskOwner = m.ID // a disk has one owner
+		return k, nil
+	}
 	owners, err := s.c.Store.Machines(ctx, Query{DiskGUID: disk, Limit: 1})
 	if err != nil {
 		return nil, unavailable("the store", err)

@@ -43,6 +43,8 @@ func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certi
 		Certificates: []tls.Certificate{cert},
 		MinVersion:   tls.VersionTLS13,
 		NextProtos:   []string{"http/1.1"},
+		// No agent resumes a session.
+		SessionTicketsDisabled: true,
 	})
 }
 
