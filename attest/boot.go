@@ -110,6 +110,7 @@ type measuredBoot struct {
 
 	secureBootOff bool               // measured as off
 	image         *manifest.Manifest // in PCR 4, nil if unknown
+	denied        *DeniedImage       // in PCR 4, nil if none is
 	reference     *manifest.Manifest // image, or the allowed image that is most like what booted
 }
 
@@ -127,6 +128,7 @@ func (b *measuredBoot) appraise() {
 		b.v.fact("image", imageName(b.image), TrustQuoted)
 	}
 	b.findUnknownApplications(apps)
+	b.findDeniedImage()
 	if b.reference != nil {
 		b.appraiseSections(sections)
 		b.appraiseKernel()
@@ -135,6 +137,7 @@ func (b *measuredBoot) appraise() {
 		b.appraiseSecureBoot(sb)
 	}
 	b.appraisePartitions()
+	b.appraiseConfiguration()
 	for _, pcr := range []int{2, 3, 6} {
 		b.appraiseNothingElse(pcr)
 	}
@@ -147,7 +150,7 @@ func (b *measuredBoot) unknown(e *Event, what, hint string) {
 		return
 	}
 	b.v.findPCR(e.PCR, Finding{
-		Code:    CodeEventUnknown,
+		Code: CodeEventUnknown, Component: unknownComponents(e.PCR),
 		Message: fmt.Sprintf("PCR %d, event %d: %s, a %s event with the digest %s%s", e.PCR, e.Number, what, e.UntrustedType, e.SHA256(), dataHint(e)),
 		Got:     e.SHA256().String(), Hint: hint,
 	})
@@ -219,6 +222,9 @@ func (b *measuredBoot) appraiseApplications() []*Event {
 			b.image = m
 			continue
 		}
+		if b.isDenied(d) {
+			continue
+		}
 		if b.secureBootOff && b.image != nil && d == b.image.UKI.Kernel && !d.IsZero() {
 			if e.UntrustedType != EventBootApplication {
 				b.retyped(e, "the kernel of image "+imageName(b.image))
@@ -270,7 +276,7 @@ func (b *measuredBoot) findUnknownApplications(apps []*Event) {
 			Hint: "install an allowed image, or give the service the signed manifest of this one",
 		})
 	}
-	if b.sound[4] && b.image == nil && len(apps) == 0 {
+	if b.sound[4] && b.image == nil && b.denied == nil && len(apps) == 0 {
 		b.v.findPCR(4, Finding{
 			Code: CodeImageUnknown, Message: "PCR 4: no boot application was measured" + likely,
 			Want: strings.Join(allowed, " "), Hint: hintInspectLog,
@@ -328,6 +334,10 @@ func (b *measuredBoot) appraisePartitions() {
 		if isSeparator(e.SHA256()) || b.isAction(e, actionExit, actionExitDone, actionExitFailed) {
 			continue
 		}
+		if name, ok := b.v.component(5, e.SHA256()); ok {
+			b.v.fact("component", "PCR 5: "+name, TrustQuoted)
+			continue
+		}
 		data, verified := e.VerifiedData()
 		if e.UntrustedType != EventGPT || !verified {
 			b.unknown(e, "neither a partition table nor the end of boot services", hintInspectLog)
@@ -350,13 +360,16 @@ func (b *measuredBoot) appraisePartitions() {
 	}
 }
 
-// appraiseNothingElse allows nothing but the separator.
+// appraiseNothingElse allows the separator and what the policy names for the
+// model.
 func (b *measuredBoot) appraiseNothingElse(pcr int) {
 	if !b.sound[pcr] {
 		return
 	}
 	for _, e := range b.log.ForPCR(pcr) {
-		if !isSeparator(e.SHA256()) {
+		if name, ok := b.v.component(pcr, e.SHA256()); ok {
+			b.v.fact("component", fmt.Sprintf("PCR %d: %s", pcr, name), TrustQuoted)
+		} else if !isSeparator(e.SHA256()) {
 			b.unknown(e, map[int]string{
 				2: "a driver or option ROM that no policy allows",
 				3: "the configuration of a driver that no policy allows",
@@ -364,4 +377,36 @@ func (b *measuredBoot) appraiseNothingElse(pcr int) {
 			}[pcr], hintRemoveHardware)
 		}
 	}
+}
+
+// isDenied notes a UKI of an image that the policy knows and refuses.
+func (b *measuredBoot) isDenied(d manifest.SHA256) bool {
+	for i := range b.v.p.DeniedImages {
+		if m := b.v.p.DeniedImages[i].Manifest; m != nil && d == m.UKI.Authenticode && !d.IsZero() {
+			b.denied = &b.v.p.DeniedImages[i]
+			return true
+		}
+	}
+	return false
+}
+
+func (b *measuredBoot) findDeniedImage() {
+	if b.denied == nil {
+		return
+	}
+	name := imageName(b.denied.Manifest)
+	b.v.fact("image.denied", name, TrustQuoted)
+	b.v.findPCR(4, Finding{
+		Code: CodeImageDenied, Message: fmt.Sprintf("PCR 4: image %s was booted, which the policy refuses: %s", name, b.denied.Reason),
+		Got: name, Hint: "install an image that the policy allows",
+	})
+}
+
+// unknownComponents says what an event that no rule allows is likely of.
+func unknownComponents(pcr int) string {
+	return map[int]string{
+		1: "the firmware's configuration", 2: "an option ROM or driver", 3: "the configuration of an option ROM", 4: "the boot loader",
+		5: "the boot loader's configuration or the partition table", 6: "something of the maker's own", 7: "the Secure Boot policy",
+		9: "the kernel's command line or initrd", 11: "the UKI",
+	}[pcr]
 }

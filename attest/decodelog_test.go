@@ -732,7 +732,7 @@ func TestHostileLogsTakeLittleTime(t *testing.T) {
 		return papertpm.EncodeLog([]string{"sha256"}, []papertpm.Measurement{m})[eventAt:]
 	}
 	// Signature lists with as many entries as fit.
-	list := append([]byte(CertX509), make([]byte, 12)...)
+	list := append([]byte(certX509), make([]byte, 12)...)
 	entries := (1<<20 - 1024) / 17
 	binary.LittleEndian.PutUint32(list[16:], uint32(28+17*entries))
 	binary.LittleEndian.PutUint32(list[24:], 17)

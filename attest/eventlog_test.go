@@ -143,10 +143,10 @@ func TestSignatureListsAreDescribedForPeople(t *testing.T) {
 		want string
 	}{
 		{nil, "nothing"},
-		{list(CertX509, ca.Root.Raw), `"CN=Paper TPM Root"`},
+		{list(certX509, ca.Root.Raw), `"CN=Paper TPM Root"`},
 		{hashes, "2 hashes"},
-		{append(list(CertX509, ca.Root.Raw), hashes...), `"CN=Paper TPM Root" and 2 hashes`},
-		{list(CertX509, []byte("x")), "an unreadable certificate"},
+		{append(list(certX509, ca.Root.Raw), hashes...), `"CN=Paper TPM Root" and 2 hashes`},
+		{list(certX509, []byte("x")), "an unreadable certificate"},
 		{hashes[:60], "damaged signature lists"},
 		{[]byte("x"), "damaged signature lists"},
 	} {

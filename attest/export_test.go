@@ -14,7 +14,7 @@ const (
 	ActionExit          = actionExit
 	ActionExitDone      = actionExitDone
 	ActionExitFailed    = actionExitFailed
-	CertX509            = certX509
+	GUIDX509            = guidX509
 	LocalitySignature   = localitySignature
 	SpecIDSignature     = specIDSignature
 	MaxDecodedEvents    = maxDecodedEvents

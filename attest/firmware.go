@@ -69,8 +69,9 @@ func (r *FirmwareReference) forModel(s *SMBIOS) bool {
 	return (r.Vendor == "" || r.Vendor == s.Manufacturer) && (r.Product == "" || r.Product == s.Product)
 }
 
-// findReference returns the reference of what was measured and how far that is
-// proven. Denied references win over allowed ones of the same build.
+// findReference returns the reference of what was measured, or of what is only
+// claimed, and how far that is proven. Denied references win over allowed ones of
+// the same build.
 func findReference(refs []FirmwareReference, m *measuredFirmware, s *SMBIOS) (*FirmwareReference, FirmwareVerdict) {
 	var best *FirmwareReference
 	for i := range refs {
@@ -97,9 +98,12 @@ func findReference(refs []FirmwareReference, m *measuredFirmware, s *SMBIOS) (*F
 	}
 	for i := range refs {
 		r := &refs[i]
-		if r.forModel(s) && s.BIOSVersion != "" && r.Version == s.BIOSVersion && r.Status == FirmwareAllowed {
-			return nil, FirmwareClaimedOnly
+		if r.forModel(s) && s.BIOSVersion != "" && r.Version == s.BIOSVersion && (best == nil || r.Status != FirmwareAllowed) {
+			best = r
 		}
+	}
+	if best != nil && best.Status == FirmwareAllowed {
+		return best, FirmwareClaimedOnly
 	}
 	return nil, FirmwareUnknown
 }
@@ -125,7 +129,8 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBI
 	}
 	ref, verdict := findReference(v.p.Firmware.References, m, s)
 	fw.Verdict = verdict
-	if ref == nil {
+	switch released := v.p.Firmware.releases(verdict); {
+	case ref == nil || verdict == FirmwareClaimedOnly && !released:
 		claim := "claims no version"
 		if s.BIOSVersion != "" {
 			claim = fmt.Sprintf("claims version %q", s.BIOSVersion)
@@ -138,9 +143,20 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBI
 			Hint: "compare with the known builds: sealift firmware catalogue; add this one if you trust it",
 		})
 		return
+	case !released:
+		v.findPCR(0, Finding{
+			Code:    CodeFirmwareUnknown,
+			Message: fmt.Sprintf("PCR 0: firmware version %s is only %s, and the policy does not release with that", ref.Version, verdict),
+			Got:     string(verdict), Want: fmt.Sprint(v.p.Firmware.Release),
+			Hint: "add the digests of the build to the catalogue: sealift firmware catalogue add",
+		})
 	}
 	fw.Version = ref.Version
-	v.fact("firmware.version", ref.Version, TrustQuoted)
+	trust := TrustQuoted
+	if verdict == FirmwareClaimedOnly {
+		trust = TrustClaimed
+	}
+	v.fact("firmware.version", ref.Version, trust)
 	if ref.Status != FirmwareAllowed {
 		fw.Verdict = FirmwareVerdictDenied
 		reason := ""
@@ -154,6 +170,7 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBI
 			Hint: "update the firmware, or allow this version: sealift firmware campaign create",
 		})
 	}
+	v.applyModelRules(ref, verdict, s)
 	// A reference found by version text agrees with the claim already.
 	if verdict == FirmwareMeasured && ref.Version != s.BIOSVersion {
 		claimed := "says nothing"

@@ -17,6 +17,22 @@ type Policy struct {
 	// DBX lists the allowed digests of the EV_EFI_VARIABLE_DRIVER_CONFIG event
 	// of dbx. Empty: any dbx is allowed, because firmware updates change it.
 	DBX []manifest.SHA256
+	// DBXSuperset are EFI_SIGNATURE_LISTs (UEFI 2.10, 32.4.1) of which the
+	// machine's dbx must hold every entry. Optional.
+	DBXSuperset []byte
+	// DeniedImages are images that the policy knows and refuses, so that a
+	// refusal says which one was booted.
+	DeniedImages []DeniedImage
+	Models       []ModelRule // all that match a machine count
+	// NotInForce says why the policy gives nothing now, for example that it has
+	// expired. Empty: it is in force.
+	NotInForce string
+}
+
+// DeniedImage is a known image that is given nothing.
+type DeniedImage struct {
+	Manifest *manifest.Manifest
+	Reason   string // "version 1.2 is below the minimum 1.4"
 }
 
 // TPMClass says what kind of TPM a certificate root vouches for.
@@ -47,6 +63,9 @@ type TPMRoot struct {
 // firmware computes it from the catalogue and the campaigns.
 type FirmwarePolicy struct {
 	References []FirmwareReference
+	// Release lists the verdicts with which secrets are released. Empty:
+	// measured and cross-checked. Unknown and denied never release.
+	Release []FirmwareVerdict
 }
 
 // FirmwareReference is one known firmware build for one model.
@@ -54,6 +73,7 @@ type FirmwareReference struct {
 	Vendor  string // SMBIOS type 1 manufacturer; empty matches any
 	Product string // SMBIOS type 1 product name; empty matches any
 	Version string // as the build reports it in SMBIOS type 0
+	Date    string // of its release, as FirmwareDate reads it; empty if not known
 	// Digests are the SHA-256 digests of the EV_EFI_PLATFORM_FIRMWARE_BLOB
 	// or _BLOB2 events that identify the build; all of them must be in PCR 0.
 	Digests []manifest.SHA256

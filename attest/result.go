@@ -59,10 +59,12 @@ const (
 	CodeSecureBootKeys  Code = "secureboot.keys" // PK, KEK, db or dbx differ from the reference
 	CodeAuthority       Code = "secureboot.authority"
 	CodeImageUnknown    Code = "image.unknown" // what was booted is no allowed image
-	CodeSection         Code = "uki.section"   // a UKI section differs from the allowed image
-	CodeCmdline         Code = "uki.cmdline"   // the kernel command line does
-	CodePCRNotZero      Code = "pcr.not-zero"  // something extended a PCR that must be untouched
-	CodePCRCapped       Code = "pcr.capped"    // the boot was already capped
+	CodeImageDenied     Code = "image.denied"  // it is a known one that the policy refuses
+	CodePolicyDates     Code = "policy.not-in-force"
+	CodeSection         Code = "uki.section"  // a UKI section differs from the allowed image
+	CodeCmdline         Code = "uki.cmdline"  // the kernel command line does
+	CodePCRNotZero      Code = "pcr.not-zero" // something extended a PCR that must be untouched
+	CodePCRCapped       Code = "pcr.capped"   // the boot was already capped
 	CodeFirmwareUnknown Code = "firmware.unknown"
 	CodeFirmwareDenied  Code = "firmware.denied"
 	CodeFirmwareClaim   Code = "firmware.claim-mismatch" // SMBIOS says another version than the measured one
@@ -77,12 +79,14 @@ const (
 
 // Finding is one failed check. Any finding refuses the evidence.
 type Finding struct {
-	Code    Code   `json:"code"`
-	PCR     *int   `json:"pcr,omitempty"`
-	Message string `json:"message"` // for people: names the component, both sides of a mismatch
-	Got     string `json:"got,omitempty"`
-	Want    string `json:"want,omitempty"`
-	Hint    string `json:"hint,omitempty"` // the command or action that mends it
+	Code Code `json:"code"`
+	PCR  *int `json:"pcr,omitempty"`
+	// Component names what it is about where the code does not, e.g. "dbx".
+	Component string `json:"component,omitempty"`
+	Message   string `json:"message"` // for people: names the component, both sides of a mismatch
+	Got       string `json:"got,omitempty"`
+	Want      string `json:"want,omitempty"`
+	Hint      string `json:"hint,omitempty"` // the command or action that mends it
 }
 
 // Fact is something the evidence says, with how far it is proven.

@@ -3,6 +3,7 @@ package attest
 import (
 	"crypto/sha256"
 	"fmt"
+	"strings"
 
 	"github.com/sealift/sealift/image/manifest"
 )
@@ -58,6 +59,10 @@ func (b *measuredBoot) readSections() []measuredSection {
 // with what was measured, so that a finding shows the difference.
 func (b *measuredBoot) chooseReference(sections []measuredSection) {
 	b.reference = b.image
+	if b.reference == nil && b.denied != nil {
+		b.reference = b.denied.Manifest
+		return
+	}
 	best := -1
 	for _, m := range b.v.p.Images {
 		if b.image != nil || m == nil {
@@ -87,6 +92,9 @@ func (b *measuredBoot) appraiseSections(sections []measuredSection) {
 	image := imageName(b.reference)
 	bad := func(code Code, got, wanted manifest.SHA256, format string, args ...any) {
 		f := Finding{Code: code, Message: "PCR 11: " + fmt.Sprintf(format, args...), Hint: hintReinstall}
+		if strings.HasPrefix(format, "section %s") {
+			f.Component = fmt.Sprintf("section %s", args[0])
+		}
 		if !got.IsZero() {
 			f.Got = got.String()
 		}

@@ -3,7 +3,6 @@ package attest
 import (
 	"bytes"
 	"crypto/x509"
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -123,7 +122,7 @@ func (b *measuredBoot) appraiseSecureBoot(sb *secureBoot) {
 const hintKeys = "enrol the key set that the image was signed for: put the firmware into setup mode and run the installer; or build the image with the keys of this machine"
 
 func (b *measuredBoot) appraiseKeys(v *measuredVariable, name string, want manifest.SHA256) {
-	f := Finding{Code: CodeSecureBootKeys, Want: want.String(), Hint: hintKeys}
+	f := Finding{Code: CodeSecureBootKeys, Component: name, Want: want.String(), Hint: hintKeys}
 	image := imageName(b.reference)
 	switch {
 	case v == nil:
@@ -144,18 +143,19 @@ func (b *measuredBoot) appraiseKeys(v *measuredVariable, name string, want manif
 
 func (b *measuredBoot) appraiseDBX(v *measuredVariable) {
 	if v == nil {
-		b.v.findPCR(7, Finding{Code: CodeSecureBootKeys, Message: "PCR 7: the variable dbx was not measured", Hint: hintInspectLog})
+		b.v.findPCR(7, Finding{Code: CodeSecureBootKeys, Component: "dbx", Message: "PCR 7: the variable dbx was not measured", Hint: hintInspectLog})
 		return
 	}
 	d := v.event.SHA256()
 	b.v.fact("secureboot.dbx", d.String(), TrustQuoted)
+	b.appraiseDBXSuperset(v)
 	if len(b.v.p.DBX) > 0 && !slices.Contains(b.v.p.DBX, d) {
 		var want []string
 		for _, a := range b.v.p.DBX[:min(maxListed, len(b.v.p.DBX))] {
 			want = append(want, a.String())
 		}
 		b.v.findPCR(7, Finding{
-			Code: CodeSecureBootKeys,
+			Code: CodeSecureBootKeys, Component: "dbx",
 			Message: fmt.Sprintf("PCR 7: dbx holds %s (digest %s), which is none of the %d that the policy allows",
 				describeSignatures(v.data), d, len(b.v.p.DBX)),
 			Got: d.String(), Want: strings.Join(want, " "),
@@ -168,6 +168,10 @@ func (b *measuredBoot) appraiseAuthorities(sb *secureBoot) {
 	want := b.reference.SecureBoot.Authority
 	seen := false
 	for _, e := range sb.authorities {
+		if name, ok := b.v.component(7, e.SHA256()); ok {
+			b.v.fact("component", "PCR 7: "+name, TrustQuoted)
+			continue
+		}
 		f := Finding{Code: CodeAuthority, Got: e.SHA256().String(), Want: want.String(),
 			Hint: "something signed with another certificate was loaded: " + hintRemoveHardware}
 		switch {
@@ -207,36 +211,23 @@ func (v *variable) describeEntry() string {
 	return "an entry of " + cleanText(v.Name)
 }
 
-// EFI_CERT_X509_GUID in its binary form (UEFI 2.10, 32.4.1).
-const certX509 = "\xa1\x59\xc0\xa5\xe4\x94\xa7\x4a\x87\xb5\xab\x15\x5c\x2b\xf0\x72"
-
 // describeSignatures says what is in EFI_SIGNATURE_LISTs, for people.
 func describeSignatures(b []byte) string {
 	if len(b) == 0 {
 		return "nothing"
 	}
+	entries, err := SignatureEntries(b)
+	if err != nil {
+		return "damaged signature lists"
+	}
 	var certs []string
 	hashes := 0
-	for len(b) > 0 {
-		if len(b) < 28 {
-			return "damaged signature lists"
+	for _, e := range entries {
+		if e.Type != guidX509 {
+			hashes++
+			continue
 		}
-		list, head, size := int64(binary.LittleEndian.Uint32(b[16:])), int64(binary.LittleEndian.Uint32(b[20:])), int64(binary.LittleEndian.Uint32(b[24:]))
-		if list < 28+head || list > int64(len(b)) || size <= 16 || (list-28-head)%size != 0 {
-			return "damaged signature lists"
-		}
-		for e := b[28+head : list]; len(e) > 0; e = e[size:] {
-			if string(b[:16]) != certX509 {
-				hashes++
-				continue
-			}
-			name := "an unreadable certificate"
-			if c, err := x509.ParseCertificate(e[16:size]); err == nil {
-				name = fmt.Sprintf("%q", cleanText(c.Subject.String()))
-			}
-			certs = append(certs, name)
-		}
-		b = b[list:]
+		certs = append(certs, certificateSubject([]byte(e.Data)))
 	}
 	var parts []string
 	if n := len(certs); n > maxListed {
@@ -249,4 +240,13 @@ func describeSignatures(b []byte) string {
 		parts = append(parts, fmt.Sprintf("%d hashes", hashes))
 	}
 	return strings.Join(parts, " and ")
+}
+
+// certificateSubject names the certificate of a signature list.
+func certificateSubject(der []byte) string {
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return "an unreadable certificate"
+	}
+	return fmt.Sprintf("%q", cleanText(c.Subject.String()))
 }

@@ -28,6 +28,7 @@ type verification struct {
 	p     *Policy
 
 	r       *Result
+	smbios  *SMBIOS // what the machine claims to be, once it was read
 	dropped int
 
 	// rooted is whether the attestation key is proven to be in a TPM that a
@@ -58,6 +59,7 @@ type verification struct {
 //     untouched;
 //   - the firmware: the digests of an allowed build in PCR 0, and a machine
 //     that claims the same version;
+//   - the policy's own rules for the model: versions, dates, components;
 //   - the machine: enrolled, its own disk, its state partition, no second
 //     release in this boot.
 //
@@ -81,6 +83,9 @@ func Verify(ev *Evidence, ch *Challenge, s *Session, known *Known, p *Policy) *R
 	ek := v.checkEndorsement()
 	key, akName := v.checkAttestationKey()
 	v.rooted = ek && key != nil && len(v.r.Findings) == 0
+	if p.NotInForce != "" {
+		v.find(Finding{Code: CodePolicyDates, Message: "the policy gives nothing now: " + p.NotInForce, Hint: "sign and enable a policy that is in force: sealift policy sign"})
+	}
 
 	var proof *Verified
 	var banks []*quoted
@@ -374,6 +379,7 @@ func (v *verification) parseSMBIOS() *SMBIOS {
 
 // appraise judges the event log against the valid quotes.
 func (v *verification) appraise(l *EventLog, banks []*quoted, smbios *SMBIOS) {
+	v.smbios = smbios
 	sound := v.replay(l, banks)
 	v.checkSeparators(l, sound)
 	v.checkUntouched(l, banks)

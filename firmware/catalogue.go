@@ -153,7 +153,7 @@ func References(c *Catalogue, campaigns []Campaign, machine attest.MachineID) at
 	for _, m := range c.Models {
 		for _, b := range m.Builds {
 			r := attest.FirmwareReference{
-				Vendor: m.Vendor, Product: m.Product, Version: b.Version,
+				Vendor: m.Vendor, Product: m.Product, Version: b.Version, Date: b.Date,
 				Digests: b.Digests, Unpinned: b.Unpinned,
 				Status: attest.FirmwareDenied, Reason: b.Reason,
 			}

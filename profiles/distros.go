@@ -49,6 +49,9 @@ type BaseModules struct {
 	// Media are optional drivers for what an installation medium is in. Only
 	// the installer has them: a node needs no USB sticks.
 	Media []string `yaml:"media"`
+	// People are optional drivers for keyboards, in the root file system. The
+	// agent loads them when people are to type something, and at no other time.
+	People []string `yaml:"people"`
 }
 
 // PackageFile is one file of a Debian package. In Path, ${ARCH} stands for the

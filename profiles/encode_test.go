@@ -50,6 +50,33 @@ attest: {url: 'https://attest.example:8443', ca: ca.pem}
 install: {minDisk: 8192, wipe: true}
 hardware:
 - {manufacturer: 'Dell*', product: a, version: b, boardManufacturer: c, boardProduct: d, biosVendor: e}
+policy:
+  policy: 1
+  name: fleet
+  version: 3
+  notBefore: "2026-01-01"
+  notAfter: "2027-12-31"
+  images:
+  - name: shop
+    minimum: "1.2"
+    denied: [{version: "1.3", reason: broken}]
+    manifests: ["0123456789012345678901234567890123456789012345678901234567890123"]
+    debug: true
+  secureBoot: {dbx: {superset: {file: DBXUpdate.bin, sha256: "0123456789012345678901234567890123456789012345678901234567890123"}}}
+  tpm:
+    allowed: [hardware, firmware]
+    firmware: [{vendor: IFX, minimum: 7.85.4555.0, reason: CVE-2017-15361}]
+  firmware:
+    release: [measured, cross-checked]
+    models:
+    - vendor: LENOVO
+      product: 20KHCTO1WW
+      pattern: '\((\d+\.\d+) ?\)'
+      minimum: [{version: "1.46", from: "2027-01-01", reason: CVE-1}]
+      denied: [{version: "1.47", reason: bricks}]
+      notBefore: "2020-01-01"
+      components: [{pcr: 2, sha256: "0123456789012345678901234567890123456789012345678901234567890123", name: NIC}]
+      configuration: any
 debug: true
 `
 
@@ -120,7 +147,8 @@ func TestFullProfileSetsEveryField(t *testing.T) {
 	walk(reflect.ValueOf(*p), "")
 	for path, ok := range set {
 		// Of sources that exclude each other one is enough.
-		if !ok && path != ".OCI.Layout" && path != ".OCI.Archive" && path != ".Preload.Images[].Layout" && path != ".Preload.Images[].Go" {
+		if !ok && path != ".OCI.Layout" && path != ".OCI.Archive" && path != ".Preload.Images[].Layout" && path != ".Preload.Images[].Go" &&
+			path != ".Policy.SecureBoot.DBX.Any" && path != ".Policy.SecureBoot.DBX.Digests" {
 			t.Errorf("%s is not set", path)
 		}
 	}

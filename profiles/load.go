@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 )
 
 // Load reads a profile, fills in its defaults and validates it and the files
@@ -86,6 +87,14 @@ func (p *Profile) setDependentDefaults() {
 	for i := range p.Files {
 		if p.Files[i].Mode == "" {
 			p.Files[i].Mode = "0644"
+		}
+	}
+	if !reflect.ValueOf(p.Policy).IsZero() {
+		if p.Policy.Format == 0 {
+			p.Policy.Format = 1
+		}
+		if p.Policy.Name == "" {
+			p.Policy.Name = p.Name
 		}
 	}
 	if p.Kubernetes.Source == "" {

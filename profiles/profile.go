@@ -34,7 +34,10 @@ type Profile struct {
 	// one entry. Empty: any machine. It keeps an image from the wrong box by
 	// mistake; what a machine says of itself is a claim, not proof.
 	Hardware []Hardware `yaml:"hardware"`
-	Debug    bool       `yaml:"debug"` // verbose console; marks the image, its manifest and its os-release as not for production
+	// Policy says which machines may have secrets. The build signs it and puts it
+	// beside the image; sealift serve enables it.
+	Policy Policy `yaml:"policy,omitempty"`
+	Debug  bool   `yaml:"debug"` // verbose console; marks the image, its manifest and its os-release as not for production
 }
 
 // OCI is a container image whose tree becomes the base of the root file
@@ -201,6 +204,9 @@ const (
 	SecureBootDir = "/etc/sealift/secureboot"
 	// RootModulesPath is in the root file system: module paths, one a line, in load order.
 	RootModulesPath = "/usr/lib/sealift/modules"
+	// PeopleModulesPath is the same for the modules that are loaded when people
+	// are asked to type something.
+	PeopleModulesPath = "/usr/lib/sealift/people-modules"
 	// RootAgentPath is the agent in the root file system; /sbin/init links to it.
 	RootAgentPath = "/usr/lib/sealift/agent"
 	// ImagesDir is in the root file system: OCI layout archives to import.
@@ -216,3 +222,114 @@ const (
 	// poweroff or halt. It is heeded only in images marked debug.
 	ParamOnFatal = "sealift.onfatal"
 )
+
+// Policy is what evidence is held against beside the signed manifests of images,
+// the catalogue of firmware and the trusted roots of TPMs. It stands in a file of
+// its own or in the profile of an image.
+type Policy struct {
+	Format    int    `yaml:"policy,omitempty"`    // version of this format: 1
+	Name      string `yaml:"name,omitempty"`      // in a profile, the profile's name if it is left out
+	Version   int    `yaml:"version,omitempty"`   // from 1; the service does not go back to a lower one of the same name
+	NotBefore string `yaml:"notBefore,omitempty"` // day from which it is in force, "2026-01-31"; before, nothing is released
+	NotAfter  string `yaml:"notAfter,omitempty"`  // last day on which it is in force; after it, nothing is released
+
+	// Images are the images that may run: those whose name is listed, of the
+	// signed manifests that the service has. Empty: none.
+	Images     []PolicyImage    `yaml:"images,omitempty"`
+	SecureBoot PolicySecureBoot `yaml:"secureBoot,omitempty"` // PK, KEK and db are always exactly those that the image was signed for
+	TPM        PolicyTPM        `yaml:"tpm,omitempty"`        // which TPMs are believed
+	Firmware   PolicyFirmware   `yaml:"firmware,omitempty"`   // which firmware of the catalogue may run
+}
+
+// PolicyImage allows the versions of one image.
+type PolicyImage struct {
+	Name    string          `yaml:"name"`              // as in the manifest
+	Minimum string          `yaml:"minimum,omitempty"` // oldest version; any if it is left out
+	Denied  []PolicyVersion `yaml:"denied,omitempty"`  // versions that may not run
+	// Manifests are the SHA-256 digests of the manifests that are meant. Empty:
+	// every signed manifest of that name.
+	Manifests []string `yaml:"manifests,omitempty"`
+	Debug     bool     `yaml:"debug,omitempty"` // allow images that are marked debug
+}
+
+// PolicyVersion denies one version.
+type PolicyVersion struct {
+	Version string `yaml:"version"`          // of the image, or of the firmware as SMBIOS type 0 shows it
+	Reason  string `yaml:"reason,omitempty"` // for people
+}
+
+// PolicySecureBoot is what PCR 7 may hold beside the image's own keys.
+type PolicySecureBoot struct {
+	DBX PolicyDBX `yaml:"dbx,omitempty"` // what may be revoked
+}
+
+// PolicyDBX says which dbx is allowed. Exactly one field is set.
+type PolicyDBX struct {
+	Any     bool     `yaml:"any,omitempty"`     // any, also an empty one
+	Digests []string `yaml:"digests,omitempty"` // SHA-256 digests of the event that measures dbx
+	// Superset is a file beside the policy with a dbx of which no entry may be
+	// missing: EFI signature lists, or an update as makers publish it.
+	Superset PolicyFile `yaml:"superset,omitempty"`
+}
+
+// PolicyFile is a file beside the policy. The digest binds it to the signature of
+// the policy.
+type PolicyFile struct {
+	File   string `yaml:"file,omitempty"`   // path below the policy's directory
+	SHA256 string `yaml:"sha256,omitempty"` // of its content
+}
+
+// PolicyTPM is which TPMs are believed.
+type PolicyTPM struct {
+	// Allowed are the classes of TPM that may be given secrets: hardware,
+	// firmware, virtual, software. Empty: those of the service's configuration.
+	Allowed  []string            `yaml:"allowed,omitempty"`
+	Firmware []PolicyTPMFirmware `yaml:"firmware,omitempty"` // minimum versions of the TPMs' own firmware
+}
+
+// PolicyTPMFirmware is the minimum for the TPMs of one maker.
+type PolicyTPMFirmware struct {
+	Vendor  string `yaml:"vendor"`           // of the TCG Vendor ID Registry: IFX, STM, NTC, INTC, AMD
+	Minimum string `yaml:"minimum"`          // firmwareVersion that the TPM signs: four numbers of 16 bits, "7.85.4555.0", or hexadecimal, "0x0007005511cb0000"
+	Reason  string `yaml:"reason,omitempty"` // for people
+}
+
+// PolicyFirmware is what firmware may run, of what the catalogue knows.
+type PolicyFirmware struct {
+	// Release are the verdicts with which secrets are released: measured,
+	// cross-checked, claimed only. Empty: the first two.
+	Release []string      `yaml:"release,omitempty"`
+	Models  []PolicyModel `yaml:"models,omitempty"` // all that match a machine count
+}
+
+// PolicyModel is what is asked of one model of machine.
+type PolicyModel struct {
+	Vendor  string `yaml:"vendor,omitempty"`  // SMBIOS type 1 manufacturer; any if it is left out
+	Product string `yaml:"product,omitempty"` // SMBIOS type 1 product name; any if it is left out
+	// Pattern finds what is compared of a version: a regular expression with one
+	// group. The whole version if it is left out.
+	Pattern   string          `yaml:"pattern,omitempty"`
+	Minimum   []PolicyMinimum `yaml:"minimum,omitempty"`   // all that are in force count
+	Denied    []PolicyVersion `yaml:"denied,omitempty"`    // versions that may not run
+	NotBefore string          `yaml:"notBefore,omitempty"` // firmware released before this day, as the catalogue says, may not run
+	// Components are measured events that are refused unless they are named
+	// here: option ROMs and what belongs to them.
+	Components []PolicyComponent `yaml:"components,omitempty"`
+	// Configuration is any, or listed: each event of PCR 1 must then be one of
+	// the components.
+	Configuration string `yaml:"configuration,omitempty"`
+}
+
+// PolicyMinimum is the oldest firmware version that may run.
+type PolicyMinimum struct {
+	Version string `yaml:"version"`          // as SMBIOS type 0 shows it, or the part of it that the pattern finds
+	From    string `yaml:"from,omitempty"`   // day from which it counts; at once if it is left out
+	Reason  string `yaml:"reason,omitempty"` // for people
+}
+
+// PolicyComponent is one event that is allowed.
+type PolicyComponent struct {
+	PCR    int    `yaml:"pcr"`            // 1, 2, 3, 5, 6, or 7 for the certificate that verified an option ROM
+	SHA256 string `yaml:"sha256"`         // digest of the event, as sealift attest log shows it
+	Name   string `yaml:"name,omitempty"` // for people
+}

@@ -60,13 +60,17 @@ const (
 	releasePattern = `^v[0-9]+\.[0-9]+\.[0-9]+([.+-][0-9A-Za-z.+-]*)?$`
 	localPattern   = `^[^\x00-\x1f\x7f]+$` // a path of this machine
 	// The root, empty components, "." and "..".
-	uncleanPath    = `^/|//|/$|(^|/)\.\.?(/|$)`
-	uncleanAbs     = `//|/$|/\.\.?(/|$)`
-	absPattern     = `^/[^\x00-\x1f\x7f]+$`
-	modePattern    = `^0?[0-7]{3}$`
-	userPattern    = `^[a-z_][a-z0-9_-]{0,31}$` // useradd(8)
-	hardwarePatern = `^[ -~]{1,64}$`            // attest keeps 64 printable characters of each
-	manifestNames  = `^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$`
+	uncleanPath     = `^/|//|/$|(^|/)\.\.?(/|$)`
+	uncleanAbs      = `//|/$|/\.\.?(/|$)`
+	absPattern      = `^/[^\x00-\x1f\x7f]+$`
+	modePattern     = `^0?[0-7]{3}$`
+	userPattern     = `^[a-z_][a-z0-9_-]{0,31}$` // useradd(8)
+	hardwarePatern  = `^[ -~]{1,64}$`            // attest keeps 64 printable characters of each
+	digestPattern   = `^[0-9a-f]{64}$`
+	dayPattern      = `^[0-9]{4}-[0-9]{2}-[0-9]{2}$`
+	textPattern     = `^[^\x00-\x1f\x7f]{1,256}$`
+	firmwarePattern = `^[ -~]{0,63}[0-9A-Za-z][ -~]{0,63}$`
+	manifestNames   = `^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$`
 )
 
 func matches(pattern, s string) bool { return regexp.MustCompile(pattern).MatchString(s) }
@@ -99,6 +103,11 @@ func Rules() map[string]Rule {
 		MaxLength: 1024, Hint: "use one like files/motd",
 	}
 	local := Rule{Pattern: localPattern, MaxLength: 4095, What: "a path"}
+	digest := Rule{Pattern: digestPattern, What: "a SHA-256 digest", Hint: "use 64 lower-case hexadecimal digits"}
+	day := Rule{Pattern: dayPattern, What: "a day", Hint: `use one like "2026-01-31", in quotes`}
+	text := Rule{Pattern: textPattern, What: "a line of text", Hint: "use 1 to 256 characters"}
+	firmware := Rule{Pattern: firmwarePattern, What: "a version", Hint: "use 1 to 64 printable ASCII characters with a digit or letter among them"}
+	need := func(r Rule) Rule { r.Required = true; return r }
 	module := Rule{Pattern: modulePattern, What: "the name of a kernel module"}
 	return map[string]Rule{
 		"apiVersion": {Required: true, Enum: []string{APIVersion}},
@@ -183,6 +192,43 @@ func Rules() map[string]Rule {
 		"hardware[].boardManufacturer": smbios,
 		"hardware[].boardProduct":      smbios,
 		"hardware[].biosVendor":        smbios,
+
+		"policy.policy":                                {Min: 1, Max: 1},
+		"policy.name":                                  {Pattern: labelPattern, MaxLength: 40, What: "a name", Hint: "use at most 40 lower-case letters, digits and dashes"},
+		"policy.version":                               {Min: 1, Max: 1 << 30},
+		"policy.notBefore":                             day,
+		"policy.notAfter":                              day,
+		"policy.images[].name":                         {Required: true, Pattern: labelPattern, MaxLength: 40, What: "the name of an image"},
+		"policy.images[].minimum":                      {Pattern: versionPattern, What: "a version"},
+		"policy.images[].denied[].version":             {Required: true, Pattern: versionPattern, What: "a version"},
+		"policy.images[].denied[].reason":              text,
+		"policy.images[].manifests":                    {Unique: true},
+		"policy.images[].manifests[]":                  digest,
+		"policy.secureBoot.dbx":                        {ExactlyOne: []string{"any", "digests", "superset"}},
+		"policy.secureBoot.dbx.digests":                {Unique: true},
+		"policy.secureBoot.dbx.digests[]":              digest,
+		"policy.secureBoot.dbx.superset.file":          source,
+		"policy.secureBoot.dbx.superset.sha256":        digest,
+		"policy.tpm.allowed":                           {Unique: true},
+		"policy.tpm.allowed[]":                         {Enum: []string{"hardware", "firmware", "virtual", "software"}},
+		"policy.tpm.firmware[].vendor":                 {Required: true, Pattern: `^([A-Za-z0-9 ]{1,4}|id:[0-9A-Fa-f]{8})$`, What: "a TPM vendor", Hint: "use one like IFX, or id:49465800"},
+		"policy.tpm.firmware[].minimum":                {Required: true, Pattern: `^([0-9]{1,5}(\.[0-9]{1,5}){0,3}|0x[0-9a-fA-F]{1,16})$`, What: "a TPM firmware version", Hint: "use one like 7.85.4555.0 or 0x0007005511cb0000"},
+		"policy.tpm.firmware[].reason":                 text,
+		"policy.firmware.release":                      {Unique: true},
+		"policy.firmware.release[]":                    {Enum: []string{"measured", "cross-checked", "claimed only"}},
+		"policy.firmware.models[].vendor":              text,
+		"policy.firmware.models[].product":             text,
+		"policy.firmware.models[].pattern":             {Pattern: localPattern, MaxLength: 200, What: "a regular expression"},
+		"policy.firmware.models[].minimum[].version":   need(firmware),
+		"policy.firmware.models[].minimum[].from":      day,
+		"policy.firmware.models[].minimum[].reason":    text,
+		"policy.firmware.models[].denied[].version":    need(firmware),
+		"policy.firmware.models[].denied[].reason":     text,
+		"policy.firmware.models[].notBefore":           day,
+		"policy.firmware.models[].components[].pcr":    {Required: true, Min: 1, Max: 7},
+		"policy.firmware.models[].components[].sha256": need(digest),
+		"policy.firmware.models[].components[].name":   text,
+		"policy.firmware.models[].configuration":       {Enum: []string{"any", "listed"}},
 	}
 }
 

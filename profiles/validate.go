@@ -52,6 +52,7 @@ func (p *Profile) validate(out report, present func(field string) bool) {
 	p.Kubernetes.validate(r)
 	p.Preload.validate(r, p.Kubernetes.Distro)
 	p.Disk.validate(r)
+	p.Policy.validate(r, "policy.")
 	if u, err := url.Parse(p.Attest.URL); err != nil || u.Hostname() == "" {
 		r("attest.url", fmt.Sprintf("%q is not the address of an attestation service", p.Attest.URL), "use https://host:port")
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 // Version is the protocol version that both sides must name.
@@ -72,7 +73,7 @@ type EvidenceResponse struct {
 // the outcome, so only the TPM that could unseal can confirm.
 type ConfirmRequest struct {
 	ReleaseID string `json:"releaseID"`
-	Outcome   string `json:"outcome"` // OutcomeUnlocked or an error text of at most 512 bytes
+	Outcome   string `json:"outcome"` // OutcomeUnlocked, one of diskkey.go, or an error text of at most 512 bytes
 	Proof     []byte `json:"proof"`
 }
 
@@ -114,9 +115,12 @@ type Release struct {
 
 // Secrets is the plaintext of Release.Sealed.
 type Secrets struct {
-	DiskKey  attest.Secret `json:"diskKey"`        // the service's 32-byte half of the disk key
-	Join     *Join         `json:"join,omitempty"` // nil if the node has already joined
-	NodeName string        `json:"nodeName"`
+	DiskKey attest.Secret `json:"diskKey"` // the service's 32-byte half of the disk key
+	// NextDiskKey is the half that is to take its place, if there is one. The
+	// volume may be under either.
+	NextDiskKey attest.Secret `json:"nextDiskKey,omitempty"`
+	Join        *Join         `json:"join,omitempty"` // nil if the node has already joined
+	NodeName    string        `json:"nodeName"`
 }
 
 // Join is what a kubelet needs for its TLS bootstrap.
@@ -132,16 +136,23 @@ type Error struct {
 	Code    string `json:"code"` // stable, e.g. "bad-request", "too-large", "rate-limited"
 	Message string `json:"message"`
 	Hint    string `json:"hint,omitempty"`
+	Request string `json:"request,omitempty"` // as HeaderRequestID
 }
+
+// HeaderRequestID is the header of every answer that names the request in the
+// service's log. A client cannot choose it.
+const HeaderRequestID = "X-Request-Id"
 
 // Paths of the operator API, served on another listener to holders of an
 // operator certificate.
 const (
-	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate, /{id}/rejoin with StateChange
+	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/reinstate, /{id}/rejoin, /{id}/rotate-key with StateChange
 	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
+	PathRestore     = "/v1/restore"      // GET: RestoreStatus; POST /accept with StateChange: releases again after a restore
 	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
-	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names
+	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names; GET, or POST PolicyProposal, /{digest}/explanation
+	PathPolicy      = "/v1/policy"       // GET: PolicyState; POST /whatif with PolicyProposal: JSON lines of WhatIf
 )
 
 // Machine is the service's record of a machine, as operators see it.
@@ -158,7 +169,12 @@ type Machine struct {
 	Firmware    attest.Firmware       `json:"firmware"`
 	Image       string                `json:"image,omitempty"`
 	Joined      bool                  `json:"joined"`
-	Next        *Candidate            `json:"next,omitempty"` // nil if no reinstall waits to be proven
+	Next        *Candidate            `json:"next,omitempty"`     // nil if no reinstall waits to be proven
+	Rotation    *DiskKeyRotation      `json:"rotation,omitempty"` // nil if its disk key is to stay
+	// LastEvidence is the digest of the evidence that was stored last, accepted
+	// or refused; AcceptedEvidence that of the last that was accepted.
+	LastEvidence     manifest.SHA256 `json:"lastEvidence,omitzero"`
+	AcceptedEvidence manifest.SHA256 `json:"acceptedEvidence,omitzero"`
 }
 
 // Candidate is an install of a machine that is enrolled already, as an install
@@ -173,6 +189,18 @@ type Candidate struct {
 // StateChange asks for another enrolment state, or for another join.
 type StateChange struct {
 	Reason string `json:"reason"`
+}
+
+// RestoreStatus is what is known of the last restore of the service's store
+// from a backup.
+type RestoreStatus struct {
+	Held       bool      `json:"held"`              // nothing is released until an approver accepts the restore
+	Restored   time.Time `json:"restored,omitzero"` // unset if the store was never restored
+	Taken      time.Time `json:"taken,omitzero"`    // when the backup was made
+	By         string    `json:"by,omitempty"`
+	Reason     string    `json:"reason,omitempty"`
+	Accepted   time.Time `json:"accepted,omitzero"`
+	AcceptedBy string    `json:"acceptedBy,omitempty"`
 }
 
 // InstallRecord is what an installer leaves behind and a provisioner hands to

@@ -22,14 +22,23 @@ const (
 	KindInstall          Kind = "machine.install"   // Install
 	KindToken            Kind = "token"             // Token
 	KindCampaign         Kind = "campaign"          // Campaign
+	KindPolicy           Kind = "policy"            // Policy
+	KindDiskKey          Kind = "machine.disk-key"  // DiskKey
+	KindKEK              Kind = "kek.rewrap"        // KEKRewrap
+	KindRestore          Kind = "store.restore"     // Restore
+	KindAcceptRestore    Kind = "store.accept"      // AcceptRestore
 )
 
 // Start records that the service began to answer. A gap in a log's time is
 // explained by the start that follows it.
 type Start struct {
-	Version    string `json:"version,omitempty"`
-	KEK        string `json:"kek"`        // id of the key that wraps disk keys, never the key
-	ReleaseKey string `json:"releaseKey"` // id of the key that signs releases: SHA-256 of its SubjectPublicKeyInfo
+	Version string `json:"version,omitempty"`
+	KEK     string `json:"kek"` // id of the key that wraps disk keys, never the key
+	// FormerKEKs and LostKEKs are the ids of those that only open, and of those
+	// whose disk keys are given up. Optional.
+	FormerKEKs []string `json:"formerKEKs,omitempty"`
+	LostKEKs   []string `json:"lostKEKs,omitempty"`
+	ReleaseKey string   `json:"releaseKey"` // id of the key that signs releases: SHA-256 of its SubjectPublicKeyInfo
 }
 
 // ChallengeRefused records a request that got no challenge, or that answered
@@ -49,12 +58,15 @@ type Verdict struct {
 	Evidence    manifest.SHA256 `json:"evidence"` // of the stored evidence; unset if the sender's TPM was not proven and nothing was stored
 	Result      *attest.Result  `json:"result"`
 	Suppressed  int64           `json:"suppressed,omitempty"` // as in ChallengeRefused
+	// Explanation is that of a refusal whose evidence was stored.
+	Explanation *attest.Explanation `json:"explanation,omitempty"`
 }
 
 // What a release gave.
 const (
-	SecretDiskKey   = "disk-key"
-	SecretJoinToken = "join-token"
+	SecretDiskKey     = "disk-key"
+	SecretNextDiskKey = "next-disk-key"
+	SecretJoinToken   = "join-token"
 )
 
 // Release records that secrets were released, and of which kind, never their
@@ -69,12 +81,14 @@ type Release struct {
 	NodeName     string   `json:"nodeName"`
 	DiskGUID     string   `json:"diskGUID"`
 	NewDiskKey   bool     `json:"newDiskKey"` // the disk key was made for this release
-	Secrets      []string `json:"secrets"`    // SecretDiskKey, SecretJoinToken
+	Secrets      []string `json:"secrets"`    // SecretDiskKey, SecretNextDiskKey, SecretJoinToken
 	TokenID      string   `json:"tokenID,omitempty"`
+	Rotation     string   `json:"rotation,omitempty"` // of the disk key, if the next one was released, see DiskKey
 }
 
-// OutcomeUnlocked is the outcome of a release that opened the disk. Any other
-// outcome is the error that the machine met.
+// OutcomeUnlocked is the outcome of a release that opened the disk, alone or
+// before a comma and what became of the change of its key. Any other outcome
+// is the error that the machine met.
 const OutcomeUnlocked = "unlocked"
 
 // Confirm records what the machine said became of a release, proven by the
@@ -140,4 +154,44 @@ type Campaign struct {
 	By     string          `json:"by,omitempty"` // an operator, or the service itself
 	Reason string          `json:"reason,omitempty"`
 	Detail json.RawMessage `json:"detail,omitempty"`
+}
+
+// Restore records that the store was filled from a backup. Entries before it
+// are the backup's, and those of a later log that continued it.
+type Restore struct {
+	By     string    `json:"by"` // of the machine's own users, who ran the command
+	Reason string    `json:"reason"`
+	Taken  time.Time `json:"taken"`  // when the backup was made
+	Backup Head      `json:"backup"` // where the backup's log ends
+	Log    Head      `json:"log"`    // where the log that continues it ends; Backup if there was none
+	// Complete: By named Log as the last entry that the service ever wrote, so
+	// nothing was lost. Otherwise nothing is released until AcceptRestore, and
+	// every machine must start anew once.
+	Complete bool `json:"complete"`
+	// NotReplayed counts the entries after Backup, by kind, whose effect could
+	// not be repeated.
+	NotReplayed map[Kind]int64 `json:"notReplayed,omitempty"`
+}
+
+// AcceptRestore records that a person took it upon them that what a restore may
+// have lost (revocations above all) was put right, so that secrets are
+// released again.
+type AcceptRestore struct {
+	By      string `json:"by"`
+	Reason  string `json:"reason"`
+	Restore Head   `json:"restore"` // the Restore entry that is accepted
+}
+
+// Policy records that the service goes by another policy than before. Without a
+// name it goes by none.
+type Policy struct {
+	Name        string          `json:"name,omitempty"`
+	Version     int             `json:"version,omitempty"`
+	Digest      manifest.SHA256 `json:"digest,omitzero"` // SHA-256 of the file
+	Signed      bool            `json:"signed"`
+	FromName    string          `json:"fromName,omitempty"`
+	FromVersion int             `json:"fromVersion,omitempty"`
+	Rollback    bool            `json:"rollback,omitempty"` // to an older version, or to another name
+	By          string          `json:"by"`
+	Reason      string          `json:"reason,omitempty"`
 }

@@ -35,7 +35,7 @@ type Report struct {
 	Machines  []MachineReport  `json:"machines"`
 	Campaigns []CampaignReport `json:"campaigns"`
 	Unproven  []Line           `json:"unproven"` // refusals of senders whose TPM was not proven
-	Service   []Line           `json:"service"`  // starts of the service
+	Service   []Line           `json:"service"`  // starts of the service, changes of the key-encryption key
 }
 
 // ChainState says whether the whole log verified.
@@ -111,6 +111,8 @@ type VerdictLine struct {
 	Evidence    manifest.SHA256 `json:"evidence"`
 	Result      *attest.Result  `json:"result"`
 	Release     *ReleaseLine    `json:"release,omitempty"`
+	// Explanation is that of a refusal, as it was then.
+	Explanation *attest.Explanation `json:"explanation,omitempty"`
 }
 
 // ReleaseLine is what a verdict released.
@@ -195,7 +197,7 @@ func (b *builder) add(e Entry) error {
 			b.r.Chain.Entries++
 		}
 	}
-	if !b.o.Machine.IsZero() && e.Machine != b.o.Machine && e.Kind != KindCampaign && e.Kind != KindStart {
+	if !b.o.Machine.IsZero() && e.Machine != b.o.Machine && e.Kind != KindCampaign && e.Kind != KindStart && e.Kind != KindKEK {
 		return nil
 	}
 	if !b.o.From.IsZero() && e.Time.Before(b.o.From) || !b.o.To.IsZero() && !e.Time.Before(b.o.To) {
@@ -254,8 +256,25 @@ func (b *builder) describe(e Entry, l *Line) error {
 			return err
 		}
 		l.Text = fmt.Sprintf("service started, version %s, disk keys wrapped by %s, releases signed by %s", orNone(d.Version), orNone(d.KEK), orNone(d.ReleaseKey))
+		if len(d.FormerKEKs) > 0 {
+			l.Text += ", also opens what is wrapped by " + list(d.FormerKEKs)
+		}
+		if len(d.LostKEKs) > 0 {
+			l.Text += ", what is wrapped by " + list(d.LostKEKs) + " is given up"
+			l.Bad = true
+		}
 		b.r.Service = append(b.r.Service, *l)
 		return nil
+	case KindKEK:
+		var d KEKRewrap
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text = d.text()
+		b.r.Service = append(b.r.Service, *l)
+		return nil
+	case KindPolicy:
+		return b.policy(e, l)
 	case KindChallengeRefused:
 		var d ChallengeRefused
 		if err := json.Unmarshal(e.Data, &d); err != nil {
@@ -264,6 +283,17 @@ func (b *builder) describe(e Entry, l *Line) error {
 		l.Text, l.Bad = fmt.Sprintf("challenge refused to %s: %s%s", d.Address, d.Reason, suppressed(d.Suppressed)), true
 		b.r.Summary.Suppressed += d.Suppressed
 		b.r.Unproven = append(b.r.Unproven, *l)
+		return nil
+	case KindAlarm:
+		var d Alarm
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text, l.Bad = fmt.Sprintf("ALARM %s: %s", d.Name, d.What), true
+		if d.Peer != "" {
+			l.Text += " (" + d.Peer + ")"
+		}
+		b.file(e, *l)
 		return nil
 	}
 	m := b.machine(e)
@@ -306,6 +336,25 @@ func (b *builder) describe(e Entry, l *Line) error {
 		if d.Reason != "" {
 			l.Text += ": " + d.Reason
 		}
+	case KindRecovery:
+		var d Recovery
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Bad = d.Event == RecoveryGiven || d.Event == RecoveryRefused
+		l.Text = fmt.Sprintf("recovery %s: %s by %s", orNone(d.Request), d.Event, d.By)
+		if d.Reason != "" {
+			l.Text += ": " + d.Reason
+		}
+		if !d.Expires.IsZero() {
+			l.Text += ", until " + stamp(d.Expires)
+		}
+	case KindDiskKey:
+		var d DiskKey
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text = d.text()
 	default:
 		l.Text = "entry of a kind that this report does not know: " + string(e.Data)
 	}
@@ -347,7 +396,7 @@ func (b *builder) verdict(e Entry, l *Line) error {
 	} else {
 		m.Refused++
 	}
-	m.Verdicts = append(m.Verdicts, VerdictLine{Line: *l, ChallengeID: d.ChallengeID, Address: d.Address, Evidence: d.Evidence, Result: d.Result})
+	m.Verdicts = append(m.Verdicts, VerdictLine{Line: *l, ChallengeID: d.ChallengeID, Address: d.Address, Evidence: d.Evidence, Result: d.Result, Explanation: d.Explanation})
 	if d.Result.Allowed && d.ChallengeID != "" {
 		b.waiting[d.ChallengeID] = waiting{m, len(m.Verdicts) - 1}
 	}
@@ -393,11 +442,11 @@ func (b *builder) confirm(e Entry, l *Line) error {
 	l.Text = fmt.Sprintf("machine confirmed release %s: %s", d.ReleaseID, d.Outcome)
 	if rl := b.releases[d.ReleaseID]; rl != nil && rl.Machine == e.Machine {
 		rl.Outcome, rl.Confirmed = d.Outcome, e.Time
-		if d.Outcome == OutcomeUnlocked {
+		if opened(d.Outcome) {
 			b.r.Summary.Confirmed++
 		}
 	}
-	l.Bad = d.Outcome != OutcomeUnlocked
+	l.Bad = !opened(d.Outcome)
 	m.History = append(m.History, *l)
 	return nil
 }
@@ -431,6 +480,32 @@ func (b *builder) campaign(e Entry, l *Line) error {
 		m := b.machine(e)
 		m.History = append(m.History, *l)
 	}
+	return nil
+}
+
+func (b *builder) policy(e Entry, l *Line) error {
+	var d Policy
+	if err := json.Unmarshal(e.Data, &d); err != nil {
+		return err
+	}
+	named := func(name string, version int) string {
+		if name == "" {
+			return "none"
+		}
+		return fmt.Sprintf("%s version %d", name, version)
+	}
+	l.Text = fmt.Sprintf("policy: %s → %s by %s", named(d.FromName, d.FromVersion), named(d.Name, d.Version), d.By)
+	if d.Name != "" {
+		l.Text += fmt.Sprintf(", SHA-256 %s, signed: %t", d.Digest, d.Signed)
+	}
+	if d.Rollback {
+		l.Text += ", a step back"
+	}
+	if d.Reason != "" {
+		l.Text += ": " + d.Reason
+	}
+	l.Bad = d.Rollback || d.Name == "" || !d.Signed
+	b.r.Service = append(b.r.Service, *l)
 	return nil
 }
 

@@ -40,6 +40,8 @@ func story(t *testing.T) []Entry {
 		{Kind: KindVerdict, Machine: box, Data: Verdict{ChallengeID: "c2", Address: "10.0.0.2", Evidence: manifest.SHA256{2}, Result: refused}},
 		{Kind: KindVerdict, Machine: other, Data: Verdict{ChallengeID: "c3", Result: &attest.Result{Machine: other, Findings: []attest.Finding{{Code: attest.CodeMachineUnknown, Message: "never enrolled"}}}}},
 		{Kind: KindChallengeRefused, Data: ChallengeRefused{Reason: "no such challenge", Address: "10.0.0.9", Suppressed: 3}},
+		{Kind: KindRecovery, Machine: box, Data: Recovery{Event: RecoveryGiven, Request: "5e1f", By: "carol", BootKey: "aa", Expires: begin}},
+		{Kind: KindAlarm, Machine: box, Data: Alarm{Name: AlarmReleaseRepeated, What: "a second release was asked for in one boot", Peer: "10.0.0.2"}},
 		{Kind: KindState, Machine: box, Data: StateChange{From: attest.StateEnrolled, To: attest.StateRevoked, By: "alice", Reason: "stolen"}},
 		{Kind: "future.kind", Machine: box, Data: json.RawMessage(`{"a":1}`)},
 		{Kind: KindVerdict, Machine: box, Data: json.RawMessage(`{"result":7}`)},
@@ -154,7 +156,7 @@ func TestReportPageStandsAloneAndEscapes(t *testing.T) {
 			t.Errorf("the page contains %q", no)
 		}
 	}
-	for _, want := range []string{`lang="en"`, "&lt;script&gt;", "uki.cmdline", "install the signed image again", "claimed by the machine", "signed by the TPM", "bios-v2", "stolen", "disk-key, join-token", r.Chain.Head.Hash.String(), "a kind that this report does not know"} {
+	for _, want := range []string{`lang="en"`, "&lt;script&gt;", "uki.cmdline", "install the signed image again", "claimed by the machine", "signed by the TPM", "bios-v2", "stolen", "ALARM release.repeated", "recovery 5e1f: code given by carol, until", "disk-key, join-token", r.Chain.Head.Hash.String(), "a kind that this report does not know"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page does not contain %q", want)
 		}

@@ -74,6 +74,9 @@ func (e *ServiceError) Error() string {
 	if e.Answer.Hint != "" {
 		s += " (" + e.Answer.Hint + ")"
 	}
+	if e.Answer.Request != "" {
+		s += " (request " + e.Answer.Request + ")"
+	}
 	return s
 }
 

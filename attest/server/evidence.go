@@ -82,14 +82,16 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		if f := s.refusedUnproven(ctx, now, p, "evidence for a challenge that is not open"); f != nil {
 			return 0, nil, f
 		}
-		return http.StatusForbidden, &api.EvidenceResponse{Result: &attest.Result{
+		result := &attest.Result{
 			Findings: []attest.Finding{{
 				Code:    attest.CodeChallenge,
 				Message: "the challenge is not open: it was answered before, or was never given over this connection",
 				Hint:    "ask for another challenge over the connection that the evidence goes over",
 			}},
 			Facts: []attest.Fact{},
-		}}, nil
+		}
+		s.c.Meter.Verdict(result)
+		return refused(result)
 	}
 	machine, err := attest.EKMachineID(ch.EKPublic)
 	if err != nil {
@@ -101,6 +103,9 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		status, body, f := s.decide(ctx, sub)
 		if f != nil && errors.Is(f.cause, ErrConflict) {
 			continue
+		}
+		if resp, ok := body.(*api.EvidenceResponse); ok && f == nil {
+			s.c.Meter.Verdict(resp.Result)
 		}
 		return status, body, f
 	}
@@ -166,7 +171,7 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *failure) {
 	m, err := s.c.Store.Machine(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		return &Machine{Machine: api.Machine{ID: id, NodeName: nodeName(id, 10)}}, nil
+		return &Machine{Machine: api.Machine{ID: id, NodeName: api.NodeName(id, 10)}}, nil
 	}
 	if err != nil {
 		return nil, unavailable("the store", err)
@@ -221,6 +226,8 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 			return refused(result)
 		}
 		change.Evidence, v.Evidence, v.Suppressed = stored, digestOf(stored), sub.suppressed
+		change.Machine.LastEvidence = v.Evidence
+		v.Explanation = s.explain(ctx, &sub.request.Evidence, result, policy, m.AcceptedEvidence).Bounded(maxExplained)
 		change.Events = append([]audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: sub.machine, Data: v}}, change.Events...)
 	default:
 		ok, n := s.unproven.log("", sub.now)
@@ -230,14 +237,16 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		v.Suppressed = n
 		change.Events = []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Data: v}}
 	}
+	codes := codesOf(result)
+	if sub.proven && m.Revision > 0 && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
+		change.Events = append(change.Events, alarm(sub.machine, sub.now, audit.Alarm{
+			Name: audit.AlarmReleaseRepeated, Peer: sub.peer.address, What: "a second release was asked for in one boot",
+		}))
+	}
 	if f := s.commit(ctx, change); f != nil {
 		return 0, nil, f
 	}
-	codes := codesOf(result)
-	s.c.Log.Info("evidence refused", "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codes)
-	if sub.proven && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
-		s.c.Log.Error("second release requested in one boot", "machine", sub.machine.Short(), "peer", sub.peer.address)
-	}
+	s.c.Log.Info("evidence refused", "request", sub.peer.request, "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codes)
 	return refused(result)
 }
 
@@ -284,6 +293,7 @@ func (s *Server) commit(ctx context.Context, c *Change) *failure {
 	if err := s.c.Store.Commit(ctx, c); err != nil {
 		return unavailable("the store", err)
 	}
+	s.sound(c.Events)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"net"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -62,4 +63,16 @@ func NewConnection(ch *attest.Challenge) (take func(id string) bool) {
 		_, ok := c.take(id)
 		return ok
 	}
+}
+
+// NewBoundedListener bounds the connections of a listener.
+func NewBoundedListener(ln net.Listener, total, each int, refused func(string)) *boundedListener {
+	return newBoundedListener(ln, total, each, refused)
+}
+
+// Open is the number of open connections and of the addresses that have them.
+func (l *boundedListener) Open() (total, addresses int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open, len(l.by)
 }

@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,12 +36,15 @@ const (
 	bodiesPerSlot = 8
 	// bodiesPerAddress is how many of them may be from one address.
 	bodiesPerAddress = 16
+	// requestsPerOperator is how many requests of one operator are worked on
+	// at once.
+	requestsPerOperator = 16
 )
 
 // ServeNodes serves the node API on ln until ctx ends, and then lets open
 // requests finish. It closes ln.
 func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certificate) error {
-	return s.serve(ctx, ln, s.NodeHandler(), &tls.Config{
+	return s.serve(ctx, apiNodes, ln, s.NodeHandler(), &tls.Config{
 		Certificates: []tls.Certificate{cert},
 		MinVersion:   tls.VersionTLS13,
 		NextProtos:   []string{"http/1.1"},
@@ -49,31 +54,38 @@ func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certi
 }
 
 // ServeOperators serves the operator API on ln until ctx ends, and then lets
-// open requests finish. Clients must hold a certificate from operators. It
-// closes ln.
+// open requests finish. Clients must hold a certificate from operators, or a
+// token if the service knows operators by tokens. It closes ln.
 func (s *Server) ServeOperators(ctx context.Context, ln net.Listener, cert tls.Certificate, operators *x509.CertPool) error {
 	if operators == nil {
 		ln.Close()
 		return errors.New("operator API: no certificate authority for operators")
 	}
-	return s.serve(ctx, ln, s.OperatorHandler(), &tls.Config{
+	auth := tls.RequireAndVerifyClientCert
+	if s.c.Bearer != nil {
+		// Those without a certificate get as far as authenticate.
+		auth = tls.VerifyClientCertIfGiven
+	}
+	return s.serve(ctx, apiOperators, ln, s.OperatorHandler(), &tls.Config{
 		Certificates: []tls.Certificate{cert},
 		MinVersion:   tls.VersionTLS13,
 		NextProtos:   []string{"http/1.1"},
-		ClientAuth:   tls.RequireAndVerifyClientCert,
+		ClientAuth:   auth,
 		ClientCAs:    operators,
 	})
 }
 
-func (s *Server) serve(ctx context.Context, ln net.Listener, h http.Handler, cfg *tls.Config) error {
+func (s *Server) serve(ctx context.Context, name string, ln net.Listener, h http.Handler, cfg *tls.Config) error {
 	srv := &http.Server{
-		Handler:           h,
+		Handler: h,
+		// It bounds the TLS handshake as well, see net/http.
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.c.Log.Handler(), slog.LevelDebug),
 		ConnContext:       withConnection,
 	}
+	ln = newBoundedListener(ln, s.c.Limits.Connections, s.c.Limits.AddressConnections, func(limit string) { s.c.Meter.Limited(name, limit) })
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(tls.NewListener(ln, cfg)) }()
 	select {
@@ -85,11 +97,16 @@ func (s *Server) serve(ctx context.Context, ln net.Listener, h http.Handler, cfg
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.c.Limits.Drain)
 	defer cancel()
 	err := srv.Shutdown(drain)
-	if err != nil {
-		err = errors.Join(fmt.Errorf("drain %s: %w", ln.Addr(), err), srv.Close())
+	if errors.Is(err, context.DeadlineExceeded) {
+		// A peer that does not come to its end is no error of ours.
+		s.c.Log.Warn("requests cut at the end of service", "api", name, "after", s.c.Limits.Drain)
+		err = srv.Close()
 	}
 	<-done
-	return err
+	if err != nil {
+		return fmt.Errorf("end of service on %s: %w", ln.Addr(), err)
+	}
+	return nil
 }
 
 // failure is an error as a peer may see it, with the cause that it may not.
@@ -99,7 +116,13 @@ type failure struct {
 	text   string
 	hint   string
 	wait   time.Duration // Retry-After
+	limit  string        // that refused, for the Meter
 	cause  error         // for the log
+}
+
+// wrongListener answers who asks for one API where the other one is.
+func wrongListener(name string) *failure {
+	return &failure{status: http.StatusNotFound, code: "wrong-listener", text: "the " + name + " API is not served here", hint: "the service has another address for it"}
 }
 
 func badRequest(format string, args ...any) *failure {
@@ -140,13 +163,22 @@ func reply(w http.ResponseWriter, status int, v any) {
 
 // fail answers with f and logs its cause.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
+	id := w.Header().Get(api.HeaderRequestID)
 	if f.cause != nil {
-		s.c.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "peer", r.RemoteAddr, "code", f.code, "error", f.cause)
+		s.c.Log.Error("request failed", "request", id, "method", r.Method, "path", clip(r.URL.Path), "peer", addressText(r.RemoteAddr), "code", f.code, "error", f.cause)
+	}
+	if f.limit != "" {
+		if a, ok := w.(*answer); ok {
+			s.c.Meter.Limited(a.api, f.limit)
+		}
+	}
+	if f.status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="sealift"`) // RFC 9110 11.6.1
 	}
 	if f.wait > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int((f.wait+time.Second-1)/time.Second)))
 	}
-	reply(w, f.status, api.Error{Code: f.code, Message: f.text, Hint: f.hint})
+	reply(w, f.status, api.Error{Code: f.code, Message: f.text, Hint: f.hint, Request: id})
 }
 
 // slots is a counting semaphore.
@@ -173,8 +205,8 @@ func (c slots) take(ctx context.Context, wait time.Duration) bool {
 func (c slots) release() { <-c }
 
 // busy is the answer when no slot came free.
-func busy() *failure {
-	return &failure{status: http.StatusServiceUnavailable, code: "busy", text: "too many requests at once", hint: "try again", wait: 2 * time.Second}
+func busy(limit string) *failure {
+	return &failure{status: http.StatusServiceUnavailable, limit: limit, code: "busy", text: "too many requests at once", hint: "try again", wait: 2 * time.Second}
 }
 
 // readBody reads a JSON body of at most limit bytes into v, strictly, and gives
@@ -183,38 +215,133 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, timeout time.
 	rc := http.NewResponseController(w)
 	// Not every ResponseWriter has deadlines; those of tests do not.
 	_ = rc.SetReadDeadline(time.Now().Add(timeout))
-	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	inner := w
+	if a, ok := w.(*answer); ok {
+		inner = a.ResponseWriter // which MaxBytesReader tells, so that it closes the connection well
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(inner, r.Body, limit))
 	if err != nil {
+		// What is left of the body is not waited for: net/http would read on,
+		// but the deadline stays.
+		w.Header().Set("Connection", "close")
 		var large *http.MaxBytesError
 		if errors.As(err, &large) {
 			return &failure{status: http.StatusRequestEntityTooLarge, code: "too-large", text: fmt.Sprintf("the body is larger than %d bytes", limit)}
 		}
 		return badRequest("the body could not be read")
 	}
+	// The work takes as long as it takes: net/http ends a request's context
+	// when a read deadline passes under it.
+	_ = rc.SetReadDeadline(time.Time{})
 	if err := api.DecodeStrict(b, v); err != nil {
 		return badRequest("the body is not the JSON of this request: %v", err)
 	}
 	return nil
 }
 
-// guard is around every handler: it answers for a panic, which is a bug, so
-// that it costs one request and not the service.
-func (s *Server) guard(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// answer is a ResponseWriter that knows what was answered.
+type answer struct {
+	http.ResponseWriter
+	api    string
+	status int // 0 until there is one
+}
+
+func (a *answer) WriteHeader(status int) {
+	if a.status == 0 {
+		a.status = status
+	}
+	a.ResponseWriter.WriteHeader(status)
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	if a.status == 0 {
+		a.status = http.StatusOK
+	}
+	return a.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// guard is around every request of an API:
+//   - it gives the request an id, by which a person can name it
+//   - it bounds the time for reading the body and for writing the answer
+//   - it answers what mux does not serve; stray may say what is to be said of it
+//   - it answers for a panic, which is a bug, so that it costs one request and
+//     not the service
+//   - it counts
+func (s *Server) guard(name string, mux *http.ServeMux, stray func(*http.Request) *failure) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		began := time.Now()
+		w := &answer{ResponseWriter: rw, api: name}
+		var id [8]byte
+		// It is no secret, it only has to be another each time.
+		_, _ = rand.Read(id[:])
+		w.Header().Set(api.HeaderRequestID, hex.EncodeToString(id[:]))
+		// Not every ResponseWriter has deadlines; those of tests do not.
+		rc := http.NewResponseController(rw)
+		_ = rc.SetWriteDeadline(began.Add(workTimeout + bodyTimeout))
+		if r.ContentLength != 0 {
+			// Also of a body that no handler reads: net/http reads on for a
+			// while to keep the connection.
+			_ = rc.SetReadDeadline(began.Add(bodyTimeout))
+		}
 		defer func() {
-			switch v := recover(); v {
-			case nil:
-			case http.ErrAbortHandler:
+			v := recover()
+			if v != nil && v != http.ErrAbortHandler {
+				s.c.Log.Error("handler panicked", "request", w.Header().Get(api.HeaderRequestID), "path", clip(r.URL.Path), "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+				reply(w, http.StatusInternalServerError, api.Error{
+					Code: "internal", Message: "the service could not do this", Hint: "its log says why", Request: w.Header().Get(api.HeaderRequestID),
+				})
+			}
+			route, took := r.Pattern, time.Since(began)
+			if route == "" {
+				route = "none"
+			}
+			s.c.Meter.Request(name, route, w.status, took)
+			s.c.Log.Debug("request", "request", w.Header().Get(api.HeaderRequestID), "api", name, "method", r.Method, "path", clip(r.URL.Path),
+				"peer", addressText(r.RemoteAddr), "status", w.status, "took", took)
+			if v == http.ErrAbortHandler {
 				panic(v) // net/http's own signal for cutting a connection
-			default:
-				s.c.Log.Error("handler panicked", "path", r.URL.Path, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-				reply(w, http.StatusInternalServerError, api.Error{Code: "internal", Message: "the service could not do this", Hint: "its log says why"})
 			}
 		}()
-		h.ServeHTTP(w, r)
+		status := lookup(mux, r)
+		if status == 0 {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		_ = rc.SetReadDeadline(began.Add(briefTimeout)) // nobody will read the body
+		if f := stray(r); f != nil {
+			s.fail(w, r, f)
+		} else if status == http.StatusMethodNotAllowed {
+			s.fail(w, r, &failure{status: status, code: "method-not-allowed", text: "there is no such method here"})
+		} else {
+			s.fail(w, r, notFound("there is nothing here"))
+		}
 	})
 }
+
+// lookup returns 0 if mux serves a request, or else the status that says why
+// it does not.
+func lookup(mux *http.ServeMux, r *http.Request) int {
+	h, pattern := mux.Handler(r)
+	if pattern != "" {
+		return 0
+	}
+	a := &answer{ResponseWriter: nowhere{}}
+	h.ServeHTTP(a, r)
+	return a.status
+}
+
+// serves reports whether mux has something at a request's path.
+func serves(mux *http.ServeMux, r *http.Request) bool { return lookup(mux, r) != http.StatusNotFound }
+
+// nowhere is a ResponseWriter that keeps nothing.
+type nowhere struct{}
+
+func (nowhere) Header() http.Header         { return http.Header{} }
+func (nowhere) WriteHeader(int)             {}
+func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
 
 // addressKey is what requests are counted by: the peer's IPv4 address or IPv6
 // /64, since whoever has one IPv6 address has the whole /64.

@@ -13,6 +13,13 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 )
 
+// Effects of operators' decisions that change no state. A restore reads them in
+// the audit log and repeats them.
+const (
+	effectRebase = "the TPM's attestation key, counters, clock and firmware version are taken anew from its next evidence"
+	effectRejoin = "its next release has a join token"
+)
+
 // Bounds of what an operator or an install record says, bytes.
 const (
 	maxReason = 1024
@@ -36,15 +43,11 @@ func checkGUID(s string) error {
 	return nil
 }
 
-// nodeName is the Kubernetes node name of a machine: a lower-case RFC 1123
-// label made of the first so many digits of its id.
-func nodeName(id attest.MachineID, digits int) string { return "box-" + id.String()[:digits] }
-
 // chooseName gives a new machine a node name that no other has. Ten digits are
 // enough for almost every machine of a large fleet, not for all.
 func (s *Server) chooseName(ctx context.Context, m *Machine) *failure {
 	for _, digits := range []int{10, 16, 32, 59} {
-		name := nodeName(m.ID, digits)
+		name := api.NodeName(m.ID, digits)
 		others, err := s.c.Store.Machines(ctx, Query{NodeName: name, Limit: 1})
 		if err != nil {
 			return unavailable("the store", err)
@@ -138,7 +141,7 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 		}
 		m.Generation++
 		m.DiskGUID, m.Serial, m.Installed, m.Next = rec.DiskGUID, rec.Serial, rec.Finished, nil
-		m.StateMade, m.Joined, m.DiskKey = false, false, nil
+		m.StateMade, m.Joined, m.DiskKey, m.NextKey, m.Rotation = false, false, nil, nil, nil
 		m.ResetCount, m.RestartCount, m.Clock, m.Released = 0, 0, 0, false
 		return events, nil
 	})
@@ -221,7 +224,7 @@ func rebase(m *Machine, by, reason string) []audit.Event {
 	}
 	m.AKName, m.TPMFirmware, m.Rebased = nil, 0, true
 	ev := stateEvent(m, m.State, by, reason)
-	return []audit.Event{withEffect(ev, "the TPM's attestation key, counters, clock and firmware version are taken anew from its next evidence")}
+	return []audit.Event{withEffect(ev, effectRebase)}
 }
 
 // setState makes a transition. Asking for the state that a machine is in
@@ -278,7 +281,7 @@ func (s *Server) rejoin(ctx context.Context, id attest.MachineID, by, reason str
 		}
 		m.Joined, token, m.TokenID = false, m.TokenID, ""
 		return []audit.Event{{Kind: audit.KindState, Machine: id, Data: audit.StateChange{
-			From: m.State, To: m.State, By: by, Reason: reason, Effect: "its next release has a join token",
+			From: m.State, To: m.State, By: by, Reason: reason, Effect: effectRejoin,
 		}}}, nil
 	})
 	if f == nil && token != "" && s.c.Tokens != nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -23,11 +24,35 @@ const maxPublic = 1024
 // here: evidence is bound to the TLS connection. Challenges are kept with the
 // connection, which only ServeNodes does.
 func (s *Server) NodeHandler() http.Handler {
+	operators := s.operatorRoutes()
+	return s.guard(apiNodes, s.nodeRoutes(), func(r *http.Request) *failure {
+		if serves(operators, r) {
+			return s.trespass(r)
+		}
+		return nil
+	})
+}
+
+// trespass answers who asks for the operator API where only nodes are. No
+// agent does, so it goes into the audit log, within the budget for senders
+// that proved nothing.
+func (s *Server) trespass(r *http.Request) *failure {
+	p := peer{address: addressText(r.RemoteAddr), group: addressKey(r.RemoteAddr)}
+	s.c.Log.Warn("operator API asked for on the node listener", "peer", p.address, "method", r.Method, "path", clip(r.URL.Path))
+	// net/http leaves methods of any length to us, and the log is for people.
+	what := fmt.Sprintf("%.16q %.128q", r.Method, r.URL.Path)
+	if f := s.refusedUnproven(r.Context(), s.c.Clock(), p, "the operator API was asked for on the node listener: "+what); f != nil {
+		return f
+	}
+	return wrongListener("operator")
+}
+
+func (s *Server) nodeRoutes() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+api.PathChallenge, node(s, api.MaxChallengeBody, briefTimeout, s.challenge))
 	mux.HandleFunc("POST "+api.PathEvidence, node(s, api.MaxEvidenceBody, bodyTimeout, s.evidence))
 	mux.HandleFunc("POST "+api.PathConfirm, node(s, api.MaxConfirmBody, bodyTimeout, s.confirm))
-	return s.guard(mux)
+	return mux
 }
 
 // peer is what is known of who sent a request.
@@ -36,21 +61,19 @@ type peer struct {
 	group    string // addressKey: what belongs to one peer
 	exporter []byte // RFC 9266 tls-exporter of the connection
 	conn     *connection
+	request  string // id of the request
 }
 
 // node wraps the work on one node request in what all of them need, cheapest
 // first: TLS 1.3, the rate limit per address, the body, a slot to work in.
 func node[T any](s *Server, limit int64, timeout time.Duration, work func(context.Context, peer, *T) (status int, body any, f *failure)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		// A peer that does not read its answer must not hold on to a slot for
-		// ever. Not every ResponseWriter has deadlines; those of tests do not.
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(workTimeout + bodyTimeout))
 		if r.TLS == nil || r.TLS.Version != tls.VersionTLS13 {
 			s.fail(w, r, badRequest("the connection is not TLS 1.3"))
 			return
 		}
 		if ok, wait := s.address.allow(addressKey(r.RemoteAddr), s.c.Clock()); !ok {
-			s.fail(w, r, rateLimited("address", wait))
+			s.fail(w, r, rateLimited(limitAddress, wait))
 			return
 		}
 		// RFC 9266 4.1: the context is zero-length; in TLS 1.3 that is the
@@ -65,12 +88,12 @@ func node[T any](s *Server, limit int64, timeout time.Duration, work func(contex
 		// The address's share first: who waits for it holds nothing of others.
 		release, ok := s.bodyShares.take(ctx, addressKey(r.RemoteAddr), s.c.Limits.Queue)
 		if !ok {
-			s.fail(w, r, busy())
+			s.fail(w, r, busy(limitBodies))
 			return
 		}
 		if !s.bodies.take(ctx, s.c.Limits.Queue) {
 			release()
-			s.fail(w, r, busy())
+			s.fail(w, r, busy(limitBodies))
 			return
 		}
 		req := new(T)
@@ -82,11 +105,11 @@ func node[T any](s *Server, limit int64, timeout time.Duration, work func(contex
 			return
 		}
 		if !s.nodeSlots.take(ctx, s.c.Limits.Queue) {
-			s.fail(w, r, busy())
+			s.fail(w, r, busy(limitConcurrent))
 			return
 		}
 		defer s.nodeSlots.release()
-		status, body, f := work(ctx, peer{addressText(r.RemoteAddr), addressKey(r.RemoteAddr), exporter, connectionOf(r.Context())}, req)
+		status, body, f := work(ctx, peer{addressText(r.RemoteAddr), addressKey(r.RemoteAddr), exporter, connectionOf(r.Context()), w.Header().Get(api.HeaderRequestID)}, req)
 		if f != nil {
 			s.fail(w, r, f)
 			return
@@ -95,8 +118,8 @@ func node[T any](s *Server, limit int64, timeout time.Duration, work func(contex
 	}
 }
 
-func rateLimited(what string, wait time.Duration) *failure {
-	return &failure{status: http.StatusTooManyRequests, code: "rate-limited", text: "too many requests from this " + what, hint: "wait as long as Retry-After says", wait: wait}
+func rateLimited(limit string, wait time.Duration) *failure {
+	return &failure{status: http.StatusTooManyRequests, limit: limit, code: "rate-limited", text: "too many requests from this " + strings.ReplaceAll(limit, "-", " "), hint: "wait as long as Retry-After says", wait: wait}
 }
 
 // challenge answers api.PathChallenge. It believes nothing of the request: the
@@ -115,7 +138,7 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		return 0, nil, badRequest("akPublic has %d bytes, want 1 to %d", len(req.AKPublic), maxPublic)
 	}
 	if ok, wait := s.ek.allow(ekKey(p.group, req.EKPublic), now); !ok {
-		return 0, nil, rateLimited("endorsement key", wait)
+		return 0, nil, rateLimited(limitEK, wait)
 	}
 	credential, secret, activation, err := attest.MakeCredential(req.EKPublic, req.AKPublic)
 	if err != nil {

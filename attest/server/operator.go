@@ -2,11 +2,9 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"time"
 
@@ -19,30 +17,29 @@ import (
 // maxOperatorBody bounds an operator's request body, bytes.
 const maxOperatorBody = 256 << 10
 
-// OperatorHandler serves the operator API to holders of a client certificate
-// that the TLS listener verified and whose subject names the organization
-// api.OperatorOrganization.
+// OperatorHandler serves the operator API to those whom authenticate knows.
 func (s *Server) OperatorHandler() http.Handler {
+	nodes := s.nodeRoutes()
+	return s.guard(apiOperators, s.operatorRoutes(), func(r *http.Request) *failure {
+		if serves(nodes, r) {
+			return wrongListener("node")
+		}
+		return nil
+	})
+}
+
+// operatorRoutes are the requests of the operator API, each with the role that
+// it needs.
+func (s *Server) operatorRoutes() *http.ServeMux {
 	mux := http.NewServeMux()
 	handle := func(pattern string, need api.Role, work func(op Operator, w http.ResponseWriter, r *http.Request) (any, *failure)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			op, err := operatorOf(r.TLS)
-			if err != nil {
-				s.fail(w, r, &failure{status: http.StatusForbidden, code: "forbidden", text: err.Error()})
+			op, done, f := s.admit(need, r)
+			if f != nil {
+				s.fail(w, r, f)
 				return
 			}
-			if !op.may(need) {
-				s.fail(w, r, &failure{
-					status: http.StatusForbidden, code: "forbidden", text: fmt.Sprintf("%s does not have the role %s", op.Name, need),
-					hint: fmt.Sprintf("ask somebody who has it, or make an identity with it: sealift keys issue operator NAME --role %s", need),
-				})
-				return
-			}
-			if !s.operatorSlots.take(r.Context(), s.c.Limits.Queue) {
-				s.fail(w, r, busy())
-				return
-			}
-			defer s.operatorSlots.release()
+			defer done()
 			body, f := work(op, w, r)
 			if f != nil {
 				s.fail(w, r, f)
@@ -59,9 +56,29 @@ func (s *Server) OperatorHandler() http.Handler {
 		})
 	}
 	handle("POST "+api.PathMachines+"/{id}/rejoin", api.RoleOperator, s.postRejoin)
+	s.handleRecovery(handle)
+	handle("POST "+api.PathMachines+"/{id}/rotate-key", api.RoleOperator, s.postRotateKey)
+	handle("GET "+api.PathKEK, api.RoleViewer, s.getKEK)
+	handle("POST "+api.PathKEKRewrap, api.RoleOperator, s.postRewrap)
 	handle("POST "+api.PathInstalls, api.RoleOperator, s.postInstall)
+	handle("GET "+api.PathRestore, api.RoleViewer, s.getRestore)
+	handle("POST "+api.PathRestore+"/accept", api.RoleApprover, s.postAcceptRestore)
 	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
 	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)
+	handle("GET "+api.PathEvidenceLog+"/{digest}/explanation", api.RoleAuditor, s.getExplanation)
+	if s.c.Propose != nil {
+		handle("POST "+api.PathEvidenceLog+"/{digest}/explanation", api.RoleAuditor, s.postExplanation)
+		handle("POST "+api.PathPolicy+"/whatif", api.RoleAuditor, s.postWhatIf)
+	}
+	if s.c.PolicyState != nil {
+		handle("GET "+api.PathPolicy, api.RoleViewer, func(_ Operator, _ http.ResponseWriter, r *http.Request) (any, *failure) {
+			state, err := s.c.PolicyState(r.Context())
+			if err != nil {
+				return nil, unavailable("the policy", err)
+			}
+			return state, nil
+		})
+	}
 	if s.c.Campaigns != nil {
 		campaigns := func(op Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
 			r.Body = http.MaxBytesReader(w, r.Body, maxOperatorBody)
@@ -73,47 +90,7 @@ func (s *Server) OperatorHandler() http.Handler {
 			handle(path, api.RoleOperator, campaigns)
 		}
 	}
-	return s.guard(mux)
-}
-
-// Operator is an authenticated person or program.
-type Operator struct {
-	Name  string
-	Roles []api.Role
-}
-
-// may reports whether the operator has a role. Every known role is a viewer's.
-func (o Operator) may(need api.Role) bool {
-	if need == api.RoleViewer {
-		return len(o.Roles) > 0
-	}
-	return slices.Contains(o.Roles, need)
-}
-
-// operatorOf returns the operator at the other end, who must have shown a
-// certificate that the listener verified. Its organizational units are the
-// roles; those that are none of ours give nothing.
-func operatorOf(c *tls.ConnectionState) (Operator, error) {
-	if c == nil || c.Version != tls.VersionTLS13 {
-		return Operator{}, errors.New("the connection is not TLS 1.3")
-	}
-	if len(c.VerifiedChains) == 0 || len(c.VerifiedChains[0]) == 0 {
-		return Operator{}, errors.New("no client certificate was verified")
-	}
-	subject := c.VerifiedChains[0][0].Subject
-	if !slices.Contains(subject.Organization, api.OperatorOrganization) {
-		return Operator{}, fmt.Errorf("the client certificate is not of the organization %q", api.OperatorOrganization)
-	}
-	if subject.CommonName == "" {
-		return Operator{}, errors.New("the client certificate has no common name")
-	}
-	op := Operator{Name: subject.CommonName}
-	for _, unit := range subject.OrganizationalUnit {
-		if r := api.Role(unit); r.Known() {
-			op.Roles = append(op.Roles, r)
-		}
-	}
-	return op, nil
+	return mux
 }
 
 func (s *Server) listMachines(_ Operator, _ http.ResponseWriter, r *http.Request) (any, *failure) {
@@ -262,6 +239,18 @@ func (s *Server) streamAudit(ctx context.Context, w http.ResponseWriter, from in
 }
 
 func (s *Server) getEvidence(_ Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
+	b, f := s.storedEvidence(r)
+	if f != nil {
+		return nil, f
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	_, _ = w.Write(b)
+	return nil, nil
+}
+
+// storedEvidence returns the evidence that a request names.
+func (s *Server) storedEvidence(r *http.Request) ([]byte, *failure) {
 	var digest manifest.SHA256
 	if err := digest.UnmarshalText([]byte(r.PathValue("digest"))); err != nil || digest.IsZero() {
 		return nil, badRequest("digest is not 64 hex digits")
@@ -273,8 +262,5 @@ func (s *Server) getEvidence(_ Operator, w http.ResponseWriter, r *http.Request)
 	if err != nil {
 		return nil, unavailable("the store", err)
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
-	_, _ = w.Write(b)
-	return nil, nil
+	return b, nil
 }

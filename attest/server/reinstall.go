@@ -18,6 +18,10 @@ type FormerDisk struct {
 	DiskGUID  string     `json:"diskGUID"`
 	DiskKey   *SealedKey `json:"diskKey"`
 	StateMade bool       `json:"stateMade"`
+	// NextKey and Rotation are those of the machine when the disk was replaced:
+	// its volume may be under either key.
+	NextKey  *SealedKey           `json:"nextKey,omitempty"`
+	Rotation *api.DiskKeyRotation `json:"rotation,omitempty"`
 }
 
 // reinstall notes an install record for a machine that is enrolled. Install
@@ -102,7 +106,7 @@ func (m *Machine) promote(now time.Time) audit.Event {
 	back := m.former(next.DiskGUID)
 	m.Former = slices.DeleteFunc(m.Former, func(f FormerDisk) bool { return f.DiskGUID == next.DiskGUID })
 	if m.DiskKey != nil {
-		m.Former = append(m.Former, FormerDisk{DiskGUID: old, DiskKey: m.DiskKey, StateMade: m.StateMade})
+		m.Former = append(m.Former, FormerDisk{DiskGUID: old, DiskKey: m.DiskKey, StateMade: m.StateMade, NextKey: m.NextKey, Rotation: m.Rotation})
 	}
 	if n := len(m.Former) - maxFormer; n > 0 {
 		m.Former = slices.Delete(m.Former, 0, n)
@@ -110,6 +114,7 @@ func (m *Machine) promote(now time.Time) audit.Event {
 	m.Next = nil
 	m.DiskGUID, m.Serial, m.Installed = next.DiskGUID, next.Serial, next.Installed
 	m.DiskKey, m.StateMade = back.DiskKey, back.StateMade
+	m.NextKey, m.Rotation = back.NextKey, back.Rotation
 	m.Joined, m.Released = false, false
 	m.Generation++
 	return audit.Event{Time: now, Kind: audit.KindState, Machine: m.ID, Data: audit.StateChange{

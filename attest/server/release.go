@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/hmac"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -40,6 +41,12 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		// evidence.
 		return s.repeated(ctx, sub, policy, result, stored)
 	}
+	if f := s.held(ctx); f != nil {
+		return 0, nil, f
+	}
+	if m.Restored {
+		return s.forfeit(ctx, sub, m, policy, result, prf, stored)
+	}
 	var promoted []audit.Event
 	switch {
 	case m.fromCandidate(disk):
@@ -53,14 +60,23 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.DiskGUID = disk
 	diskKey, newKey, err := s.diskKey(m)
 	if err != nil {
-		return 0, nil, internal(fmt.Errorf("disk key of machine %s: %w", m.ID, err))
+		return 0, nil, noDiskKey(fmt.Errorf("disk key of machine %s: %w", m.ID, err))
 	}
 	defer clear(diskKey)
-	secrets := &api.Secrets{DiskKey: diskKey, NodeName: m.NodeName}
+	nextKey, rotation, err := s.nextKey(m, sub.request.Evidence.Disk.StateExists)
+	if err != nil {
+		return 0, nil, noDiskKey(fmt.Errorf("next disk key of machine %s: %w", m.ID, err))
+	}
+	defer clear(nextKey)
+	secrets := &api.Secrets{DiskKey: diskKey, NextDiskKey: nextKey, NodeName: m.NodeName}
 	entry := audit.Release{
 		ID: id, ChallengeID: sub.challenge.ID, Policy: result.Policy, Image: result.Image,
 		ResetCount: prf.resetCount, RestartCount: prf.restartCount,
 		NodeName: m.NodeName, DiskGUID: m.DiskGUID, NewDiskKey: newKey, Secrets: []string{audit.SecretDiskKey},
+		Rotation: rotation,
+	}
+	if rotation != "" {
+		entry.Secrets = append(entry.Secrets, audit.SecretNextDiskKey)
 	}
 	events := []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: m.ID, Data: audit.Verdict{
 		ChallengeID: sub.challenge.ID, Address: sub.peer.address, Evidence: digestOf(stored), Result: bounded(result),
@@ -97,13 +113,16 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.AKName, m.Clock, m.TPMFirmware = prf.akName, prf.clock, prf.tpmFirmware
 	m.ResetCount, m.RestartCount, m.Released = prf.resetCount, prf.restartCount, true
 	m.Rebased = false
+	m.ReleaseID = id
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
+	m.LastEvidence = digestOf(stored)
+	m.AcceptedEvidence = m.LastEvidence
 	f = s.commit(ctx, &Change{
 		Machine: m,
 		Release: &Release{
 			ID: id, Machine: m.ID, Generation: m.Generation, ResetCount: prf.resetCount, RestartCount: prf.restartCount,
-			Issued: sub.now, Transport: kept,
+			Issued: sub.now, Transport: kept, Rotation: rotation,
 		},
 		Evidence: stored,
 		Events:   events,
@@ -118,7 +137,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		return 0, nil, f
 	}
 	committed = true
-	s.c.Log.Info("released", "machine", m.ID.Short(), "release", id, "image", result.Image, "secrets", entry.Secrets)
+	s.c.Log.Info("released", "request", sub.peer.request, "machine", m.ID.Short(), "release", id, "image", result.Image, "secrets", entry.Secrets)
 	if s.c.Firmware != nil {
 		if err := s.c.Firmware.Accepted(ctx, m.ID, sub.now, result); err != nil {
 			s.c.Log.Error("firmware observer failed", "machine", m.ID.Short(), "error", err)
@@ -133,27 +152,25 @@ func (s *Server) repeated(ctx context.Context, sub *submission, policy *attest.P
 	if f != nil {
 		return 0, nil, f
 	}
-	r := *accepted
-	r.Allowed = false
-	r.Findings = []attest.Finding{{
-		Code: attest.CodeReleaseRepeated, Message: "secrets were already released in this boot", Hint: "restart the machine",
-	}}
-	return s.refuse(ctx, sub, m, policy, &r, stored)
+	return s.asRepeated(ctx, sub, m, policy, accepted, stored, "secrets were already released in this boot")
 }
 
-// diskKey returns the service's half of the machine's disk key, which is made
-// when it is first asked for and then sealed into m.
-func (s *Server) diskKey(m *Machine) (key attest.Secret, made bool, err error) {
-	purpose := []string{"disk", m.ID.String(), m.DiskGUID}
-	if m.DiskKey != nil {
-		key, err = s.keys.open(m.DiskKey, purpose...)
-		return key, false, err
+// asRepeated refuses an accepted result as a second release, because of what is
+// known beside it, which is stored with the evidence so that the verdict can be
+// computed again.
+func (s *Server) asRepeated(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, accepted *attest.Result, stored []byte, why string) (int, any, *failure) {
+	r := *accepted
+	r.Allowed = false
+	r.Findings = []attest.Finding{api.RepeatedFinding(why)}
+	ev, err := api.DecodeEvidence(stored)
+	if err != nil {
+		return 0, nil, internal(err)
 	}
-	if key, err = newSecret(diskKeySize); err != nil {
-		return nil, false, err
+	ev.Repeated = why
+	if stored, err = json.Marshal(ev); err != nil {
+		return 0, nil, internal(fmt.Errorf("encode evidence: %w", err))
 	}
-	m.DiskKey, err = s.keys.seal(key, purpose...)
-	return key, true, err
+	return s.refuse(ctx, sub, m, policy, &r, stored)
 }
 
 // mint gets a join token for m's node.
@@ -222,9 +239,17 @@ func (s *Server) confirm(ctx context.Context, p peer, req *api.ConfirmRequest) (
 			if rel.Outcome == req.Outcome {
 				return http.StatusOK, struct{}{}, nil
 			}
+			if f := s.contradicted(ctx, p, rel, req.Outcome, now); f != nil {
+				return 0, nil, f
+			}
 			return 0, nil, refused
 		}
 		transport, err := s.keys.open(rel.Transport, "transport", rel.ID)
+		if errors.Is(err, ErrNoKEK) {
+			// The next boot's evidence tells the same.
+			s.c.Log.Warn("confirmation cannot be checked", "machine", rel.Machine.Short(), "release", rel.ID, "error", err)
+			return 0, nil, refused
+		}
 		if err != nil {
 			return 0, nil, internal(fmt.Errorf("release %s: %w", rel.ID, err))
 		}
@@ -237,15 +262,21 @@ func (s *Server) confirm(ctx context.Context, p peer, req *api.ConfirmRequest) (
 			Time: now, Kind: audit.KindConfirm, Machine: rel.Machine, Data: audit.Confirm{ReleaseID: rel.ID, Outcome: req.Outcome},
 		}}}
 		rel.Transport, rel.Outcome, rel.Confirmed = nil, req.Outcome, now
-		if req.Outcome == api.OutcomeUnlocked {
+		if api.Opened(req.Outcome) {
 			m, f := s.load(ctx, rel.Machine)
 			if f != nil {
 				return 0, nil, f
 			}
 			// Not of a release from before the last install.
-			if m.Revision > 0 && m.Generation == rel.Generation && !m.StateMade {
-				m.StateMade = true
-				change.Machine = m
+			if m.Revision > 0 && m.Generation == rel.Generation {
+				if !m.StateMade {
+					m.StateMade = true
+					change.Machine = m
+				}
+				if events, changed := m.rekeyed(rel, req.Outcome, now); changed {
+					change.Machine = m
+					change.Events = append(change.Events, events...)
+				}
 			}
 		}
 		f := s.commit(ctx, change)
@@ -255,7 +286,7 @@ func (s *Server) confirm(ctx context.Context, p peer, req *api.ConfirmRequest) (
 		if f != nil {
 			return 0, nil, f
 		}
-		s.c.Log.Info("release confirmed", "machine", rel.Machine.Short(), "release", rel.ID, "outcome", req.Outcome, "peer", p.address)
+		s.c.Log.Info("release confirmed", "request", p.request, "machine", rel.Machine.Short(), "release", rel.ID, "outcome", req.Outcome, "peer", p.address)
 		return http.StatusOK, struct{}{}, nil
 	}
 	return 0, nil, unavailable("the release's record", fmt.Errorf("release %s: changed %d times while it was confirmed", req.ReleaseID, attempts))

@@ -287,8 +287,9 @@ func (s *scene) listen() {
 		})
 		return ln.Addr().String()
 	}
-	s.nodes = serve(func(ln net.Listener) error { return s.srv.ServeNodes(ctx, ln, cert) })
-	s.operators = serve(func(ln net.Listener) error { return s.srv.ServeOperators(ctx, ln, cert, s.pool()) })
+	srv, pool := s.srv, s.pool() // a test may put others in their place
+	s.nodes = serve(func(ln net.Listener) error { return srv.ServeNodes(ctx, ln, cert) })
+	s.operators = serve(func(ln net.Listener) error { return srv.ServeOperators(ctx, ln, cert, pool) })
 	s.Cleanup(func() {
 		cancel()
 		wg.Wait()
@@ -310,7 +311,7 @@ func (s *scene) certificate(subject pkix.Name, usage x509.ExtKeyUsage) tls.Certi
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: subject, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(30, 0, 0), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, s.ca, key.Public(), s.caKey)
 	if err != nil {

@@ -39,9 +39,14 @@ func newKeyWrapper(kek attest.Secret) (*keyWrapper, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key-encryption key: %w", err)
 	}
+	return &keyWrapper{id: KEKID(kek), aead: aead}, nil
+}
+
+// KEKID names a key-encryption key: 16 hex digits that say nothing of it.
+func KEKID(kek attest.Secret) string {
 	m := hmac.New(sha256.New, kek)
 	m.Write([]byte("sealift key-encryption key id v1"))
-	return &keyWrapper{id: hex.EncodeToString(m.Sum(nil)[:8]), aead: aead}, nil
+	return hex.EncodeToString(m.Sum(nil)[:8])
 }
 
 // additional returns the additional data of a box: what the key is for, so
@@ -65,9 +70,6 @@ func (w *keyWrapper) seal(key attest.Secret, purpose ...string) (*SealedKey, err
 
 // open decrypts what seal made with the same purpose.
 func (w *keyWrapper) open(s *SealedKey, purpose ...string) (attest.Secret, error) {
-	if s.KEK != w.id {
-		return nil, fmt.Errorf("open sealed key: it is under key-encryption key %s, the service has %s", s.KEK, w.id)
-	}
 	n := w.aead.NonceSize()
 	if len(s.Box) < n {
 		return nil, fmt.Errorf("open sealed key: got %d bytes, want at least %d", len(s.Box), n)

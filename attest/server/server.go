@@ -14,10 +14,12 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -40,9 +42,24 @@ type Config struct {
 	// evidence as "unavailable", without a verdict.
 	Policy func(ctx context.Context, machine attest.MachineID) (*attest.Policy, error)
 
+	// Propose makes the policies of a proposal, or says what is wrong with it.
+	// Optional; without it nothing can be tried.
+	Propose func(context.Context, *api.PolicyProposal) (*Proposal, error)
+
+	// PolicyState tells what policy is enabled. Optional.
+	PolicyState func(context.Context) (*api.PolicyState, error)
+
 	// KEK is the key-encryption key under which disk keys are stored, KEKSize
 	// bytes from a CSPRNG. It must not be kept in the store.
 	KEK attest.Secret
+
+	// FormerKEKs open what was stored under them; nothing is stored under them
+	// any more. Rewrap brings it under KEK. Optional.
+	FormerKEKs []attest.Secret
+
+	// LostKEKs are the ids (KEKID) of keys that are lost for good. Start goes on
+	// although the disk keys under them can never be released. Optional.
+	LostKEKs []string
 
 	// ReleaseKey signs releases. ECDSA P-256.
 	ReleaseKey crypto.Signer
@@ -57,6 +74,18 @@ type Config struct {
 	// Campaigns serves api.PathCampaigns and what is below it to the operator
 	// whose name it is given, who has been authenticated. Optional.
 	Campaigns func(operator string, w http.ResponseWriter, r *http.Request)
+
+	// Bearer knows operators by a token in place of a client certificate.
+	// Optional; without it there is no way but the certificate.
+	Bearer Authenticator
+
+	// Revoked reports whether an operator's certificate, which is verified,
+	// was revoked. It is asked for every request. An error refuses the
+	// request as "unavailable". Optional.
+	Revoked func(*x509.Certificate) (bool, error)
+
+	// Meter counts. Optional.
+	Meter Meter
 
 	// Log gets operational messages. They hold no secret.
 	Log *slog.Logger
@@ -83,10 +112,20 @@ type Limits struct {
 	Refusal       time.Duration // one refusal of a machine is stored after each; 1 min
 	RefusalBurst  int           // such refusals that are stored at once; 10
 	Concurrent    int           // requests worked on at once, on each API; 64
-	Queue         time.Duration // how long a request waits for its turn; 5 s
-	MaxPending    int           // machines that wait for approval; 1000
-	Mint          time.Duration // how long minting a join token may take; 10 s
-	Drain         time.Duration // how long open requests may take after the end of service; 15 s
+	Connections   int           // open at once, on each API; 16384
+	// AddressConnections are those of one address (IPv6: /64); 1024, for a
+	// factory line behind one address
+	AddressConnections int
+	// OperatorPerAddress and OperatorAddressBurst are PerAddress and
+	// AddressBurst of the operator API; 5 ms and 2000
+	OperatorPerAddress   time.Duration
+	OperatorAddressBurst int
+	PerOperator          time.Duration // one request of each operator after each; 10 ms
+	OperatorBurst        int           // requests an operator can save up; 1000
+	Queue                time.Duration // how long a request waits for its turn; 5 s
+	MaxPending           int           // machines that wait for approval; 1000
+	Mint                 time.Duration // how long minting a join token may take; 10 s
+	Drain                time.Duration // how long open requests may take after the end of service; 15 s
 }
 
 // withDefaults replaces zero fields.
@@ -121,6 +160,24 @@ func (l Limits) withDefaults() Limits {
 	if l.Concurrent == 0 {
 		l.Concurrent = 64
 	}
+	if l.Connections == 0 {
+		l.Connections = 16384
+	}
+	if l.AddressConnections == 0 {
+		l.AddressConnections = 1024
+	}
+	if l.OperatorPerAddress == 0 {
+		l.OperatorPerAddress = 5 * time.Millisecond
+	}
+	if l.OperatorAddressBurst == 0 {
+		l.OperatorAddressBurst = 2000
+	}
+	if l.PerOperator == 0 {
+		l.PerOperator = 10 * time.Millisecond
+	}
+	if l.OperatorBurst == 0 {
+		l.OperatorBurst = 1000
+	}
 	if l.Queue == 0 {
 		l.Queue = 5 * time.Second
 	}
@@ -141,12 +198,12 @@ func (l Limits) check() error {
 	if l.ChallengeTTL < 0 || l.ChallengeTTL > time.Minute {
 		return fmt.Errorf("challenge TTL %v is not between 0 and 1m", l.ChallengeTTL)
 	}
-	for _, d := range []time.Duration{l.PerAddress, l.PerEK, l.Unproven, l.Refusal, l.Queue, l.Mint, l.Drain} {
+	for _, d := range []time.Duration{l.PerAddress, l.PerEK, l.Unproven, l.Refusal, l.Queue, l.Mint, l.Drain, l.OperatorPerAddress, l.PerOperator} {
 		if d < 0 {
 			return fmt.Errorf("a limit is negative: %v", d)
 		}
 	}
-	for _, n := range []int{l.AddressBurst, l.EKBurst, l.UnprovenBurst, l.RefusalBurst, l.Concurrent, l.MaxPending} {
+	for _, n := range []int{l.AddressBurst, l.EKBurst, l.UnprovenBurst, l.RefusalBurst, l.Concurrent, l.MaxPending, l.Connections, l.AddressConnections, l.OperatorAddressBurst, l.OperatorBurst} {
 		if n < 0 {
 			return fmt.Errorf("a limit is negative: %d", n)
 		}
@@ -185,7 +242,7 @@ type FirmwareObserver interface {
 // Server answers nodes and operators. Make it with New.
 type Server struct {
 	c       Config
-	keys    *keyWrapper
+	keys    *keks
 	keyID   string // of ReleaseKey
 	address *limiter
 	ek      *limiter
@@ -197,9 +254,23 @@ type Server struct {
 	nodeSlots, operatorSlots, bodies slots
 	bodyShares                       *shares
 
+	// operatorAddress and operator bound the requests to the operator API of
+	// each address and each operator, operatorShares what an operator has of
+	// operatorSlots.
+	operatorAddress, operator *limiter
+	operatorShares            *shares
+
 	// unproven is what may be logged of refusals of senders that proved
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
+
+	// free: the store is not held after a restore, see held.
+	free atomic.Bool
+
+	// trying lets one proposal be tried at a time.
+	trying slots
+
+	alarms alarmCounts
 
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
@@ -225,13 +296,16 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attestation service: %w", err)
 	}
-	keys, err := newKeyWrapper(c.KEK)
+	keys, err := newKEKs(c.KEK, c.FormerKEKs, c.LostKEKs)
 	if err != nil {
 		return nil, fmt.Errorf("attestation service: %w", err)
 	}
-	c.KEK = nil
+	c.KEK, c.FormerKEKs = nil, nil
 	if c.Clock == nil {
 		c.Clock = time.Now
+	}
+	if c.Meter == nil {
+		c.Meter = unmetered{}
 	}
 	if err := c.Limits.check(); err != nil {
 		return nil, fmt.Errorf("attestation service: limits: %w", err)
@@ -249,18 +323,32 @@ func New(c Config) (*Server, error) {
 		operatorSlots: make(slots, c.Limits.Concurrent),
 		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
 		bodyShares:    newShares(bodiesPerAddress),
+		trying:        make(slots, 1),
 		appraise:      appraise,
+
+		operatorAddress: newLimiter(c.Limits.OperatorPerAddress, c.Limits.OperatorAddressBurst),
+		operator:        newLimiter(c.Limits.PerOperator, c.Limits.OperatorBurst),
+		operatorShares:  newShares(requestsPerOperator),
 	}, nil
 }
 
 // Start writes the start of service to the audit log. Call it once, before
-// the APIs are served: a store that cannot be written shows here.
+// the APIs are served: a store that cannot be written shows here, and so do
+// disk keys under a key-encryption key that the service does not have
+// (ErrNoKEK).
 func (s *Server) Start(ctx context.Context) error {
+	if err := s.checkKEKs(ctx); err != nil {
+		return err
+	}
 	return s.Record(ctx, audit.Event{
 		Kind: audit.KindStart,
-		Data: audit.Start{Version: s.c.Version, KEK: s.keys.id, ReleaseKey: s.keyID},
+		Data: audit.Start{Version: s.c.Version, KEK: s.keys.present.id, FormerKEKs: s.keys.former(), LostKEKs: s.keys.lost, ReleaseKey: s.keyID},
 	})
 }
+
+// KeyIDs returns the ids of the key-encryption key and of the release key, as
+// the audit log names them.
+func (s *Server) KeyIDs() (kek, release string) { return s.keys.present.id, s.keyID }
 
 // Record appends events to the audit log. An event without a time gets the
 // present one. It is for those who decide beside the Server: campaigns.
@@ -274,5 +362,6 @@ func (s *Server) Record(ctx context.Context, events ...audit.Event) error {
 	if err := s.c.Store.Commit(ctx, &Change{Events: events}); err != nil {
 		return fmt.Errorf("append to the audit log: %w", err)
 	}
+	s.sound(events)
 	return nil
 }

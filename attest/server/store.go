@@ -105,9 +105,16 @@ type Machine struct {
 	TPMFirmware  uint64 `json:"tpmFirmware"`
 	Released     bool   `json:"released"`          // a release was made in the boot named by ResetCount and RestartCount
 	Rebased      bool   `json:"rebased,omitempty"` // an operator said that the counters may have started anew
+	// Restored: the record is from a backup that may be older than the last
+	// release. The boot that the machine is in counts as released.
+	Restored bool `json:"restored,omitempty"`
 
 	DiskKey *SealedKey `json:"diskKey,omitempty"` // nil until the first release
-	TokenID string     `json:"tokenID,omitempty"` // of the last join token minted
+	// NextKey is the disk key that Rotation is about. The volume may be under
+	// either until the machine has confirmed that it is under NextKey.
+	NextKey   *SealedKey `json:"nextKey,omitempty"`
+	TokenID   string     `json:"tokenID,omitempty"`   // of the last join token minted
+	ReleaseID string     `json:"releaseID,omitempty"` // of the last release
 
 	// Former are disks that a reinstall replaced, the latest last.
 	Former []FormerDisk `json:"former,omitempty"`
@@ -117,6 +124,9 @@ type Machine struct {
 type SealedKey struct {
 	KEK string `json:"kek"` // id of the key-encryption key
 	Box []byte `json:"box"` // nonce and AES-256-GCM ciphertext
+	// Volume is that of the disk which a disk key opens. It is authenticated
+	// with Box, and empty for keys sealed before volumes were named.
+	Volume string `json:"volume,omitempty"`
 }
 
 // Release is the service's record of a release.
@@ -130,6 +140,7 @@ type Release struct {
 	// Transport is the transport secret, kept to check the confirmation and
 	// nil from then on.
 	Transport *SealedKey `json:"transport,omitempty"`
+	Rotation  string     `json:"rotation,omitempty"` // id of the machine's rotation whose next key it held
 	Outcome   string     `json:"outcome,omitempty"`
 	Confirmed time.Time  `json:"confirmed,omitzero"`
 }
@@ -167,4 +178,30 @@ type Change struct {
 	// Events are appended to the decision log in this order, through
 	// audit.Next. Optional.
 	Events []audit.Event
+}
+
+// Record is one record of a Store. Exactly one field is set.
+type Record struct {
+	Machine  *Machine // with its Revision
+	Release  *Release
+	Document *Document // with its Revision
+	Evidence []byte
+	Entry    *audit.Entry
+}
+
+// Archive is a Store that can be copied as a whole.
+type Archive interface {
+	Store
+
+	// Dump calls each with every record that there is at one moment, while
+	// others go on writing; audit entries come last and in order. Challenges
+	// are left out: a copy must not know one that was taken meanwhile. An
+	// error of each ends the dump and is returned.
+	Dump(ctx context.Context, each func(Record) error) error
+
+	// Load writes records into a Store in which nothing was ever written but
+	// challenges, as a whole or not at all: ErrConflict if there is anything,
+	// and if two records cannot be together. An error in the sequence is
+	// returned. Audit entries must be in order and one chain from its start.
+	Load(ctx context.Context, records iter.Seq2[Record, error]) error
 }

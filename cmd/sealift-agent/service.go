@@ -28,6 +28,7 @@ type released struct {
 	issued    time.Time     // by the service's clock, signed
 	transport attest.Secret // proves the confirmation
 	secrets   *api.Secrets
+	recovered bool // people typed the secrets: nothing of the above is set, and there is nothing to confirm
 }
 
 // newService makes a client from the measured configuration.

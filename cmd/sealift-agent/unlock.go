@@ -14,7 +14,6 @@ import (
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/tpm"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/boot"
-	"github.com/sealift/sealift/cmd/sealift-agent/internal/luks2"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/netup"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/node"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/prefetch"
@@ -36,15 +35,44 @@ const confirmLimit = 5 * time.Second
 // clockSlack is by how much the clock may be slow without being set.
 const clockSlack = 30 * time.Second
 
+const (
+	// networkPatience is how long an attempt to attest waits for an address.
+	networkPatience = 30 * time.Second
+	// rescueAfter is how long a boot without an answer of the service goes on
+	// before it asks people for help. One that is refused asks at once.
+	rescueAfter = time.Minute
+	// networkAgain is after how long the network is tried again that could not
+	// be brought up.
+	networkAgain = 5 * time.Second
+)
+
 // early is what a boot brings together before it can attest.
 type early struct {
 	tpm      *tpm.TPM
 	eventLog []byte
 	smbios   []byte
 	pcrSig   []byte
-	lease    *netup.Lease
 	root     *unlock.Root
 	state    *unlock.State
+
+	up    chan struct{} // closed when the network is up
+	lease *netup.Lease  // set before up is closed
+}
+
+// awaitNetwork waits at most that long, or without end if it is 0.
+func (e *early) awaitNetwork(ctx context.Context, limit time.Duration) error {
+	var over <-chan time.Time
+	if limit > 0 {
+		over = time.After(limit)
+	}
+	select {
+	case <-e.up:
+		return nil
+	case <-over:
+		return errors.New("the network gave no address yet")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // unlock attests, opens the disk and switches root. It returns only with an
@@ -67,20 +95,13 @@ func (m *machine) unlock(ctx context.Context) (boot.End, error) {
 }
 
 // gather does in parallel what does not depend on each other: the keys of the
-// TPM, the network, and the disk.
+// TPM, the network, and the disk. It does not wait for the network, which the
+// store may not have.
 func (m *machine) gather(ctx context.Context, s *service) (*early, error) {
-	e := &early{}
+	e := &early{up: make(chan struct{})}
+	go m.bringUpNetwork(ctx, e)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.readTPM(ctx, s, e) })
-	g.Go(func() error {
-		// The interfaces appear while the modules are being loaded.
-		network := netup.Config{ResolvConf: node.ResolvConf, Log: m.log}
-		var err error
-		if e.lease, err = network.Up(ctx); err == nil {
-			m.console.Step("network up: %s %s", e.lease.Iface, e.lease.Address)
-		}
-		return err
-	})
 	g.Go(func() error {
 		if err := m.loadModules(); err != nil {
 			return err
@@ -91,6 +112,28 @@ func (m *machine) gather(ctx context.Context, s *service) (*early, error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+// bringUpNetwork ends when the network is up, or with ctx. The interfaces appear
+// while the modules are being loaded.
+func (m *machine) bringUpNetwork(ctx context.Context, e *early) {
+	for {
+		network := netup.Config{ResolvConf: node.ResolvConf, Log: m.log}
+		lease, err := network.Up(ctx)
+		if err == nil {
+			e.lease = lease
+			m.console.Step("network up: %s %s", lease.Iface, lease.Address)
+			close(e.up)
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		m.log.Error("network not brought up", "err", err)
+		if unlock.Sleep(ctx, networkAgain) != nil {
+			return
+		}
+	}
 }
 
 func (m *machine) readTPM(ctx context.Context, s *service, e *early) error {
@@ -148,19 +191,32 @@ func (m *machine) prefetch(ctx context.Context, root string) {
 	}
 }
 
-// attest asks until the service releases the machine's secrets.
+// attest asks until the service releases the machine's secrets, or until people
+// have typed a recovery code.
 func (m *machine) attest(ctx context.Context, s *service, e *early) (*released, error) {
 	disk := attest.Disk{GUID: e.state.DiskGUID(), StateExists: e.state.Exists()}
 	var r *released
+	help := m.newHelp(ctx, s, e)
 	loop := unlock.Loop{
 		Attempt: func(ctx context.Context) (err error) {
-			r, err = s.attest(ctx, e, disk)
+			if err = e.awaitNetwork(ctx, networkPatience); err == nil {
+				r, err = s.attest(ctx, e, disk)
+			}
+			if err != nil {
+				help.failed(err)
+			}
 			return err
 		},
 		Screen: m.console,
 		Sleep:  unlock.Sleep,
 	}
-	if err := loop.Run(ctx); err != nil {
+	err := loop.Run(help.ctx)
+	if recovered := help.end(); err != nil && recovered != nil {
+		m.console.Step("recovered with a code: not attested")
+		go m.prefetch(context.WithoutCancel(ctx), e.root.Dir)
+		return recovered, nil
+	}
+	if err != nil {
 		if errors.Is(err, unlock.ErrBootSpent) {
 			err = advise(err, "nothing is to be done: the machine reboots and asks again")
 		}
@@ -190,13 +246,17 @@ func (m *machine) setClock(now time.Time) {
 // enter opens or creates the state, caps the boot, and switches root.
 func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) error {
 	secrets := r.secrets
-	volume, stateNode, err := m.openState(ctx, e, secrets)
+	opened, err := m.openState(ctx, e, secrets, r.recovered)
 	clear(secrets.DiskKey)
+	clear(secrets.NextDiskKey)
 	if err != nil {
-		m.confirm(ctx, s, r, err.Error())
+		if !r.recovered {
+			m.confirm(ctx, s, r, err.Error())
+		}
 		err = errors.Join(err, e.tpm.Rest())
 		return advise(err, "the state partition is left as it is: restore what was changed (TPM, disk), or install the machine again, which loses its state")
 	}
+	volume := opened.Volume
 	// From here on nothing in this boot can get the secrets again. A boot that
 	// cannot be capped must not go on.
 	err = e.tpm.Cap(unlock.Label, volume.Key, volume.UUID)
@@ -212,10 +272,19 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 	confirmed := make(chan struct{})
 	go func() {
 		defer close(confirmed)
-		m.confirm(ctx, s, r, api.OutcomeUnlocked)
+		if !r.recovered {
+			m.confirm(ctx, s, r, outcomeOf(opened))
+		}
 	}()
-	if err := e.root.MountState(stateNode, stateMount, !e.state.Exists()); err != nil {
+	if err := e.root.MountState(opened.Node, stateMount, !e.state.Exists()); err != nil {
 		return advise(err, "the state's file system is damaged and is left as it is")
+	}
+	if r.recovered {
+		// There is a cap, so nothing is lost by waiting: a node needs an address.
+		m.console.Step("the disk is open; the node starts when the network gives an address")
+	}
+	if err := e.awaitNetwork(ctx, 0); err != nil {
+		return err
 	}
 	h := node.Handover{
 		Config: *m.config, NodeName: secrets.NodeName, DiskGUID: e.state.DiskGUID(),
@@ -233,26 +302,51 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 		[]string{profiles.RootAgentPath, argRun}, []string{"HOME=/root", "TERM=linux", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"})
 }
 
+// outcomeOf is what the service is told of a state that is open.
+func outcomeOf(o *unlock.Opened) string {
+	switch {
+	case o.Rekeyed:
+		return api.OutcomeRekeyed
+	case o.RekeyErr != nil:
+		return api.OutcomeNotRekeyed(o.RekeyErr)
+	}
+	return api.OutcomeUnlocked
+}
+
 // openState opens the state that the evidence spoke of, or makes the first one.
-func (m *machine) openState(ctx context.Context, e *early, secrets *api.Secrets) (*luks2.Volume, string, error) {
+// Without evidence, after a recovery, it makes none, and changes no key.
+func (m *machine) openState(ctx context.Context, e *early, secrets *api.Secrets, recovered bool) (*unlock.Opened, error) {
 	keys := unlock.Keys{
 		TPM:          e.tpm,
 		PCRKey:       []byte(m.config.PCRKey),
 		PCRSignature: e.pcrSig,
 		ServiceHalf:  secrets.DiskKey,
+		NextHalf:     secrets.NextDiskKey,
+		Either:       recovered,
 	}
-	if e.state.Exists() {
-		v, n, err := e.state.Open(keys)
-		if err == nil {
-			m.console.Step("state opened")
+	if !e.state.Exists() {
+		if recovered {
+			return nil, errors.New("open state: there is none, and none is made with a recovery code, which proves nothing of who made it")
 		}
-		return v, n, err
-	}
-	v, n, err := e.state.Create(ctx, keys, e.root.MakeFileSystem)
-	if err == nil {
+		v, n, err := e.state.Create(ctx, keys, e.root.MakeFileSystem)
+		if err != nil {
+			return nil, err
+		}
 		m.console.Step("state created")
+		return &unlock.Opened{Volume: v, Node: n}, nil
 	}
-	return v, n, err
+	o, err := e.state.Open(keys)
+	if err != nil {
+		return nil, err
+	}
+	m.console.Step("state opened")
+	switch {
+	case o.Rekeyed:
+		m.console.Step("disk key changed")
+	case o.RekeyErr != nil:
+		m.log.Error("the disk key was to be changed and was not", "err", o.RekeyErr)
+	}
+	return o, nil
 }
 
 // linkResolvConf lets the resolver of the initramfs find the name servers.

@@ -21,7 +21,7 @@ func newAttestCommand(e *env) *cobra.Command {
 Shows measured boot for people. It decides nothing: 'sealift serve' appraises
 evidence by itself and strictly.`, `
   sealift attest log /sys/kernel/security/tpm0/binary_bios_measurements`,
-		newAttestLogCommand(e),
+		newAttestLogCommand(e), newAttestExplainCommand(e),
 		newAttestRedteamCommand(e))
 }
 

@@ -23,9 +23,7 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"sealift": func() {
-			os.Exit(run(context.Background(), env{in: os.Stdin, out: os.Stdout, err: os.Stderr}, os.Args[1:]))
-		},
+		"sealift": main,
 	})
 }
 

@@ -10,27 +10,35 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/token"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
+	"github.com/sealift/sealift/cmd/sealift/internal/kek"
+	"github.com/sealift/sealift/cmd/sealift/internal/pgstore"
 )
 
 // serveConfig is the configuration file of `sealift serve`. Relative paths are
 // relative to the file. A section that is left out is a service not run;
-// node, operator, keys, store, images and tpm are always needed.
+// node, operator, keys, kek, store, images and tpm are always needed.
 type serveConfig struct {
-	Keys   string   `yaml:"keys"`   // key directory of `sealift keys init`
-	Store  string   `yaml:"store"`  // SQLite database, made if missing
-	Images []string `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
+	Keys   string    `yaml:"keys"`   // key directory of `sealift keys init`
+	KEK    kekConfig `yaml:"kek"`    // what disk keys are stored under; there is no default
+	Store  string    `yaml:"store"`  // file of a SQLite database, made if missing, or DSN of a PostgreSQL database (postgres://...)
+	Images []string  `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
 
-	Node     listenConfig `yaml:"node"`     // API for agents
-	Operator listenConfig `yaml:"operator"` // API for people, by client certificate
+	Node     listenConfig   `yaml:"node"`     // API for agents
+	Operator operatorConfig `yaml:"operator"` // API for people, by client certificate or token
+	Monitor  *monitorConfig `yaml:"monitor"`  // optional: metrics and health
+	Limits   limitsConfig   `yaml:"limits"`   // optional
 
 	TPM       tpmConfig        `yaml:"tpm"`
 	Firmware  firmwareConfig   `yaml:"firmware"`
+	Policy    *policyConfig    `yaml:"policy"`    // optional: without it all images, and all firmware of the catalogue, may run
 	Cluster   *clusterConfig   `yaml:"cluster"`   // optional: without it no join tokens are minted
 	Provision *provisionConfig `yaml:"provision"` // optional: DHCP, TFTP and HTTP boot
 }
@@ -55,8 +63,30 @@ type firmwareConfig struct {
 	Catalogue string `yaml:"catalogue"`
 }
 
+// policyConfig says which policy to enable. Exactly one of file and off is set.
+type policyConfig struct {
+	File     string `yaml:"file"`     // with the signature of the image key beside it
+	Unsigned bool   `yaml:"unsigned"` // enable a file that has no signature; one that was altered is refused all the same
+	// Rollback lets the service go back to this version, or to a policy of
+	// another name, for this reason.
+	Rollback *policyRollback `yaml:"rollback"`
+	Off      string          `yaml:"off"` // why a service that had a policy is to have none
+}
+
+type policyRollback struct {
+	To     int    `yaml:"to"`
+	Reason string `yaml:"reason"`
+}
+
 type clusterConfig struct {
-	Kubeconfig string `yaml:"kubeconfig"`
+	// Distro of the cluster's servers: kubernetes (also if left out: kubeadm and
+	// every other that signs node certificates through the API), k3s, rke2 or
+	// k0s. It must be that of the images.
+	Distro     cluster.Distro `yaml:"distro"`
+	Kubeconfig string         `yaml:"kubeconfig"`
+	// Server is the API server's URL as nodes reach it; that of the kubeconfig if
+	// left out.
+	Server string `yaml:"server"`
 }
 
 type provisionConfig struct {
@@ -90,8 +120,23 @@ func readServeConfig(file string) (*serveConfig, error) {
 		}
 	}
 	at(&c.Keys)
-	at(&c.Store)
+	at(&c.KEK.File)
+	at(&c.KEK.Wrapped)
+	for i := range c.KEK.Former {
+		at(&c.KEK.Former[i].File)
+		at(&c.KEK.Former[i].Wrapped)
+	}
+	if !pgstore.IsDSN(c.Store) {
+		at(&c.Store)
+	}
 	at(&c.Firmware.Catalogue)
+	if c.Policy != nil {
+		at(&c.Policy.File)
+	}
+	at(&c.Operator.Revoked)
+	if c.Operator.OIDC != nil {
+		at(&c.Operator.OIDC.CA)
+	}
 	for i := range c.Images {
 		at(&c.Images[i])
 	}
@@ -99,6 +144,9 @@ func readServeConfig(file string) (*serveConfig, error) {
 		at(&c.TPM.Roots[i].File)
 	}
 	if c.Cluster != nil {
+		if c.Cluster.Distro == "" {
+			c.Cluster.Distro = cluster.Kubernetes
+		}
 		at(&c.Cluster.Kubeconfig)
 	}
 	if c.Provision != nil {
@@ -132,6 +180,7 @@ func (c *serveConfig) check() error {
 		}
 	}
 	need("keys", c.Keys != "")
+	need("kek", c.KEK.present() != kek.Source{})
 	need("store", c.Store != "")
 	need("images", len(c.Images) > 0)
 	need("node.listen", c.Node.Listen != "")
@@ -145,6 +194,11 @@ func (c *serveConfig) check() error {
 		need(fmt.Sprintf("tpm.roots[%d].file", i), r.File != "")
 	}
 	need("firmware.catalogue", c.Firmware.Catalogue != "")
+	if p := c.Policy; p != nil {
+		need("policy.file", (p.File != "") != (p.Off != ""))
+		need("policy.rollback.to", p.Rollback == nil || p.Rollback.To > 0)
+		need("policy.rollback.reason", p.Rollback == nil || p.Rollback.Reason != "")
+	}
 	if c.Cluster != nil {
 		need("cluster.kubeconfig", c.Cluster.Kubeconfig != "")
 	}
@@ -157,6 +211,9 @@ func (c *serveConfig) check() error {
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("settings are missing or empty: %s", strings.Join(missing, ", "))
+	}
+	if err := c.KEK.check(); err != nil {
+		return err
 	}
 	return c.checkValues()
 }
@@ -180,6 +237,14 @@ func (c *serveConfig) checkValues() error {
 			return fmt.Errorf("tpm.roots[%d].class: unknown class %q, want hardware, firmware, virtual or software", i, r.Class)
 		}
 	}
+	if k := c.Cluster; k != nil {
+		if !slices.Contains(cluster.Distros(), k.Distro) {
+			return fmt.Errorf("cluster.distro is %q, want one of %q", k.Distro, cluster.Distros())
+		}
+		if k.Server != "" && !strings.HasPrefix(k.Server, "https://") {
+			return fmt.Errorf("cluster.server is %q, want https://host[:port]", k.Server)
+		}
+	}
 	if p := c.Provision; p != nil {
 		subnet := p.Address.Masked()
 		switch {
@@ -189,7 +254,7 @@ func (c *serveConfig) checkValues() error {
 			return fmt.Errorf("provision: the range %s to %s does not lie in %s", p.First, p.Last, subnet)
 		}
 	}
-	return nil
+	return c.checkService()
 }
 
 func knownClass(c attest.TPMClass) bool {

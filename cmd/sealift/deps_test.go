@@ -21,7 +21,7 @@ var layers = []struct {
 }{
 	{"profiles", 0}, {"image/manifest", 0}, {"provisioner/api", 0}, {"image/guid", 0}, {"image/iso9660", 0},
 	{"attest", 1},
-	{"attest/api", 2}, {"attest/papertpm", 2}, {"attest/tpm", 2}, {"attest/audit", 2}, {"firmware", 2}, {"image/sign", 2},
+	{"attest/api", 2}, {"attest/papertpm", 2}, {"attest/tpm", 2}, {"attest/audit", 2}, {"attest/policy", 2}, {"attest/recovery", 2}, {"firmware", 2}, {"image/sign", 2},
 	{"image", 3}, {"provisioner", 3}, {"attest/server", 3}, {"attest/client", 3},
 	{"cmd", 4},
 }
@@ -32,6 +32,7 @@ var peers = []string{"profiles", "image", "image/sign", "attest/tpm", "attest/se
 // rooms hold the heavy dependencies: each may be linked only below its room.
 var rooms = map[string][]string{
 	"modernc.org/sqlite":                     {"cmd/sealift/internal/sqlstore"},
+	"github.com/jackc/pgx":                   {"cmd/sealift/internal/pgstore"},
 	"github.com/spf13/cobra":                 {"cmd/sealift"},
 	"github.com/sigstore/sigstore":           {"image/sign"},
 	"github.com/sigstore/sigstore-go":        {"image/sign"},
@@ -40,8 +41,15 @@ var rooms = map[string][]string{
 	"github.com/spdx/tools-golang":           {"image/sbom"},
 	"github.com/diskfs/go-diskfs":            {"image"},
 	"github.com/pin/tftp":                    {"provisioner"},
+	"github.com/coreos/go-oidc":              {"cmd/sealift/internal/oidc"},
+	"github.com/go-jose/go-jose":             {"cmd/sealift/internal/oidc"},
+	"github.com/prometheus":                  {"cmd/sealift/internal/monitor"},
 	"k8s.io/client-go":                       {"cmd/sealift/internal/cluster"},
 	"github.com/google/go-containerregistry": {"image"},
+	"github.com/hashicorp/vault":             {"cmd/sealift/internal/kek"},
+	"github.com/aws/aws-sdk-go-v2":           {"cmd/sealift/internal/kek"},
+	"cloud.google.com/go":                    {"cmd/sealift/internal/kek"},
+	"github.com/Azure/azure-sdk-for-go":      {"cmd/sealift/internal/kek"},
 	// What forges evidence serves tests, the simulated fleet and the attack lab.
 	module + "/attest/papertpm": {"cmd/sealift"},
 }

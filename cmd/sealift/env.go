@@ -41,6 +41,24 @@ func (e *env) log(level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(e.err, opts))
 }
 
+// serverLog returns the logger of a server that was asked for a format, or for
+// none. debug logs every request, too.
+func (e *env) serverLog(format string, debug bool) (*slog.Logger, error) {
+	level := slog.LevelInfo
+	if debug {
+		level = slog.LevelDebug
+	}
+	switch format {
+	case "":
+		return e.log(level), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(e.err, &slog.HandlerOptions{Level: level})), nil
+	case "text":
+		return slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: level})), nil
+	}
+	return nil, usage{fmt.Errorf("--log-format is %q, want text or json", format)}
+}
+
 // progress returns a reporter that fits the error stream.
 func (e *env) progress() *progress.Reporter {
 	mode := progress.Plain

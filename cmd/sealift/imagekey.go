@@ -15,7 +15,7 @@ import (
 	"github.com/sealift/sealift/image/sign/bundle"
 )
 
-// keyOptions say where the image key is.
+// keyOptions say where a key is that may be kept elsewhere.
 type keyOptions struct {
 	ref      string // as sign.Load takes it; that of the key directory if empty
 	password string // file of the password or PIN; asked for if empty
@@ -23,6 +23,11 @@ type keyOptions struct {
 
 func (o *keyOptions) addFlags(f *pflag.FlagSet, name, usage string) {
 	f.StringVar(&o.ref, name, "", usage+": a `reference` to a PEM file, pkcs11:..., awskms://, gcpkms://, azurekms:// or hashivault://")
+	o.addPassword(f, name)
+}
+
+// addPassword adds the flag for the password of the key of that flag.
+func (o *keyOptions) addPassword(f *pflag.FlagSet, name string) {
 	f.StringVar(&o.password, name+"-password", "", "`file` with the password or PIN of that key, mode 0600 (default: asked for)")
 }
 
@@ -51,9 +56,9 @@ func (o *keyOptions) secret(e *env) (_ []byte, err error) {
 	}
 	in, ok := e.in.(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
-		return nil, errors.New("the image key wants a password, and there is no terminal to ask at: give it in a file")
+		return nil, errors.New("the key wants a password, and there is no terminal to ask at: give it in a file")
 	}
-	if _, err := fmt.Fprint(e.err, "password or PIN of the image key: "); err != nil {
+	if _, err := fmt.Fprint(e.err, "password or PIN of the key: "); err != nil {
 		return nil, err
 	}
 	b, err := term.ReadPassword(int(in.Fd()))

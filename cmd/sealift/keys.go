@@ -22,11 +22,15 @@ func newKeysCommand(e *env) *cobra.Command {
 	return newGroup("keys", "Make the keys of a fleet and issue certificates with them", `
 One directory holds all keys of a fleet.`, `
   sealift keys init keys`,
-		newKeysInitCommand(e),
+		newKeysInitCommand(e), newKEKCommand(e),
 		newGroup("issue", "Issue certificates from the service's CA", `
 Certificates end by themselves; issue new ones in time.`, `
   sealift keys issue operator ana --role operator --out ana`,
-			newKeysIssueOperatorCommand(e)))
+			newKeysIssueOperatorCommand(e)),
+		newGroup("revoke", "Withdraw certificates of the service's CA", `
+A certificate that was lost is withdrawn before it ends by itself.`, `
+  sealift keys revoke operator ana`,
+			newKeysRevokeOperatorCommand(e)))
 }
 
 func newKeysInitCommand(e *env) *cobra.Command {
@@ -44,7 +48,8 @@ public half of one that is kept in a token or a key management service. It must
 be ECDSA P-256. 'sealift image build' then signs with it.
 
 Whoever holds DIR owns the fleet: keep it on the build machine, and give
-'sealift serve' only what it needs: service-ca, release, disk-kek and image.pub.
+'sealift serve' only what it needs: service-ca, release and image.pub, and
+disk-kek, unless its configuration names another key-encryption key.
 
 Example:
   sealift keys init keys
@@ -107,7 +112,8 @@ func newKeysIssueOperatorCommand(e *env) *cobra.Command {
 		Short: "Make the identity with which a person or a program operates the service",
 		Long: `Makes the directory --out with a client certificate for NAME, its key and the
 service's CA certificate. The commands that talk to the service take it as
---identity. The certificate is valid for 90 days and names the roles.
+--identity. The certificate is valid for 90 days and names the roles. It is noted
+in the key directory, so that 'sealift keys revoke operator' finds it by NAME.
 
   viewer    reads machines and campaigns, as every role does
   operator  enrols, revokes, runs campaigns: all that needs one person
@@ -150,6 +156,9 @@ func issueOperator(e *env, keys, name string, roles []string, out string) (err e
 	if err != nil {
 		return usage{err}
 	}
+	if err := ring.Register(crt.Leaf); err != nil {
+		return err
+	}
 	key, err := x509.MarshalPKCS8PrivateKey(crt.PrivateKey)
 	if err != nil {
 		return fmt.Errorf("encode the operator's key: %w", err)
@@ -182,8 +191,9 @@ func issueOperator(e *env, keys, name string, roles []string, out string) (err e
 	}
 	return e.print(struct {
 		Dir     string    `json:"dir"`
+		Serial  string    `json:"serial"`
 		Expires time.Time `json:"expires"`
-	}{out, crt.Leaf.NotAfter}, "%s (until %s)", out, crt.Leaf.NotAfter.Format(time.DateOnly))
+	}{out, crt.Leaf.SerialNumber.Text(16), crt.Leaf.NotAfter}, "%s (until %s)", out, crt.Leaf.NotAfter.Format(time.DateOnly))
 }
 
 // openKeys opens a key directory and says how to get one.

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
 	"text/tabwriter"
 	"time"
 
@@ -27,9 +29,11 @@ another change that was meant: its next evidence sets them anew.`, (*operator.Cl
 		newMachineStateCommand(e, "revoke", "Give a machine nothing any more", `Takes effect on the machine's next request. What it has already unlocked stays
 unlocked until it is off.`, (*operator.Client).Revoke),
 		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", "Lets a revoked or quarantined machine have secrets again.", (*operator.Client).Reinstate),
+		newRecoveryKeyCommand(e), newRecoveryApproveCommand(e), newRecoveryShowCommand(e),
 		newMachineStateCommand(e, "rejoin", "Let a node join the cluster again", `A machine gets a join token until its node has joined. For a node whose kubelet
 certificate was lost or ran out, this makes the next release hold a token again.
-Restart the machine then: a boot has one release.`, (*operator.Client).Rejoin))
+Restart the machine then: a boot has one release.`, (*operator.Client).Rejoin),
+		newMachineRotateKeyCommand(e))
 }
 
 func newMachineStateCommand(e *env, verb, short, long string, change func(*operator.Client, context.Context, attest.MachineID, string) (*api.Machine, error)) *cobra.Command {
@@ -97,6 +101,8 @@ func newMachineShowCommand(e *env) *cobra.Command {
 		Use:   "show ID",
 		Short: "Show one machine as JSON",
 		Long: `Shows the service's record of one machine: indented, or on one line with --json.
+If its last evidence was refused, an auditor sees the refusal explained; 'sealift
+attest explain' shows it for people.
 
 Example:
   sealift machine show 6f0c...e1` + exitStatus,
@@ -111,11 +117,25 @@ Example:
 				if err != nil {
 					return err
 				}
+				shown := struct {
+					*api.Machine
+					Refusal *attest.Explanation `json:"refusal,omitempty"`
+				}{Machine: m}
+				if !m.LastAllowed && !m.LastEvidence.IsZero() {
+					shown.Refusal, err = client.Explanation(cmd.Context(), m.LastEvidence, nil)
+					var answer *operator.Error
+					if errors.As(err, &answer) && answer.Status == http.StatusForbidden {
+						err = nil // an auditor sees why
+					}
+					if err != nil {
+						return err
+					}
+				}
 				enc := json.NewEncoder(e.out)
 				if !e.json {
 					enc.SetIndent("", "  ")
 				}
-				return enc.Encode(m)
+				return enc.Encode(shown)
 			})
 		},
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -15,13 +16,18 @@ func main() {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
-		<-signals
+		first := <-signals
+		at := time.Now()
 		cancel()
-		// The end is orderly unless the person insists. SIGTERM does not: a
-		// parent may pass on the Ctrl-C that this process has got already.
+		// The end is orderly unless the person insists. A SIGTERM insists only
+		// after another one, and after a moment: a parent may pass on the
+		// Ctrl-C, or the SIGTERM, that this process has got already.
 		for s := range signals {
-			if s == os.Interrupt {
+			switch {
+			case s == os.Interrupt:
 				os.Exit(128 + int(syscall.SIGINT))
+			case first == syscall.SIGTERM && time.Since(at) > time.Second:
+				os.Exit(128 + int(syscall.SIGTERM))
 			}
 		}
 	}()

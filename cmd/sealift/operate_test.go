@@ -84,6 +84,7 @@ func startService(t *testing.T) *service {
 		"c.yaml":  "models: []\n",
 		"tpm.crt": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Raw})),
 		"serve.yaml": `keys: some
+kek: {file: some/disk-kek.key}
 store: s.db
 images: [img]
 node: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
@@ -96,15 +97,23 @@ firmware: {catalogue: c.yaml}
 		}
 	}
 
+	s := &service{dir: dir, identity: at("ana"), tpmCA: ca}
+	s.start(t)
+	return s
+}
+
+// start runs serve with the configuration.
+func (s *service) start(t *testing.T) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	logs, w := io.Pipe()
 	ended := make(chan int, 1)
 	go func() {
-		code := run(ctx, env{in: strings.NewReader(""), out: io.Discard, err: w}, []string{"serve", "--json", "--config", at("serve.yaml")})
+		code := run(ctx, env{in: strings.NewReader(""), out: io.Discard, err: w}, []string{"serve", "--json", "--config", filepath.Join(s.dir, "serve.yaml")})
 		w.Close()
 		ended <- code
 	}()
-	s := &service{dir: dir, identity: at("ana"), tpmCA: ca, stop: func() int { cancel(); return <-ended }}
+	s.stop = func() int { cancel(); return <-ended }
 	t.Cleanup(cancel)
 	for d := json.NewDecoder(logs); ; {
 		var line map[string]any
@@ -119,7 +128,15 @@ firmware: {catalogue: c.yaml}
 		}
 	}
 	go io.Copy(io.Discard, logs)
-	return s
+}
+
+// install hands over an install record.
+func install(t *testing.T, s *service, rec *api.InstallRecord) {
+	t.Helper()
+	o := operatorOptions{server: s.operators, identity: s.identity}
+	if err := o.do(func(c *operator.Client) error { _, err := c.Install(t.Context(), rec); return err }); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // newInstall returns the install record of a machine that does not exist.
@@ -157,11 +174,8 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 		t.Errorf("an empty fleet has machines: %s", out)
 	}
 	rec, id := newInstall(t, s.tpmCA)
-	o := operatorOptions{server: s.operators, identity: s.identity}
 	for range 2 { // as an answer that was lost makes it
-		if err := o.do(func(c *operator.Client) error { _, err := c.Install(t.Context(), rec); return err }); err != nil {
-			t.Fatal(err)
-		}
+		install(t, s, rec)
 	}
 	var m api.Machine
 	if err := json.Unmarshal([]byte(mustCLI(t, ask("machine", "list", "--state", "enrolled", "--json")...)), &m); err != nil || m.ID != id {
@@ -199,7 +213,7 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 		{"a service that is not there", []string{"machine", "list", "--server", "https://127.0.0.1:1", "--identity", s.identity}, exitFailed, "hint: is `sealift serve` running"},
 		{"a URL that is none", []string{"machine", "list", "--server", "127.0.0.1", "--identity", s.identity}, exitUsage, "want https://host[:port]"},
 		{"an identity that is not there", []string{"machine", "list", "--server", s.operators, "--identity", "/nope"}, exitFailed, "hint: sealift keys issue operator"},
-		{"an operator at the node API", []string{"machine", "list", "--server", s.nodes, "--identity", s.identity}, exitFailed, "http-404"},
+		{"an operator at the node API", []string{"machine", "list", "--server", s.nodes, "--identity", s.identity}, exitFailed, "wrong-listener"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			code, out, talk := cli(t, "", c.args...)
@@ -210,7 +224,7 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 	}
 
 	log := mustCLI(t, ask("audit", "export")...)
-	if code, out, talk := cli(t, log, "audit", "verify", "-"); code != exitOK || !strings.HasPrefix(out, "4 entries intact") { // start, install, enrolled, revoked
+	if code, out, talk := cli(t, log, "audit", "verify", "-"); code != exitOK || !strings.HasPrefix(out, "5 entries intact") { // start, install, enrolled, revoked, asked at the node API
 		t.Errorf("audit verify: exit %d, %s%s\n%s", code, out, talk, log)
 	}
 	if code, _, _ := cli(t, strings.Replace(log, "stolen", "broken", 1), "audit", "verify", "-"); code != exitRefused {
@@ -222,7 +236,7 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 		t.Errorf("audit export --out differs from standard output: %v", err)
 	}
 	report := filepath.Join(s.dir, "report")
-	if out := mustCLI(t, ask("report", "attestation", "--machine", id.String(), "--out", report, "--json")...); !strings.Contains(out, `"verified":true,"entries":4`) {
+	if out := mustCLI(t, ask("report", "attestation", "--machine", id.String(), "--out", report, "--json")...); !strings.Contains(out, `"verified":true,"entries":5`) {
 		t.Errorf("report: %s", out)
 	}
 	if b, err := os.ReadFile(filepath.Join(report, "report.html")); err != nil || !strings.Contains(string(b), "stolen") {
@@ -296,7 +310,7 @@ func newServer(t *testing.T) (*server.Server, *sqlstore.Store, *tpmtest.CA) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := openStore(t.Context(), filepath.Join(t.TempDir(), "s.db"))
+	store, err := sqlstore.Create(t.Context(), filepath.Join(t.TempDir(), "s.db"))
 	if err != nil {
 		t.Fatal(err)
 	}

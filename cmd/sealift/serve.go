@@ -16,45 +16,62 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/policy"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
-	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
+	"github.com/sealift/sealift/cmd/sealift/internal/monitor"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/provisioner"
 	provisionapi "github.com/sealift/sealift/provisioner/api"
 )
 
 func newServeCommand(e *env) *cobra.Command {
-	var config string
+	var config, format string
 	var debug bool
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the attestation service, and the provisioner if configured",
 		Long: `Runs the services that the configuration file names until SIGTERM: the node API
-and the operator API of the attestation service, and the provisioner's DHCP,
-TFTP and HTTP boot. Reference values come from the signed manifests in the
-image directories; a manifest whose signature does not verify stops the start.
+and the operator API of the attestation service, monitoring, and the
+provisioner's DHCP, TFTP and HTTP boot. Reference values come from the signed
+manifests in the image directories; a manifest whose signature does not verify
+stops the start.
 
-A configuration:
+A configuration; docs/serve.md has every setting:
   keys: keys
-  store: sealift.db
+  kek: {file: keys/disk-kek.key}
+  store: sealift.db   # or postgres://sealift@db.example/sealift?sslmode=verify-full
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
+  monitor: {listen: "127.0.0.1:9464"}
   tpm:
     allowed: [hardware, firmware]
     roots: [{class: hardware, file: infineon-root.pem}]
   firmware: {catalogue: catalogue.yaml}
-  cluster: {kubeconfig: admin.kubeconfig}
+  policy: {file: policy.yaml}
+  cluster: {distro: kubernetes, kubeconfig: admin.kubeconfig}
+  limits: {grace: 10s}
   provision:
     interface: eth1
     address: 10.77.1.1/24
     first: 10.77.1.100
     last: 10.77.1.199
     state: provisioner
+
+The key-encryption key, under which disk keys are stored, may instead be in a file
+that a key management service decrypts at the start. Keys that were replaced are
+named until 'sealift keys kek status' shows that nothing is under them:
+  kek:
+    uri: hashivault://fleet-kek
+    wrapped: kek.wrapped
+    former: [{file: keys/disk-kek.key}]
+
+On SIGTERM the service is first no longer ready, then takes requests for
+limits.grace more, then lets open ones finish for at most limits.drain, and ends
+with 0. A second SIGTERM or Ctrl-C after a moment ends it at once.
 
 Example:
   sealift serve --config serve.yaml` + exitStatus,
@@ -64,15 +81,16 @@ Example:
 			if err != nil {
 				return err
 			}
-			level := slog.LevelInfo
-			if debug {
-				level = slog.LevelDebug
+			log, err := e.serverLog(format, debug)
+			if err != nil {
+				return err
 			}
-			return serve(cmd.Context(), e, c, e.log(level))
+			return serve(cmd.Context(), e, c, log)
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", "", "configuration `file` (required)")
-	cmd.Flags().BoolVar(&debug, "debug", false, "log wire details")
+	cmd.Flags().BoolVar(&debug, "debug", false, "log every request and wire details")
+	cmd.Flags().StringVar(&format, "log-format", "", "`format` of the log: text, json (default: text, or json with --json)")
 	required(cmd, "config")
 	return cmd
 }
@@ -89,6 +107,11 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	warnOfDebug(images, log)
+	if c.Cluster != nil {
+		if err := checkDistro(images, c.Cluster.Distro); err != nil {
+			return err
+		}
+	}
 	catalogue, err := readCatalogue(c.Firmware.Catalogue)
 	if err != nil {
 		return err
@@ -103,9 +126,16 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 
-	moves := &campaigns{store: store, catalogue: catalogue, clock: e.now, log: log}
-	policies := &policySource{images: images, tpm: tpm, campaigns: moves}
-	kek, err := ring.DiskKEK()
+	mon := monitor.New(monitor.Config{Version: version(), Log: log, Clock: e.now})
+	metered := mon.Store(store)
+	moves := &campaigns{store: metered, catalogue: catalogue, clock: e.now, log: log}
+	document, signed, err := loadPolicy(c.Policy, ring)
+	if err != nil {
+		return err
+	}
+	policies := &policySource{images: images, tpm: tpm, references: moves.references, document: document, clock: e.now}
+	lintAtStart(policies, catalogue, log)
+	keks, err := c.KEK.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -115,17 +145,41 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	var tokens *cluster.Cluster
 	if c.Cluster != nil {
-		if tokens, err = cluster.New(cluster.Config{Kubeconfig: c.Cluster.Kubeconfig, Log: log, Clock: e.now}); err != nil {
+		if tokens, err = cluster.New(cluster.Config{
+			Distro: c.Cluster.Distro, Kubeconfig: c.Cluster.Kubeconfig, Server: c.Cluster.Server, Log: log, Clock: e.now,
+		}); err != nil {
 			return err
 		}
 	}
 	config := server.Config{
-		Store: store, Policy: policies.policy, KEK: kek, ReleaseKey: release,
+		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
+		Propose: policies.proposer(ring), PolicyState: enabledPolicy(metered, document, signed),
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
+		Meter: mon, Limits: c.Limits.server(),
 	}
 	if tokens != nil {
-		config.Tokens = tokens
+		config.Tokens = mon.Tokens(tokens)
+		mon.Prefer("cluster", mon.TokensMinted())
 	}
+	revoked, err := ring.Revocations(c.Operator.Revoked)
+	if err != nil {
+		return err
+	}
+	config.Revoked = revoked.Revoked
+	mon.Prefer("revocations", revoked.Check)
+	if o := c.Operator.OIDC; o != nil {
+		pool, err := o.pool()
+		if err != nil {
+			return err
+		}
+		bearer, err := o.authenticator(pool, e.now)
+		if err != nil {
+			return err
+		}
+		config.Bearer = bearer
+		mon.Prefer("oidc", bearer.Check)
+	}
+	mon.Require("store", monitor.StoreWritten(metered, e.now))
 	service, err := server.New(config)
 	if err != nil {
 		return err
@@ -150,29 +204,78 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return errors.Join(fmt.Errorf("operator API: %w", err), nodes.Close())
 	}
-	if err := service.Start(ctx); err != nil {
+	watched, err := listenMonitor(c.Monitor, issuer)
+	if err != nil {
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
+	if err := start(ctx, service, metered, c.Policy, document, signed, log); err != nil {
+		err = errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())
+		if watched != nil {
+			err = errors.Join(err, watched.Close())
+		}
+		return err
+	}
+	id, releaseID := service.KeyIDs()
+	mon.Key("disk-kek", id)
+	mon.Key("release", releaseID)
 
+	// The APIs outlive ctx, and what they need outlives them. group's context
+	// ends if one of them fails.
+	apis, endAPIs := context.WithCancel(context.WithoutCancel(ctx))
+	defer endAPIs()
+	background, endBackground := context.WithCancel(context.WithoutCancel(ctx))
+	defer endBackground()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return service.ServeNodes(ctx, nodes, nodeCert) })
-	group.Go(func() error { return service.ServeOperators(ctx, operators, operatorCert, issuer.Pool()) })
+	group.Go(func() error { drain(ctx, mon, c.Limits.Grace, endAPIs, log); return nil })
+	group.Go(func() error {
+		defer endBackground()
+		listeners, apis := errgroup.WithContext(apis)
+		listeners.Go(func() error { return service.ServeNodes(apis, nodes, nodeCert) })
+		listeners.Go(func() error { return service.ServeOperators(apis, operators, operatorCert, issuer.Pool()) })
+		return listeners.Wait()
+	})
+	group.Go(func() error { mon.Count(background, metered); return nil })
+	if watched != nil {
+		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
+	}
+	group.Go(func() error { rewrap(ctx, service, log); return nil })
 	if tokens != nil {
-		group.Go(func() error { return tokens.Run(ctx, service) })
+		group.Go(func() error { return tokens.Run(background, service) })
 	}
 	if c.Provision != nil {
-		group.Go(func() error { return keepProvisioning(ctx, c, images, service, log) })
+		group.Go(func() error { return keepProvisioning(background, c, images, service, log) })
 	}
-	log.Info("serving", "nodes", nodes.Addr().String(), "operators", operators.Addr().String(), "images", len(images))
+	serving := []any{"nodes", nodes.Addr().String(), "operators", operators.Addr().String(), "images", len(images)}
+	if watched != nil {
+		serving = append(serving, "monitor", watched.Addr().String())
+	}
+	log.Info("serving", serving...)
 	return group.Wait()
 }
 
-// openStore opens the database, which is made on the first start.
-func openStore(ctx context.Context, path string) (*sqlstore.Store, error) {
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return sqlstore.Create(ctx, path)
+// hintOfKEK says what to do about disk keys that cannot be opened.
+func hintOfKEK(err error) error {
+	if !errors.Is(err, server.ErrNoKEK) {
+		return err
 	}
-	return sqlstore.Open(ctx, path)
+	return withHint(err, "name the missing key under kek.former ('sealift keys kek show' tells a key's id); only if it is lost for good, put its id under kek.lost: its machines must then be installed again")
+}
+
+// rewrap brings all disk keys under the present key-encryption key, while the
+// service answers. What it could not do, a person must look at.
+func rewrap(ctx context.Context, service *server.Server, log *slog.Logger) {
+	if err := service.Rewrap(ctx); err != nil && ctx.Err() == nil {
+		log.Error("disk keys are left under a former key-encryption key", "error", err, "again", "sealift keys kek rewrap")
+	}
+}
+
+// start begins the service, and enables the policy before anything is judged
+// by it.
+func start(ctx context.Context, service *server.Server, store server.Store, c *policyConfig, document *policy.Document, signed bool, log *slog.Logger) error {
+	if err := service.Start(ctx); err != nil {
+		return err
+	}
+	return enablePolicy(ctx, store, c, document, signed, time.Now(), log)
 }
 
 // loadedImage is a built image whose signature was verified.
@@ -209,39 +312,16 @@ func warnOfDebug(images []loadedImage, log *slog.Logger) {
 	}
 }
 
-// policySource makes the policy for each machine.
-type policySource struct {
-	images    []loadedImage
-	tpm       attest.TPMPolicy
-	campaigns *campaigns
-}
-
-func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*attest.Policy, error) {
-	fw, err := p.campaigns.references(ctx, machine)
-	if err != nil {
-		return nil, err
+// checkDistro refuses images whose nodes could not join the cluster: a token is
+// watched over as its distro uses it.
+func checkDistro(images []loadedImage, d cluster.Distro) error {
+	for _, i := range images {
+		if got := i.manifest.Kubernetes.Distro; got != string(d) {
+			return withHint(fmt.Errorf("image %s %s in %s holds %q, cluster.distro is %s", i.manifest.Name, i.manifest.Version, i.dir, got, d),
+				"set cluster.distro to that of the images, or leave the image out")
+		}
 	}
-	policy := &attest.Policy{Firmware: fw, TPM: p.tpm}
-	// The id is the digest of everything that the policy was made from.
-	id := sha256.New()
-	for _, i := range p.images {
-		policy.Images = append(policy.Images, i.manifest)
-		id.Write(i.digest[:])
-	}
-	for _, r := range p.tpm.Roots {
-		fmt.Fprintf(id, "%s %t %d:", r.Class, r.Intermediate, len(r.Certificate.Raw))
-		id.Write(r.Certificate.Raw)
-	}
-	rest, err := json.Marshal(struct {
-		Allowed  []attest.TPMClass
-		Firmware attest.FirmwarePolicy
-	}{p.tpm.Allowed, fw})
-	if err != nil {
-		return nil, fmt.Errorf("name the policy: %w", err)
-	}
-	id.Write(rest)
-	policy.ID = fmt.Sprintf("sha256:%x", id.Sum(nil))
-	return policy, nil
+	return nil
 }
 
 // installs hands install records from the provisioner to the attestation

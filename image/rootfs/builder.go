@@ -208,7 +208,8 @@ func (b *Builder) addPrograms(t *tree.Tree) error {
 }
 
 // addRootModules adds the modules that are loaded after the root file system
-// is mounted, and their list. What the initramfs has loaded by then is left out.
+// is mounted, and those for people at the machine, each with their list. What
+// the initramfs has loaded by then is left out.
 func (b *Builder) addRootModules(t *tree.Tree) error {
 	early, err := b.modules.resolve(b.initrdModules(profiles.ModeBoot), b.base.Modules.Optional)
 	if err != nil {
@@ -219,17 +220,29 @@ func (b *Builder) addRootModules(t *tree.Tree) error {
 	if err != nil {
 		return err
 	}
-	var list bytes.Buffer
-	for _, m := range late {
-		if slices.ContainsFunc(early, func(e *module) bool { return e.path == m.path }) {
-			continue
+	people, err := b.modules.resolve(nil, b.base.Modules.People)
+	if err != nil {
+		return err
+	}
+	for _, l := range []struct {
+		path string
+		mods []*module
+	}{{profiles.RootModulesPath, late}, {profiles.PeopleModulesPath, people}} {
+		var list bytes.Buffer
+		for _, m := range l.mods {
+			if slices.ContainsFunc(early, func(e *module) bool { return e.path == m.path }) {
+				continue
+			}
+			if err := t.WriteFile(m.path, m.data, 0o644); err != nil {
+				return err
+			}
+			fmt.Fprintln(&list, m.path)
 		}
-		if err := t.WriteFile(m.path, m.data, 0o644); err != nil {
+		if err := t.WriteFile(l.path, list.Bytes(), 0o644); err != nil {
 			return err
 		}
-		fmt.Fprintln(&list, m.path)
 	}
-	return t.WriteFile(profiles.RootModulesPath, list.Bytes(), 0o644)
+	return nil
 }
 
 // addConfig fills in the templates and writes the agent's NodeConfig.

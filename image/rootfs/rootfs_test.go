@@ -86,6 +86,8 @@ func packages(t *testing.T) map[string]pkg {
 			modDir + "crypto/ecb.ko":                               kmod(t),
 			modDir + "fs/overlayfs/overlay.ko":                     kmod(t),
 			modDir + "drivers/net/veth.ko":                         kmod(t),
+			modDir + "drivers/hid/usbhid/usbhid.ko":                kmod(t, "depends=hid"),
+			modDir + "drivers/hid/hid.ko":                          kmod(t),
 			modDir + "net/bridge/bridge.ko":                        kmod(t, "depends=llc,stp"),
 			modDir + "net/bridge/br_netfilter.ko":                  kmod(t, "depends=bridge"),
 			modDir + "net/802/stp.ko":                              kmod(t, "depends=llc"),
@@ -298,6 +300,17 @@ func TestModulesComeAfterWhatTheyNeed(t *testing.T) {
 	must(t, err)
 	if got, want := base(strings.Fields(string(list))), []string{"overlay", "veth", "llc", "stp", "bridge", "br_netfilter"}; !slices.Equal(got, want) {
 		t.Errorf("root loads %v, want %v", got, want)
+	}
+	list, err = root.ReadFile(profiles.PeopleModulesPath, 1<<20)
+	must(t, err)
+	people := strings.Fields(string(list))
+	if got, want := base(people), []string{"hid", "usbhid"}; !slices.Equal(got, want) {
+		t.Errorf("people get %v, want %v", got, want)
+	}
+	for _, p := range people {
+		if _, err := root.Lookup(p); err != nil {
+			t.Error(err)
+		}
 	}
 	if _, _, err := b.Initrd(profiles.AgentConfig{Mode: "other"}); err == nil {
 		t.Error("an unknown mode was accepted")

@@ -182,7 +182,7 @@ func TestPKCS11URIs(t *testing.T) {
 		"bad escape":      {"pkcs11:token=%zz;object=o?module-path=/lib/x.so", ""},
 		"another scheme":  {"pkcs12:token=t", ""},
 	} {
-		u, err := parseTokenURI(c.uri)
+		u, err := parseTokenURI(c.uri, classPrivate)
 		switch {
 		case c.want == "" && err == nil:
 			t.Errorf("%s: accepted as %v", name, u)
@@ -197,7 +197,7 @@ func TestPKCS11URIs(t *testing.T) {
 func FuzzTokenURI(f *testing.F) {
 	f.Add("pkcs11:token=t;slot-id=1;object=o;id=%01?module-path=/lib/x.so&pin-source=file:/run/pin")
 	f.Fuzz(func(t *testing.T, s string) {
-		if u, err := parseTokenURI(s); err == nil && (u.Module == "" || u.Object == "" && u.ID == nil) {
+		if u, err := parseTokenURI(s, classPrivate); err == nil && (u.Module == "" || u.Object == "" && u.ID == nil) {
 			t.Errorf("%q names no key: %+v", s, u)
 		}
 	})

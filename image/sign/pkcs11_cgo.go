@@ -18,15 +18,15 @@ import (
 // maxPIN bounds the file of a PIN, in bytes.
 const maxPIN = 1 << 10
 
-// loadToken opens a token and finds its key.
-func loadToken(ref string, password func() ([]byte, error)) (_ *Signer, err error) {
-	u, err := parseTokenURI(ref)
+// openToken opens the token of a key of that class.
+func openToken(ref, class string, password func() ([]byte, error)) (*crypto11.Context, *tokenURI, error) {
+	u, err := parseTokenURI(ref, class)
 	if err != nil {
-		return nil, fmt.Errorf("%s URI: %w", pkcs11Scheme, err)
+		return nil, nil, fmt.Errorf("%s URI: %w", pkcs11Scheme, err)
 	}
 	pin, err := u.pin(password)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", u, err)
+		return nil, nil, fmt.Errorf("%s: %w", u, err)
 	}
 	config := &crypto11.Config{Path: u.Module, TokenLabel: u.Token, Pin: string(pin)}
 	if u.Token == "" {
@@ -37,18 +37,31 @@ func loadToken(ref string, password func() ([]byte, error)) (_ *Signer, err erro
 	}
 	token, err := crypto11.Configure(config)
 	if err != nil {
-		return nil, fmt.Errorf("open %s of %s: %w", u, u.Module, err)
+		return nil, nil, fmt.Errorf("open %s of %s: %w", u, u.Module, err)
+	}
+	return token, u, nil
+}
+
+// label is the label of the key that the URI names, or nil.
+func (u *tokenURI) label() []byte {
+	if u.Object == "" {
+		return nil
+	}
+	return []byte(u.Object)
+}
+
+// loadToken opens a token and finds its key.
+func loadToken(ref string, password func() ([]byte, error)) (_ *Signer, err error) {
+	token, u, err := openToken(ref, classPrivate, password)
+	if err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, token.Close())
 		}
 	}()
-	var label []byte
-	if u.Object != "" {
-		label = []byte(u.Object)
-	}
-	key, err := token.FindKeyPair(u.ID, label)
+	key, err := token.FindKeyPair(u.ID, u.label())
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", u, err)
 	}
@@ -61,6 +74,31 @@ func loadToken(ref string, password func() ([]byte, error)) (_ *Signer, err erro
 	}
 	s.close = token.Close
 	return s, nil
+}
+
+// loadTokenCipher opens a token and finds its secret key.
+func loadTokenCipher(ref string, password func() ([]byte, error)) (_ *TokenCipher, err error) {
+	token, u, err := openToken(ref, classSecret, password)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, token.Close())
+		}
+	}()
+	key, err := token.FindKey(u.ID, u.label())
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", u, err)
+	}
+	if key == nil {
+		return nil, fmt.Errorf("find %s: the token has no such secret key", u)
+	}
+	aead, err := key.NewGCM()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", u, err)
+	}
+	return &TokenCipher{aead: aead, close: token.Close}, nil
 }
 
 // tokenSigner is a key of a token as sigstore's signer.

@@ -12,3 +12,9 @@ func TestWithoutCgoATokenIsRefusedWithTheReason(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestWithoutCgoATokensSecretKeyIsRefusedWithTheReason(t *testing.T) {
+	if _, err := LoadTokenCipher("pkcs11:token=t;object=o;type=secret-key?module-path=/lib/x.so", nil); !errors.Is(err, ErrNoPKCS11) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -12,6 +12,12 @@ import (
 
 const pkcs11Scheme = "pkcs11:"
 
+// Classes of keys, as RFC 7512 names them in the attribute type.
+const (
+	classPrivate = "private"
+	classSecret  = "secret-key"
+)
+
 // tokenURI is what of a PKCS #11 URI (RFC 7512) picks a key.
 type tokenURI struct {
 	Token, Serial string // label and serial number of the token
@@ -24,8 +30,9 @@ type tokenURI struct {
 
 // parseTokenURI reads a PKCS #11 URI. Only what picks a key is allowed, so that
 // nothing that was meant to narrow the choice is passed over. A PIN in the URI
-// itself is refused: it would stand in the process list.
-func parseTokenURI(s string) (*tokenURI, error) {
+// itself is refused: it would stand in the process list. class is what a type
+// attribute must say, if there is one.
+func parseTokenURI(s, class string) (*tokenURI, error) {
 	rest, ok := strings.CutPrefix(s, pkcs11Scheme)
 	if !ok || len(s) > 4096 {
 		return nil, errors.New("not a pkcs11: URI, or one of more than 4096 bytes")
@@ -49,6 +56,9 @@ func parseTokenURI(s string) (*tokenURI, error) {
 			value, err := url.PathUnescape(raw)
 			if err != nil {
 				return nil, fmt.Errorf("attribute %s: %w", name, err)
+			}
+			if name == "type" && value != class {
+				return nil, fmt.Errorf("attribute type is %.20q, want %s", value, class)
 			}
 			if err := u.set(name, value); err != nil {
 				return nil, err
@@ -87,9 +97,6 @@ func (u *tokenURI) set(name, value string) error {
 	case "id":
 		u.ID = []byte(value)
 	case "type":
-		if value != "private" {
-			return fmt.Errorf("attribute type is %.20q, want private", value)
-		}
 	case "module-path":
 		if !filepath.IsAbs(value) {
 			return fmt.Errorf("attribute module-path is %.200q, want an absolute path", value)

@@ -1,6 +1,6 @@
 // Package operator is an operator's side of the attestation service's API: it
 // lists and changes machines, hands over install records, and reads the audit
-// log. Operators authenticate by a client certificate.
+// log. Operators authenticate by a client certificate or a token.
 package operator
 
 import (
@@ -32,8 +32,9 @@ const maxAnswer = 256 << 20
 
 // Client calls one attestation service. Make it with New.
 type Client struct {
-	base *url.URL
-	http *http.Client
+	base  *url.URL
+	http  *http.Client
+	token attest.Secret // nil if the operator has a certificate
 }
 
 // Config is what a Client needs. All fields are required unless marked
@@ -41,7 +42,8 @@ type Client struct {
 type Config struct {
 	URL         string          // https://host[:port] of the operator API
 	CA          *x509.CertPool  // that the service's certificate must lead to
-	Certificate tls.Certificate // of the operator
+	Certificate tls.Certificate // of the operator; with a Token there must be none
+	Token       attest.Secret   // of an OpenID Connect issuer that the service trusts. Optional.
 	// Timeout bounds each call but that of Audit. Optional; one minute.
 	Timeout time.Duration
 }
@@ -53,7 +55,11 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	return fmt.Sprintf("attestation service: %s: %s", e.Answer.Code, e.Answer.Message)
+	s := fmt.Sprintf("attestation service: %s: %s", e.Answer.Code, e.Answer.Message)
+	if e.Answer.Request != "" && e.Status >= http.StatusInternalServerError {
+		s += " (request " + e.Answer.Request + " in its log)"
+	}
+	return s
 }
 
 // New returns a Client.
@@ -68,40 +74,79 @@ func New(c Config) (*Client, error) {
 	if c.CA == nil {
 		return nil, errors.New("operator API: no certificate authority")
 	}
-	if len(c.Certificate.Certificate) == 0 {
-		return nil, errors.New("operator API: no client certificate")
+	if (len(c.Certificate.Certificate) == 0) == (len(c.Token) == 0) {
+		return nil, errors.New("operator API: want one of client certificate and token")
 	}
 	timeout := c.Timeout
 	if timeout == 0 {
 		timeout = time.Minute
 	}
 	u.Path = ""
-	return &Client{base: u, http: &http.Client{Transport: &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: timeout}).DialContext,
-		TLSHandshakeTimeout:   timeout,
-		ResponseHeaderTimeout: timeout,
-		IdleConnTimeout:       time.Minute,
-		TLSClientConfig: &tls.Config{
-			RootCAs: c.CA, Certificates: []tls.Certificate{c.Certificate}, MinVersion: tls.VersionTLS13,
-		},
-	}}}, nil
+	var certificates []tls.Certificate
+	if len(c.Token) == 0 {
+		certificates = []tls.Certificate{c.Certificate}
+	}
+	return &Client{base: u, token: c.Token, http: &http.Client{
+		// The service sends nobody elsewhere, and a token is for it alone.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			DialContext:           (&net.Dialer{Timeout: timeout}).DialContext,
+			TLSHandshakeTimeout:   timeout,
+			ResponseHeaderTimeout: timeout,
+			IdleConnTimeout:       time.Minute,
+			TLSClientConfig: &tls.Config{
+				RootCAs: c.CA, Certificates: certificates, MinVersion: tls.VersionTLS13,
+			},
+		}}}, nil
 }
 
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
+// maxWait bounds how long a call waits because the service said that there
+// were too many.
+const maxWait = time.Minute
+
 // send makes a request and returns an answer with status 200, whose body the
-// caller closes.
+// caller closes. One that came too fast is made again when the service said:
+// nothing was done for it.
 func (c *Client) send(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
+	var b []byte
+	if body != nil {
+		var err error
+		if b, err = json.Marshal(body); err != nil {
+			return nil, fmt.Errorf("%s %s: encode request: %w", method, path, err)
+		}
+	}
+	for waited := time.Duration(0); ; {
+		resp, err := c.once(ctx, method, path, query, b)
+		if err != nil || resp.StatusCode != http.StatusTooManyRequests {
+			return c.answered(resp, err, method, path)
+		}
+		after, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+		wait := time.Duration(after) * time.Second
+		if err != nil || wait <= 0 || waited+wait > maxWait {
+			return c.answered(resp, nil, method, path)
+		}
+		// It is asked again; what this answer says does not count.
+		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+		_ = resp.Body.Close()
+		select {
+		case <-time.After(wait):
+			waited += wait
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// once makes a request.
+func (c *Client) once(ctx context.Context, method, path string, query url.Values, body []byte) (*http.Response, error) {
 	u := *c.base
 	u.Path, u.RawQuery = path, query.Encode()
 	var r io.Reader
 	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return nil, fmt.Errorf("%s %s: encode request: %w", method, path, err)
-		}
-		r = bytes.NewReader(b)
+		r = bytes.NewReader(body)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), r)
 	if err != nil {
@@ -110,7 +155,14 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := c.http.Do(req)
+	if len(c.token) > 0 {
+		req.Header.Set("Authorization", "Bearer "+string(c.token))
+	}
+	return c.http.Do(req)
+}
+
+// answered makes an error of an answer with another status than 200.
+func (c *Client) answered(resp *http.Response, err error, method, path string) (*http.Response, error) {
 	if err != nil {
 		return nil, err // names method and URL
 	}
@@ -203,6 +255,25 @@ func (c *Client) setState(ctx context.Context, id attest.MachineID, verb, reason
 	return m, nil
 }
 
+// Restore returns what is known of the last restore of the service's store.
+func (c *Client) Restore(ctx context.Context) (*api.RestoreStatus, error) {
+	s := new(api.RestoreStatus)
+	if err := c.call(ctx, http.MethodGet, api.PathRestore, nil, nil, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// AcceptRestore lets a service that was restored from a backup release secrets
+// again.
+func (c *Client) AcceptRestore(ctx context.Context, reason string) (*api.RestoreStatus, error) {
+	s := new(api.RestoreStatus)
+	if err := c.call(ctx, http.MethodPost, api.PathRestore+"/accept", nil, api.StateChange{Reason: reason}, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
 // Install hands over an install record, which enrols the machine.
 func (c *Client) Install(ctx context.Context, rec *api.InstallRecord) (*api.Machine, error) {
 	m := new(api.Machine)
@@ -257,4 +328,52 @@ func (c *Client) Campaign(ctx context.Context, name string) (json.RawMessage, er
 // PostCampaign starts or changes a firmware campaign and returns the answer.
 func (c *Client) PostCampaign(ctx context.Context, campaign any) (json.RawMessage, error) {
 	return c.fetch(ctx, http.MethodPost, api.PathCampaigns, nil, campaign)
+}
+
+// Explanation explains the stored evidence of that digest: under the present
+// policy of the service, or under a proposal if that is not nil.
+func (c *Client) Explanation(ctx context.Context, digest manifest.SHA256, proposal *api.PolicyProposal) (*attest.Explanation, error) {
+	path, x := api.PathEvidenceLog+"/"+digest.String()+"/explanation", new(attest.Explanation)
+	method, body := http.MethodGet, any(nil)
+	if proposal != nil {
+		method, body = http.MethodPost, proposal
+	}
+	if err := c.call(ctx, method, path, nil, body, x); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// Policy returns the policy that the service has enabled.
+func (c *Client) Policy(ctx context.Context) (*api.PolicyState, error) {
+	p := new(api.PolicyState)
+	if err := c.call(ctx, http.MethodGet, api.PathPolicy, nil, nil, p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// WhatIf tries a proposal against the stored evidence of all machines. The last
+// line is the summary; an answer without it is an error. An error ends the
+// sequence.
+func (c *Client) WhatIf(ctx context.Context, proposal *api.PolicyProposal) iter.Seq2[api.WhatIf, error] {
+	return func(yield func(api.WhatIf, error) bool) {
+		resp, err := c.send(ctx, http.MethodPost, api.PathPolicy+"/whatif", nil, proposal)
+		if err != nil {
+			yield(api.WhatIf{}, err)
+			return
+		}
+		// What was read is what counts.
+		defer func() { _ = resp.Body.Close() }()
+		for d := json.NewDecoder(resp.Body); ; {
+			var line api.WhatIf
+			if err := d.Decode(&line); err != nil {
+				yield(api.WhatIf{}, fmt.Errorf("the service's answer was cut short: %w", err))
+				return
+			}
+			if !yield(line, nil) || line.Summary != nil {
+				return
+			}
+		}
+	}
 }

@@ -269,6 +269,86 @@ func (s *Memory) Audit(_ context.Context, from int64) iter.Seq2[audit.Entry, err
 	}
 }
 
+// Dump implements server.Archive.
+func (s *Memory) Dump(_ context.Context, each func(server.Record) error) error {
+	s.mu.Lock()
+	var all []server.Record
+	for _, m := range s.machines {
+		all = append(all, server.Record{Machine: cloneMachine(m)})
+	}
+	for _, r := range s.releases {
+		all = append(all, server.Record{Release: clone(r)})
+	}
+	for _, d := range s.documents {
+		all = append(all, server.Record{Document: cloneDocument(d)})
+	}
+	for _, b := range s.evidence {
+		all = append(all, server.Record{Evidence: slices.Clone(b)})
+	}
+	for _, e := range s.log {
+		all = append(all, server.Record{Entry: &e})
+	}
+	s.mu.Unlock()
+	for _, r := range all {
+		if err := each(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Load implements server.Archive.
+func (s *Memory) Load(_ context.Context, records iter.Seq2[server.Record, error]) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.machines)+len(s.releases)+len(s.documents)+len(s.evidence)+len(s.log) > 0 {
+		return fmt.Errorf("the store is not empty: %w", server.ErrConflict)
+	}
+	into := &Memory{
+		machines: map[attest.MachineID]*server.Machine{}, releases: map[string]*server.Release{},
+		documents: map[[2]string]*server.Document{}, evidence: map[manifest.SHA256][]byte{},
+	}
+	var v audit.Verifier
+	for r, err := range records {
+		if err != nil {
+			return err
+		}
+		switch {
+		case r.Machine != nil:
+			m := cloneMachine(r.Machine)
+			if m.Revision < 1 {
+				return fmt.Errorf("machine %s: revision is %d", m.ID, m.Revision)
+			}
+			m.Revision = 0
+			if err := into.check(&server.Change{Machine: m}); err != nil {
+				return err
+			}
+			m.Revision = r.Machine.Revision
+			into.machines[m.ID] = m
+		case r.Release != nil:
+			if into.check(&server.Change{Release: r.Release}) != nil {
+				return fmt.Errorf("release %s: twice: %w", r.Release.ID, server.ErrConflict)
+			}
+			into.releases[r.Release.ID] = clone(r.Release)
+		case r.Document != nil:
+			key := [2]string{r.Document.Kind, r.Document.Name}
+			if into.documents[key] != nil {
+				return fmt.Errorf("%s %s: twice: %w", key[0], key[1], server.ErrConflict)
+			}
+			into.documents[key] = cloneDocument(r.Document)
+		case r.Evidence != nil:
+			into.evidence[sha256.Sum256(r.Evidence)] = slices.Clone(r.Evidence)
+		case r.Entry != nil:
+			if err := v.Add(*r.Entry); err != nil {
+				return err
+			}
+			into.log = append(into.log, *r.Entry)
+		}
+	}
+	s.machines, s.releases, s.documents, s.evidence, s.log = into.machines, into.releases, into.documents, into.evidence, into.log
+	return nil
+}
+
 // Faulty is a Store whose writes fail when Fail says so.
 type Faulty struct {
 	server.Store

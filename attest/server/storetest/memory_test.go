@@ -7,5 +7,5 @@ import (
 )
 
 func TestMemory(t *testing.T) {
-	Run(t, func(*testing.T) server.Store { return new(Memory) }, nil)
+	Run(t, Subject{Open: func(*testing.T) server.Store { return new(Memory) }})
 }

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -20,10 +21,21 @@ import (
 // epoch is when these tests happen.
 var epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// Run runs the contract of server.Store. Each call of open gives an empty
-// Store. If reopen is not nil it returns a Store as it is after the process
-// that used s was killed.
-func Run(t *testing.T, open func(*testing.T) server.Store, reopen func(t *testing.T, s server.Store) server.Store) {
+// Subject is an implementation of server.Store as Run needs it.
+type Subject struct {
+	// Open gives an empty Store.
+	Open func(*testing.T) server.Store
+	// Replica gives another Store over the state of s, as a second process
+	// would have it. Optional; nil if there can be only one.
+	Replica func(t *testing.T, s server.Store) server.Store
+	// Reopen gives a Store as it is after the process that used s was killed.
+	// Optional; nil if nothing is left then.
+	Reopen func(t *testing.T, s server.Store) server.Store
+}
+
+// Run runs the contract of server.Store: on one Store, and on several replicas
+// of one that take turns, so that what one writes another reads.
+func Run(t *testing.T, sub Subject) {
 	tests := map[string]func(*testing.T, server.Store){
 		"a machine is found as it was stored":            machineRoundTrip,
 		"a stale revision changes nothing":               staleRevision,
@@ -32,22 +44,44 @@ func Run(t *testing.T, open func(*testing.T) server.Store, reopen func(t *testin
 		"a challenge is taken once":                      challengeOnce,
 		"of concurrent takes one wins":                   challengeRace,
 		"expired challenges may go, others stay":         challengeHorizon,
+		"challenges come and go at once":                 challengeStorm,
 		"one release per boot and install":               releaseOnce,
 		"of concurrent releases one wins":                releaseRace,
 		"a release is confirmed once":                    confirmOnce,
-		"a change is written as a whole or not at all":   atomic,
+		"of concurrent confirmations one wins":           confirmRace,
+		"a change is written as a whole or not at all":   allOrNothing,
 		"evidence is found by its digest":                evidence,
 		"documents are compared and swapped":             documents,
+		"concurrent edits of documents lose no change":   documentRace,
 		"the audit log is one chain":                     auditChain,
 		"concurrent commits leave one chain":             auditRace,
 		"records are copies":                             copies,
 		"concurrent edits of one machine lose no change": casRace,
+		"of two machines one gets the name":              nameRace,
+		"refused changes take none along":                mixedRace,
+		"strange names are names":                        strangeNames,
+		"a caller that went away writes nothing":         goneCaller,
 	}
 	for name, test := range tests {
-		t.Run(name, func(t *testing.T) { test(t, open(t)) })
+		t.Run(name, func(t *testing.T) { test(t, sub.Open(t)) })
 	}
-	if reopen != nil {
-		t.Run("everything written is there after a kill", func(t *testing.T) { durable(t, open(t), reopen) })
+	if sub.Replica != nil {
+		for name, test := range tests {
+			t.Run("on replicas: "+name, func(t *testing.T) {
+				s := sub.Open(t)
+				test(t, &replicas{all: []server.Store{s, sub.Replica(t, s), sub.Replica(t, s)}})
+			})
+		}
+	}
+	runArchive(t, func(t *testing.T) server.Archive {
+		s, ok := sub.Open(t).(server.Archive)
+		if !ok {
+			t.Skip("the store is no server.Archive")
+		}
+		return s
+	})
+	if sub.Reopen != nil {
+		t.Run("everything written is there after a kill", func(t *testing.T) { durable(t, sub.Open(t), sub.Reopen) })
 	}
 }
 
@@ -365,7 +399,7 @@ func confirmOnce(t *testing.T, s server.Store) {
 	wantErr(t, s.Commit(t.Context(), &server.Change{Confirm: never}), server.ErrConflict)
 }
 
-func atomic(t *testing.T, s server.Store) {
+func allOrNothing(t *testing.T, s server.Store) {
 	a, b := machine("a"), machine("b")
 	commit(t, s, &server.Change{Release: release("r1", a, 1)})
 	blob := []byte("evidence")
@@ -471,6 +505,195 @@ func copies(t *testing.T, s server.Store) {
 	if got, err = s.Machine(t.Context(), m.ID); err != nil || got.AKName[0] != 1 {
 		t.Errorf("the store shares memory with who read: %v", err)
 	}
+}
+
+// documentRace counts in two documents at once, which are always changed
+// together and in one order or the other.
+func documentRace(t *testing.T, s server.Store) {
+	names := []string{"left", "right"}
+	for _, name := range names {
+		commit(t, s, &server.Change{Documents: []*server.Document{{Kind: "n", Name: name, Body: json.RawMessage("0")}}})
+	}
+	won := race(t, 8, nil, func(i int) error {
+		for {
+			var both []*server.Document
+			for j := range names {
+				d, err := s.Document(t.Context(), "n", names[(i+j)%2])
+				if err != nil {
+					return err
+				}
+				var n int
+				if err := json.Unmarshal(d.Body, &n); err != nil {
+					return err
+				}
+				d.Body = json.RawMessage(fmt.Sprint(n + 1))
+				both = append(both, d)
+			}
+			err := s.Commit(t.Context(), &server.Change{Documents: both, Events: []audit.Event{verdict(attest.MachineID{}, "n")}})
+			if !errors.Is(err, server.ErrConflict) {
+				return err
+			}
+		}
+	})
+	all, err := s.Documents(t.Context(), "n")
+	if err != nil || won != 8 || len(all) != 2 || string(all[0].Body) != "8" || string(all[1].Body) != "8" || all[0].Revision != 9 {
+		t.Errorf("%d edits gave %+v, %v", won, all, err)
+	}
+	if n := count(t, s); n != 8 {
+		t.Errorf("%d audit entries, want 8", n)
+	}
+}
+
+func confirmRace(t *testing.T, s server.Store) {
+	m := machine("a")
+	commit(t, s, &server.Change{Release: release("r1", m, 1)})
+	won := race(t, 8, server.ErrConflict, func(i int) error {
+		done := release("r1", m, 1)
+		done.Transport, done.Outcome, done.Confirmed = nil, fmt.Sprint("outcome ", i), epoch
+		return s.Commit(t.Context(), &server.Change{Confirm: done, Events: []audit.Event{verdict(m.ID, "c")}})
+	})
+	if n := count(t, s); won != 1 || n != 1 {
+		t.Errorf("%d confirmations and %d audit entries of one release", won, n)
+	}
+}
+
+// nameRace has machines that are on record take one name and one disk.
+func nameRace(t *testing.T, s server.Store) {
+	for i := range 8 {
+		commit(t, s, &server.Change{Machine: machine(fmt.Sprint(i))})
+	}
+	for what, set := range map[string]func(*server.Machine){
+		"node name": func(m *server.Machine) { m.NodeName = "wanted" },
+		"disk":      func(m *server.Machine) { m.DiskGUID = "wanted" },
+	} {
+		won := race(t, 8, server.ErrConflict, func(i int) error {
+			m, err := s.Machine(t.Context(), machine(fmt.Sprint(i)).ID)
+			if err != nil {
+				return err
+			}
+			set(m)
+			return s.Commit(t.Context(), &server.Change{Machine: m, Events: []audit.Event{verdict(m.ID, what)}})
+		})
+		if won != 1 {
+			t.Errorf("%d machines got one %s", won, what)
+		}
+	}
+	if n := count(t, s); n != 2 {
+		t.Errorf("%d audit entries, want 2", n)
+	}
+}
+
+// mixedRace writes what must be refused beside what must not.
+func mixedRace(t *testing.T, s server.Store) {
+	taken := machine("taken")
+	commit(t, s, &server.Change{Machine: taken, Release: release("taken", taken, 1)})
+	var good, conflicts, released, failed sync.Map
+	race(t, 40, nil, func(i int) error {
+		m := machine(fmt.Sprint("new", i))
+		c := &server.Change{
+			Machine: m, Release: release(fmt.Sprint("r", i), m, 1), Evidence: []byte(m.NodeName),
+			Events: []audit.Event{verdict(m.ID, m.NodeName)},
+		}
+		switch i % 4 {
+		case 1:
+			m.NodeName = taken.NodeName
+		case 2:
+			c.Release = release(fmt.Sprint("r", i), taken, 1)
+		case 3:
+			c.Events = append(c.Events, audit.Event{Time: epoch, Kind: audit.KindConfirm, Data: "no object"})
+		}
+		err := s.Commit(t.Context(), c)
+		switch {
+		case err == nil:
+			good.Store(m.NodeName, c)
+		case errors.Is(err, server.ErrConflict):
+			conflicts.Store(i, c)
+		case errors.Is(err, server.ErrReleased):
+			released.Store(i, c)
+		default:
+			failed.Store(i, c)
+		}
+		return nil
+	})
+	for name, m := range map[string]*sync.Map{"written": &good, "conflicts": &conflicts, "released": &released, "failed": &failed} {
+		n := 0
+		m.Range(func(_, v any) bool {
+			n++
+			c := v.(*server.Change)
+			_, err := s.Machine(t.Context(), c.Machine.ID)
+			if (err == nil) != (m == &good) {
+				t.Errorf("%s: machine %s: %v", name, c.Machine.NodeName, err)
+			}
+			_, err = s.Evidence(t.Context(), sha256.Sum256(c.Evidence))
+			if (err == nil) != (m == &good) {
+				t.Errorf("%s: evidence of %s: %v", name, c.Machine.NodeName, err)
+			}
+			return true
+		})
+		if n != 10 {
+			t.Errorf("%d %s, want 10", n, name)
+		}
+	}
+	if n := count(t, s); n != 10 {
+		t.Errorf("%d audit entries, want 10", n)
+	}
+}
+
+// challengeStorm puts, takes and forgets challenges from many goroutines.
+func challengeStorm(t *testing.T, s server.Store) {
+	won := race(t, 32, nil, func(i int) error {
+		for j := range 4 {
+			at := epoch.Add(time.Duration(j) * time.Hour)
+			id := fmt.Sprintf("%d-%d", i, j)
+			if err := s.PutChallenge(t.Context(), challenge(id, at), at.Add(-time.Minute)); err != nil {
+				return err
+			}
+			if j < 3 {
+				continue // a later put may forget it
+			}
+			if _, err := s.TakeChallenge(t.Context(), id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if won != 32 {
+		t.Errorf("%d of 32 did all", won)
+	}
+}
+
+// strangeNames looks for what peers may ask for: any bytes.
+func strangeNames(t *testing.T, s server.Store) {
+	for _, id := range []string{"", "\x00", "a\x00b", "\xff\xfe", "'; DROP TABLE machine; --", "%", "\\x00"} {
+		_, err := s.TakeChallenge(t.Context(), id)
+		wantErr(t, err, server.ErrNotFound)
+		_, err = s.Release(t.Context(), id)
+		wantErr(t, err, server.ErrNotFound)
+		_, err = s.Document(t.Context(), id, id)
+		wantErr(t, err, server.ErrNotFound)
+		if id == "" {
+			continue // matches all
+		}
+		ms, err := s.Machines(t.Context(), server.Query{NodeName: id, DiskGUID: id, State: attest.EnrolmentState(id)})
+		if err != nil || len(ms) != 0 {
+			t.Errorf("%q: got %d machines, %v", id, len(ms), err)
+		}
+	}
+}
+
+func goneCaller(t *testing.T, s server.Store) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, ok := s.(*Memory); ok {
+		t.Skip("Memory has nobody to wait for")
+	}
+	m := machine("a")
+	wantErr(t, s.Commit(ctx, &server.Change{Machine: m}), context.Canceled)
+	wantErr(t, s.PutChallenge(ctx, challenge("c", epoch), epoch), context.Canceled)
+	_, err := s.Machine(t.Context(), m.ID)
+	wantErr(t, err, server.ErrNotFound)
+	_, err = s.TakeChallenge(t.Context(), "c")
+	wantErr(t, err, server.ErrNotFound)
 }
 
 func casRace(t *testing.T, s server.Store) {

@@ -6,7 +6,7 @@
 //
 // Prepare and Commit make a volume in two steps, with the file system made
 // between them, so that Open finds either a complete volume or none. Format
-// does both at once.
+// does both at once. Rekey changes the key of a volume.
 package luks2
 
 import (
@@ -244,7 +244,7 @@ func build(size int64, key attest.Secret, o Options) (*Volume, []byte, error) {
 		Type:    "luks2",
 		KeySize: keySize,
 		AF:      af{Type: "luks1", Stripes: stripes, Hash: hashName},
-		Area:    area{Type: "raw", Offset: 2 * headerSize, Size: 258048, Encryption: cipher, KeySize: keySize},
+		Area:    area{Type: "raw", Offset: 2 * headerSize, Size: areaSize, Encryption: cipher, KeySize: keySize},
 		KDF:     kdf{Type: "pbkdf2", Hash: hashName, Iterations: minIterations, Salt: salts[:saltSize]},
 	}
 	d := digest{

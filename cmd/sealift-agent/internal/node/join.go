@@ -23,14 +23,14 @@ import (
 func joinToken(j *api.Join, format string) ([]byte, error) {
 	switch format {
 	case profiles.JoinKubeconfig:
-		return bootstrapKubeconfig(j, bootstrapUser)
+		return bootstrapKubeconfig(j, bootstrapUser, bootstrapUser)
 	case profiles.JoinK3s:
 		if len(j.CA) == 0 || len(j.Token) == 0 {
 			return nil, errors.New("join token: the CA or the token is missing")
 		}
 		return k3sToken(j.CA, j.Token)
 	case profiles.JoinK0s:
-		b, err := bootstrapKubeconfig(j, k0sUser)
+		b, err := bootstrapKubeconfig(j, k0sCluster, k0sUser)
 		if err != nil {
 			return nil, err
 		}
@@ -129,13 +129,13 @@ type namedContext struct {
 	} `json:"context"`
 }
 
-// bootstrapUser is the name of the user in a bootstrap kubeconfig. Only k0s
-// reads it.
+// bootstrapUser is the name of the user, the cluster and the context in a
+// bootstrap kubeconfig. Only k0s reads them.
 const bootstrapUser = "sealift"
 
 // bootstrapKubeconfig renders the file with which a kubelet asks for its
-// first certificate.
-func bootstrapKubeconfig(j *api.Join, user string) ([]byte, error) {
+// first certificate, with these names of the cluster and the user.
+func bootstrapKubeconfig(j *api.Join, name, user string) ([]byte, error) {
 	u, err := url.Parse(j.Server)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("bootstrap kubeconfig: the server is %q, want https://host[:port]", j.Server)
@@ -143,7 +143,6 @@ func bootstrapKubeconfig(j *api.Join, user string) ([]byte, error) {
 	if len(j.CA) == 0 || len(j.Token) == 0 {
 		return nil, errors.New("bootstrap kubeconfig: the CA or the token is missing")
 	}
-	const name = "sealift"
 	k := kubeconfig{APIVersion: "v1", Kind: "Config", CurrentContext: name}
 	c := namedCluster{Name: name}
 	c.Cluster.Server, c.Cluster.CA = j.Server, j.CA

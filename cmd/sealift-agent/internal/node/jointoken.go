@@ -79,8 +79,13 @@ func parseCerts(b []byte) ([]*x509.Certificate, error) {
 }
 
 // k0sUser is the user of a kubeconfig by which k0s tells a worker's token from
-// a controller's.
-const k0sUser = "kubelet-bootstrap"
+// a controller's. k0sCluster is the name of the cluster in it whose CA k0s
+// takes, without a check that there is one (k0sproject/k0s,
+// pkg/component/worker/utils.go).
+const (
+	k0sUser    = "kubelet-bootstrap"
+	k0sCluster = "k0s"
+)
 
 // k0sToken makes a token of k0s: a kubeconfig, gzip, base64.
 func k0sToken(kubeconfig []byte) ([]byte, error) {

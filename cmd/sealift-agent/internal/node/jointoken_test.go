@@ -119,6 +119,7 @@ func TestTokensOfK0sAreKubeconfigs(t *testing.T) {
 	}
 	// k0s takes the name of the first context's user for the kind of the token.
 	if k.Contexts[0].Context.User != "kubelet-bootstrap" || k.Users[0].Name != "kubelet-bootstrap" || k.Users[0].User.Token != "abcdef.0123456789abcdef" ||
+		k.Clusters[0].Name != "k0s" || len(k.Clusters[0].Cluster.CA) == 0 || k.Contexts[0].Context.Cluster != "k0s" ||
 		k.Clusters[0].Cluster.Server != "https://10.77.0.1:6443" || k.CurrentContext != k.Contexts[0].Name {
 		t.Errorf("got %s", text)
 	}

@@ -82,7 +82,7 @@ func TestHandoverWithoutALeaseIsRefused(t *testing.T) {
 }
 
 func TestBootstrapKubeconfig(t *testing.T) {
-	b, err := bootstrapKubeconfig(testJoin(), bootstrapUser)
+	b, err := bootstrapKubeconfig(testJoin(), bootstrapUser, bootstrapUser)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestBootstrapKubeconfig(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			j := testJoin()
 			change(j)
-			if _, err := bootstrapKubeconfig(j, bootstrapUser); err == nil {
+			if _, err := bootstrapKubeconfig(j, bootstrapUser, bootstrapUser); err == nil {
 				t.Error("no error")
 			} else if strings.Contains(err.Error(), "0123456789") {
 				t.Errorf("the token is in the error: %v", err)

@@ -16,8 +16,8 @@ import (
 // capped.
 var ErrBootSpent = errors.New("this boot was released or capped before: only a new boot can be released")
 
-// spent reports whether every reason would be gone after a reboot.
-func spent(r *attest.Result) bool {
+// Spent reports whether every reason would be gone after a reboot.
+func Spent(r *attest.Result) bool {
 	for _, f := range r.Findings {
 		if f.Code != attest.CodeReleaseRepeated && f.Code != attest.CodePCRCapped {
 			return false
@@ -68,7 +68,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		var busy *client.ServiceError
 		if errors.As(err, &r) && r.Result != nil {
 			l.show(r.Result)
-			if spent(r.Result) {
+			if Spent(r.Result) {
 				return ErrBootSpent
 			}
 			pause, refused, broken = jitter(refused), min(2*refused, refusedMax), brokenFirst

@@ -46,6 +46,22 @@ type Keys struct {
 	PCRKey       []byte        // PEM, from the measured configuration
 	PCRSignature []byte        // .pcrsig of the booted image
 	ServiceHalf  attest.Secret // of the release
+	// NextHalf is to take the place of ServiceHalf in the key of a state that
+	// exists, which may be under either. Optional; of the release.
+	NextHalf attest.Secret
+	// Either: NextHalf only opens a state that is under it already, and takes no
+	// place. Optional.
+	Either bool
+}
+
+// Opened is a state that existed.
+type Opened struct {
+	Volume *luks2.Volume
+	Node   string // with the file system
+	// Rekeyed: there was a NextHalf, and no key but the one made with it opens
+	// the volume. RekeyErr is why not; the volume is under one of the two.
+	Rekeyed  bool
+	RekeyErr error
 }
 
 // State is the state partition of the disk that this boot came from, or the
@@ -100,43 +116,83 @@ func (s *State) DiskGUID() string { return s.table.Disk.String() }
 
 func (s *State) node() string { return blockdev.PartitionNode(s.disk.Node, s.part.Number) }
 
-// Open opens the existing state and returns its volume and the node with the
-// file system. It never changes the disk, whatever is wrong with it.
-func (s *State) Open(k Keys) (*luks2.Volume, string, error) {
+// Open opens the existing state. It changes the disk only to make the key of
+// the NextHalf the one that opens it, after it was opened; whatever is wrong
+// with a state that does not open, it is left as it is.
+func (s *State) Open(k Keys) (_ *Opened, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open state: %w", err)
+		}
+	}()
 	if s.damaged != nil {
-		return nil, "", fmt.Errorf("open state: %w", s.damaged)
+		return nil, s.damaged
 	}
 	if s.header == nil {
-		return nil, "", errors.New("open state: there is none")
+		return nil, errors.New("there is none")
 	}
+	flag := os.O_RDONLY
+	if k.NextHalf != nil && !k.Either {
+		flag = os.O_RDWR
+	}
+	f, err := os.OpenFile(s.node(), flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.unlock(f, k)
+	// What was written was synced before.
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	if o.Node, err = o.Volume.Activate(Label, s.node()); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// unlock opens the volume on d, with the next key if it is under that already,
+// and then makes the next key the only one.
+func (s *State) unlock(d luks2.Device, k Keys) (*Opened, error) {
 	blob, err := deviceHalf(s.header)
 	if err != nil {
-		return nil, "", fmt.Errorf("open state: %w", err)
+		return nil, err
 	}
 	half, err := k.TPM.UnsealDeviceHalf(blob, k.PCRKey, k.PCRSignature)
 	if err != nil {
-		return nil, "", fmt.Errorf("open state: %w", err)
+		return nil, err
 	}
 	defer clear(half)
 	key, err := DiskKey(half, k.ServiceHalf, s.DiskGUID())
 	if err != nil {
-		return nil, "", fmt.Errorf("open state: %w", err)
+		return nil, err
 	}
 	defer clear(key)
-	f, err := os.Open(s.node())
-	if err != nil {
-		return nil, "", fmt.Errorf("open state: %w", err)
+	if k.NextHalf == nil {
+		v, err := luks2.Open(d, s.part.Size(), key)
+		if err != nil {
+			return nil, err
+		}
+		return &Opened{Volume: v}, nil
 	}
-	defer f.Close()
-	v, err := luks2.Open(f, s.part.Size(), key)
+	next, err := DiskKey(half, k.NextHalf, s.DiskGUID())
 	if err != nil {
-		return nil, "", fmt.Errorf("open state: %w", err)
+		return nil, fmt.Errorf("next key: %w", err)
 	}
-	node, err := v.Activate(Label, s.node())
+	defer clear(next)
+	v, err := luks2.Open(d, s.part.Size(), key)
+	if errors.Is(err, luks2.ErrWrongKey) {
+		v, err = luks2.Open(d, s.part.Size(), next)
+	}
 	if err != nil {
-		return nil, "", fmt.Errorf("open state: %w", err)
+		return nil, err
 	}
-	return v, node, nil
+	o := &Opened{Volume: v}
+	if k.Either {
+		return o, nil
+	}
+	o.RekeyErr = v.Rekey(d, s.part.Size(), next)
+	o.Rekeyed = o.RekeyErr == nil
+	return o, nil
 }
 
 // deviceHalf returns the sealed device half from the header's token.

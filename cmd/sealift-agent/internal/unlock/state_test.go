@@ -142,7 +142,7 @@ func TestInspect(t *testing.T) {
 		if err != nil || !s.Exists() {
 			t.Fatalf("got %+v, %v", s, err)
 		}
-		if _, _, err := s.Open(Keys{TPM: &fakeTPM{}, ServiceHalf: half(2)}); err == nil {
+		if _, err := s.Open(Keys{TPM: &fakeTPM{}, ServiceHalf: half(2)}); err == nil {
 			t.Error("it was opened")
 		}
 		if _, _, err := s.Create(t.Context(), Keys{TPM: &fakeTPM{}, ServiceHalf: half(2)}, nil); err == nil || !strings.Contains(err.Error(), "there is one already") {
@@ -196,7 +196,7 @@ func TestOpenRefusesAndChangesNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, _, err = s.Open(Keys{TPM: &tt.tpm, ServiceHalf: tt.service})
+			_, err = s.Open(Keys{TPM: &tt.tpm, ServiceHalf: tt.service})
 			if err == nil || tt.is != nil && !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("got %v, want %q %v", err, tt.err, tt.is)
 			}

@@ -25,6 +25,8 @@ type objectMeta struct {
 	ResourceVersion string            `json:"resourceVersion,omitempty"`
 	Labels          map[string]string `json:"labels,omitempty"`
 	Annotations     map[string]string `json:"annotations,omitempty"`
+
+	CreationTimestamp time.Time `json:"creationTimestamp,omitzero"` // by the API server; whole seconds
 }
 
 type secret struct {
@@ -58,6 +60,10 @@ type roleBinding struct {
 	Metadata   objectMeta `json:"metadata"`
 	RoleRef    roleRef    `json:"roleRef"`
 	Subjects   []subject  `json:"subjects"`
+}
+
+type roleBindingList struct {
+	Items []roleBinding `json:"items"`
 }
 
 type csrSpec struct {
@@ -151,6 +157,17 @@ type node struct {
 	} `json:"status"`
 }
 
+// metadataList is a list of objects of which only the metadata was asked for,
+// meta.k8s.io/v1 PartialObjectMetadataList.
+type metadataList struct {
+	Metadata struct {
+		Continue string `json:"continue"`
+	} `json:"metadata"`
+	Items []struct {
+		Metadata objectMeta `json:"metadata"`
+	} `json:"items"`
+}
+
 func (n *node) ready() bool {
 	for _, c := range n.Status.Conditions {
 		if c.Type == "Ready" {
@@ -202,8 +219,19 @@ func newAPIClient(cfg *rest.Config) (*apiClient, error) {
 	return &apiClient{base: base, http: client}, nil
 }
 
+const (
+	acceptJSON = "application/json"
+	// acceptMetadata has the API server send a list of any kind without spec
+	// and status.
+	acceptMetadata = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+)
+
 // do makes one call. in and out are JSON documents; either may be nil.
-func (a *apiClient) do(ctx context.Context, method, path string, in, out any) (err error) {
+func (a *apiClient) do(ctx context.Context, method, path string, in, out any) error {
+	return a.call(ctx, method, path, acceptJSON, in, out)
+}
+
+func (a *apiClient) call(ctx context.Context, method, path, accept string, in, out any) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var body io.Reader
@@ -218,7 +246,7 @@ func (a *apiClient) do(ctx context.Context, method, path string, in, out any) (e
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept", accept)
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}

@@ -88,7 +88,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // watch does one round over the tokens that are out.
 func (c *Cluster) watch(ctx context.Context, events Events, ts []*token) error {
-	errs := []error{c.approveAll(ctx, ts)}
+	errs := []error{c.approveAll(ctx, ts), c.findForeign(ctx, events, ts)}
 	for _, t := range ts {
 		errs = append(errs, c.attend(ctx, events, t))
 	}
@@ -102,29 +102,41 @@ func (c *Cluster) attend(ctx context.Context, events Events, t *token) error {
 	t.mu.Lock()
 	used, gone := t.used, t.gone
 	t.mu.Unlock()
-	if !gone && !now.Before(t.nextLook) {
+	over := !now.Before(t.expires)
+	if !gone && (over || !now.Before(t.nextLook)) {
 		t.nextLook = now.Add(lookUnused)
 		if used {
 			t.nextLook = now.Add(lookUsed)
 		}
-		joined, err := c.joined(ctx, t)
-		if err != nil {
+		if err := c.look(ctx, t); err != nil && !over {
 			return err
 		}
-		if joined {
-			const reason = "node is ready"
-			if err := c.end(ctx, t, t.event(audit.TokenJoined, reason), t.event(audit.TokenRevoked, reason)); err != nil {
-				return err
-			}
-			gone = true
-		}
+		t.mu.Lock()
+		gone = t.gone
+		t.mu.Unlock()
 	}
-	if !gone && !now.Before(t.expires) {
+	if !gone && over {
 		if err := c.revoke(ctx, t, audit.TokenExpired, ""); err != nil {
 			return err
 		}
 	}
 	return c.tellAll(ctx, events, t)
+}
+
+// look sees what became of a token's node, and ends the token if it is Ready.
+func (c *Cluster) look(ctx context.Context, t *token) error {
+	registered, ready, err := c.node(ctx, t)
+	if err != nil {
+		return err
+	}
+	if ready {
+		const reason = "node is ready"
+		return c.end(ctx, t, t.event(audit.TokenJoined, reason), t.event(audit.TokenRevoked, reason))
+	}
+	if c.c.Distro.requests() {
+		return nil
+	}
+	return c.supervise(ctx, t, registered)
 }
 
 // tellAll tells a token's events in their order, and forgets the token when it
@@ -144,8 +156,12 @@ func (c *Cluster) tellAll(ctx context.Context, events Events, t *token) error {
 		}
 		ev := t.events[0]
 		t.mu.Unlock()
-		if err := events.TokenEvent(ctx, ev); err != nil {
-			return fmt.Errorf("tell that join token %s was %s: %w", t.id, ev.Event, err)
+		if ev.alarm != nil {
+			if err := events.TokenAlarm(ctx, t.node, *ev.alarm); err != nil {
+				return fmt.Errorf("raise alarm %s for join token %s: %w", ev.alarm.Name, t.id, err)
+			}
+		} else if err := events.TokenEvent(ctx, ev.step); err != nil {
+			return fmt.Errorf("tell that join token %s was %s: %w", t.id, ev.step.Event, err)
 		}
 		t.mu.Lock()
 		t.events = t.events[1:]
@@ -153,20 +169,22 @@ func (c *Cluster) tellAll(ctx context.Context, events Events, t *token) error {
 	}
 }
 
-// joined reports whether the token's node is Ready in another boot than the
-// one in which the token was minted for it. The Node object of an earlier
-// install can be there, and say Ready, for a while after that install is gone.
-func (c *Cluster) joined(ctx context.Context, t *token) (bool, error) {
+// node reports whether the token's node has registered, and is Ready, in
+// another boot than the one in which the token was minted for it. The Node
+// object of an earlier install can be there, and say Ready, for a while after
+// that install is gone.
+func (c *Cluster) node(ctx context.Context, t *token) (registered, ready bool, err error) {
 	var n node
-	err := c.api.do(ctx, "GET", nodesPath+"/"+t.node, nil, &n)
+	err = c.api.do(ctx, "GET", nodesPath+"/"+t.node, nil, &n)
 	if isStatus(err, 404) {
-		return false, nil
+		return false, false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("read node %s: %w", t.node, err)
+		return false, false, fmt.Errorf("read node %s: %w", t.node, err)
 	}
 	boot := n.Status.NodeInfo.BootID
-	return n.ready() && boot != "" && boot != t.previousBoot, nil
+	registered = boot != "" && boot != t.previousBoot
+	return registered, registered && n.ready(), nil
 }
 
 // approveAll looks at all signing requests for the tokens that are out.
@@ -191,8 +209,9 @@ func (c *Cluster) approveAll(ctx context.Context, ts []*token) error {
 }
 
 // approve approves one of a token's requests, if it is what the token was
-// minted for. A request for anything else ends the token: its holder is not
-// the node.
+// minted for. A request for anything else ends the token with an alarm: its
+// holder is not the node. So does one that somebody else approved although it
+// is for something else: k0s's own approver takes any.
 func (c *Cluster) approve(ctx context.Context, t *token, requests []*csr) error {
 	t.mu.Lock()
 	gone := t.gone
@@ -205,24 +224,26 @@ func (c *Cluster) approve(ctx context.Context, t *token, requests []*csr) error 
 		if !r.has("Approved") {
 			continue
 		}
-		parsed, err := parseRequest(r.spec.Request)
+		parsed, err := c.check(&r.spec, t.node)
+		if err == nil && key != nil && !bytes.Equal(key, parsed.RawSubjectPublicKeyInfo) {
+			err = errors.New("another key has a certificate already")
+		}
 		if err != nil {
-			return fmt.Errorf("signing request %s: %w", r.name, err)
+			return c.alarm(ctx, t, t.alarm(audit.AlarmTokenMisused, "was used for signing request %s, which the cluster approved by itself: %v", r.name, err))
 		}
 		key = parsed.RawSubjectPublicKeyInfo
-		c.markUsed(t, r.name)
+		c.markUsed(t, "signing request "+r.name+" approved")
 	}
 	for _, r := range requests {
 		if r.has("Approved") || r.has("Denied") || r.has("Failed") {
 			continue
 		}
-		parsed, err := check(&r.spec, t.node)
+		parsed, err := c.check(&r.spec, t.node)
 		if err == nil && key != nil && !bytes.Equal(key, parsed.RawSubjectPublicKeyInfo) {
 			err = errors.New("a request with another key was approved before")
 		}
 		if err != nil {
-			c.c.Log.Error("signing request not approved, join token taken back", "request", r.name, "token", t.id, "node", t.node, "error", err)
-			return c.revoke(ctx, t, audit.TokenRevoked, fmt.Sprintf("used for signing request %s: %v", r.name, err))
+			return c.alarm(ctx, t, t.alarm(audit.AlarmTokenRefused, "was used for signing request %s, which was not approved: %v", r.name, err))
 		}
 		body, err := r.withApproval("SealiftAttested", "join token "+t.id+" was released to the attested machine "+t.node, c.c.Clock())
 		if err != nil {
@@ -236,23 +257,31 @@ func (c *Cluster) approve(ctx context.Context, t *token, requests []*csr) error 
 			return fmt.Errorf("approve signing request %s: %w", r.name, err)
 		}
 		key = parsed.RawSubjectPublicKeyInfo
-		c.markUsed(t, r.name)
+		c.markUsed(t, "signing request "+r.name+" approved")
 	}
 	return nil
 }
 
+// check is the check of requests by the cluster's distro.
+func (c *Cluster) check(s *csrSpec, nodeName string) (*x509.CertificateRequest, error) {
+	if !c.c.Distro.requests() {
+		return nil, fmt.Errorf("nodes of %s make no signing requests with their token", c.c.Distro)
+	}
+	return check(s, nodeName)
+}
+
 // markUsed notes, and tells, that a token was used.
-func (c *Cluster) markUsed(t *token, request string) {
+func (c *Cluster) markUsed(t *token, how string) {
 	t.mu.Lock()
 	first := !t.used
 	t.used = true
 	if first {
-		t.events = append(t.events, t.event(audit.TokenUsed, "signing request "+request+" approved"))
+		t.events = append(t.events, t.event(audit.TokenUsed, how))
 	}
 	t.mu.Unlock()
 	if first {
 		t.nextLook = time.Time{} // at once
-		c.c.Log.Info("join token used", "token", t.id, "node", t.node, "request", request)
+		c.c.Log.Info("join token used", "token", t.id, "node", t.node, "how", how)
 	}
 }
 

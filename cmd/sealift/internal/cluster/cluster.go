@@ -8,7 +8,8 @@
 // node. So the group that our tokens authenticate as may only create signing
 // requests, nothing approves them but Run, and Run approves for each token one
 // key, for the one node that the token was minted for. The token is taken back
-// when that node is Ready.
+// when that node is Ready. That is so where the distro lets it be: Distro says
+// what each adds and takes away.
 //
 // The API is spoken in plain JSON over client-go's transport, which brings the
 // authentication of any kubeconfig. The typed clientset would add two hundred
@@ -20,6 +21,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,11 +44,14 @@ const MaxTTL = 10 * time.Minute
 // Config is what a Cluster needs. All fields are required unless marked
 // Optional.
 type Config struct {
+	// Distro of the cluster's servers. Optional; Kubernetes.
+	Distro Distro
 	// Kubeconfig is the path of a kubeconfig whose user may, in kube-system,
 	// list, create and delete secrets; list certificate signing requests,
 	// update their approval, and approve for the signer
-	// kubernetes.io/kube-apiserver-client-kubelet; get nodes; and get, create
-	// and update cluster role bindings (and bind system:node-bootstrapper).
+	// kubernetes.io/kube-apiserver-client-kubelet; get and list nodes; and list,
+	// get, create and update cluster role bindings (and bind
+	// system:node-bootstrapper).
 	Kubeconfig string
 	// Context of the kubeconfig. Optional; its current context.
 	Context string
@@ -73,6 +79,10 @@ type Cluster struct {
 
 	prepared atomic.Bool // the binding is there
 
+	// foreign are nodes that had no token, as of the last look; used by Run only.
+	foreign     []objectMeta
+	nextForeign time.Time
+
 	mu   sync.Mutex
 	out  map[string]*token // tokens that are out, by id; guarded by mu
 	wake chan struct{}     // tells Run that a token is out
@@ -84,6 +94,11 @@ var _ server.TokenMinter = (*Cluster)(nil)
 // until it returns no error, and may be told one thing twice after a restart.
 type Events interface {
 	TokenEvent(ctx context.Context, t audit.Token) error
+	// TokenAlarm is told of what a person must look at.
+	TokenAlarm(ctx context.Context, nodeName string, a audit.Alarm) error
+	// ExpectsNode reports whether a node of that name is a machine's that was
+	// given secrets.
+	ExpectsNode(ctx context.Context, nodeName string) (bool, error)
 }
 
 // New reads the kubeconfig. It does not talk to the cluster; Run does.
@@ -95,8 +110,13 @@ func New(c Config) (*Cluster, error) {
 		return nil, errors.New("cluster: no log")
 	case c.TTL < 0 || c.TTL > MaxTTL:
 		return nil, fmt.Errorf("cluster: token TTL %v is not between 0 and %v", c.TTL, MaxTTL)
+	case c.Distro != "" && !slices.Contains(Distros(), c.Distro):
+		return nil, fmt.Errorf("cluster: distro %q is not one of %q", c.Distro, Distros())
 	case c.Poll < 0:
 		return nil, fmt.Errorf("cluster: poll interval %v is negative", c.Poll)
+	}
+	if c.Distro == "" {
+		c.Distro = Kubernetes
 	}
 	if c.TTL == 0 {
 		c.TTL = MaxTTL
@@ -124,18 +144,26 @@ func New(c Config) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster: kubeconfig %s: %w", c.Kubeconfig, err)
 	}
-	url := c.Server
-	if url == "" {
-		url = api.base.String()
+	address := c.Server
+	if address == "" {
+		address = api.base.String()
 	}
-	return &Cluster{c: c, api: api, server: url, ca: cfg.CAData, out: map[string]*token{}, wake: make(chan struct{}, 1)}, nil
+	if u, err := url.Parse(address); err != nil || u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("cluster: the server as nodes reach it is %q, want https://host[:port]", address)
+	}
+	return &Cluster{c: c, api: api, server: address, ca: cfg.CAData, out: map[string]*token{}, wake: make(chan struct{}, 1)}, nil
 }
 
 // prepare makes sure that the group of our tokens may do what it must, and
 // takes up the tokens that an earlier process left out.
 func (c *Cluster) prepare(ctx context.Context) error {
-	if err := c.ensureBinding(ctx); err != nil {
-		return fmt.Errorf("prepare the cluster: %w", err)
+	if c.c.Distro.requests() {
+		if err := c.ensureBinding(ctx); err != nil {
+			return fmt.Errorf("prepare the cluster: %w", err)
+		}
+		if err := c.warnOfApprovers(ctx); err != nil {
+			return fmt.Errorf("prepare the cluster: %w", err)
+		}
 	}
 	var list secretList
 	if err := c.api.do(ctx, "GET", secretsPath+"?labelSelector="+managedLabel+"%3Dtrue", nil, &list); err != nil {

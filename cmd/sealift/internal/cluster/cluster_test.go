@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -8,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -23,9 +25,30 @@ import (
 
 // recorder is Events that can fail.
 type recorder struct {
-	mu   sync.Mutex
-	got  []string
-	fail int // so many calls fail first
+	mu      sync.Mutex
+	got     []string
+	alarms  []string
+	whats   []string
+	expects map[string]bool // names of nodes
+	fail    int             // so many calls fail first
+}
+
+func (r *recorder) TokenAlarm(_ context.Context, nodeName string, a audit.Alarm) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fail > 0 {
+		r.fail--
+		return errors.New("made to fail")
+	}
+	r.alarms = append(r.alarms, string(a.Name)+" "+nodeName)
+	r.whats = append(r.whats, a.What)
+	return nil
+}
+
+func (r *recorder) ExpectsNode(_ context.Context, nodeName string) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.expects[nodeName], nil
 }
 
 func (r *recorder) TokenEvent(_ context.Context, t audit.Token) error {
@@ -75,15 +98,20 @@ func (c *clock) advance(d time.Duration) {
 // scene is a cluster under test, driven round by round instead of by Run.
 type scene struct {
 	*testing.T
+	distro Distro
 	api    *fakeAPI
 	c      *Cluster
 	clock  *clock
 	events *recorder
+	log    bytes.Buffer
 }
 
-func newScene(t *testing.T) *scene {
+func newScene(t *testing.T) *scene { return newDistroScene(t, Kubernetes) }
+
+func newDistroScene(t *testing.T, d Distro) *scene {
 	t.Helper()
-	s := &scene{T: t, api: newFakeAPI(t), clock: &clock{now: time.Now()}, events: &recorder{}}
+	s := &scene{T: t, distro: d, api: newFakeAPI(t), clock: &clock{now: time.Now()}, events: &recorder{expects: map[string]bool{}}}
+	s.api.distro, s.api.clock = d, s.clock.read
 	s.c = s.open()
 	return s
 }
@@ -91,7 +119,8 @@ func newScene(t *testing.T) *scene {
 // open makes another Cluster for the same API server, as a new process does.
 func (s *scene) open() *Cluster {
 	s.Helper()
-	c, err := New(Config{Kubeconfig: s.api.kubeconfig(), Log: newLog(s.T), Clock: s.clock.read})
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(testLog{s.T}, &s.log), nil))
+	c, err := New(Config{Distro: s.distro, Kubeconfig: s.api.kubeconfig(), Log: log, Clock: s.clock.read})
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -130,6 +159,15 @@ func (s *scene) want(events string, tokens int) {
 	}
 	if n := s.api.tokens(); n != tokens {
 		s.Errorf("%d tokens in the cluster, want %d", n, tokens)
+	}
+}
+
+func (s *scene) wantAlarms(want string) {
+	s.Helper()
+	s.events.mu.Lock()
+	defer s.events.mu.Unlock()
+	if got := strings.Join(s.events.alarms, ", "); got != want {
+		s.Errorf("alarms are %q (%q), want %q", got, s.events.whats, want)
 	}
 }
 
@@ -228,6 +266,7 @@ func TestRequestsForAnythingElseEndTheToken(t *testing.T) {
 				t.Errorf("conditions are %q", got)
 			}
 			s.want("revoked box-1", 0)
+			s.wantAlarms("token.request-refused box-1")
 		})
 	}
 }
@@ -250,6 +289,7 @@ func TestOneKeyForEachToken(t *testing.T) {
 		t.Errorf("a request with another key: conditions are %q", got)
 	}
 	s.want("used box-1, revoked box-1", 0)
+	s.wantAlarms("token.request-refused box-1")
 }
 
 func TestRequestsOfOthersAreLeftAlone(t *testing.T) {
@@ -467,6 +507,8 @@ func TestNewRefuses(t *testing.T) {
 		"plain HTTP":         func(c *Config) { c.Kubeconfig = plain },
 		"no log":             func(c *Config) { c.Log = nil },
 		"too long a TTL":     func(c *Config) { c.TTL = MaxTTL + 1 },
+		"an unknown distro":  func(c *Config) { c.Distro = "k8s" },
+		"a plain server":     func(c *Config) { c.Server = "http://10.0.0.1" },
 		"a negative poll":    func(c *Config) { c.Poll = -1 },
 	} {
 		c := good

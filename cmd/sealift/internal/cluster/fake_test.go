@@ -13,6 +13,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,22 +27,28 @@ const adminToken = "admin-token"
 // authenticates bootstrap tokens by their secrets, lets their group create
 // signing requests only if it is bound to do so, keeps who asked, and takes
 // approvals only where they belong.
+//
+// It is also the servers of the other distros as far as joining goes: the
+// automatic approver of k0s, and the supervisor of k3s and rke2.
 type fakeAPI struct {
-	t   *testing.T
-	srv *httptest.Server
+	t      *testing.T
+	srv    *httptest.Server
+	distro Distro
+	clock  func() time.Time
 
 	mu       sync.Mutex
 	secrets  map[string]*secret
 	bindings map[string]*roleBinding
 	requests map[string]map[string]any
 	nodes    map[string]*node
+	created  map[string]time.Time      // of nodes
 	fail     func(r *http.Request) int // an HTTP status to fail with, or 0
 }
 
 func newFakeAPI(t *testing.T) *fakeAPI {
 	f := &fakeAPI{
-		t: t, secrets: map[string]*secret{}, bindings: map[string]*roleBinding{},
-		requests: map[string]map[string]any{}, nodes: map[string]*node{},
+		t: t, distro: Kubernetes, clock: time.Now, secrets: map[string]*secret{}, bindings: map[string]*roleBinding{},
+		requests: map[string]map[string]any{}, nodes: map[string]*node{}, created: map[string]time.Time{},
 	}
 	f.srv = httptest.NewTLSServer(http.HandlerFunc(f.serve))
 	t.Cleanup(f.srv.Close)
@@ -84,6 +92,10 @@ func (f *fakeAPI) serve(w http.ResponseWriter, r *http.Request) {
 		status(401, "Unauthorized")
 		return
 	}
+	if strings.HasPrefix(r.URL.Path, "/v1-") {
+		f.serveSupervisor(w, r, user, groups, status)
+		return
+	}
 	if user != "admin" && (r.Method != "POST" || r.URL.Path != csrPath || !f.mayBootstrap(groups)) {
 		status(403, user+" may not "+r.Method+" "+r.URL.Path)
 		return
@@ -101,6 +113,7 @@ func (f *fakeAPI) serve(w http.ResponseWriter, r *http.Request) {
 			status(409, "already exists")
 			return
 		}
+		s.Metadata.CreationTimestamp = f.clock().UTC().Truncate(time.Second)
 		f.secrets[s.Metadata.Name] = &s
 		w.WriteHeader(201)
 		answer(s)
@@ -133,6 +146,10 @@ func (f *fakeAPI) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		spec := c["spec"].(map[string]any)
 		spec["username"], spec["groups"] = user, groups // never as the client says
+		if f.distro == K0s && slices.Contains(groups, "system:bootstrappers") {
+			// The binding node-autoapprove-bootstrap, and kube-controller-manager.
+			c["status"] = map[string]any{"conditions": []any{map[string]any{"type": "Approved", "status": "True", "reason": "AutoApproved"}}}
+		}
 		f.requests[c["metadata"].(map[string]any)["name"].(string)] = c
 		w.WriteHeader(201)
 		answer(c)
@@ -150,6 +167,8 @@ func (f *fakeAPI) serve(w http.ResponseWriter, r *http.Request) {
 		answer(map[string]any{"items": items})
 	case r.Method == "PUT" && strings.HasSuffix(r.URL.Path, "/approval"):
 		f.serveApproval(w, r, status)
+	case r.Method == "GET" && r.URL.Path == nodesPath:
+		f.serveNodes(w, r, status)
 	case r.Method == "GET" && strings.HasPrefix(r.URL.Path, nodesPath+"/"):
 		if f.nodes[name] == nil {
 			status(404, "not found")
@@ -162,6 +181,14 @@ func (f *fakeAPI) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 func (f *fakeAPI) serveBinding(w http.ResponseWriter, r *http.Request, name string, status func(int, string)) {
+	if r.Method == "GET" && r.URL.Path == bindingPath {
+		var list roleBindingList
+		for _, b := range f.bindings {
+			list.Items = append(list.Items, *b)
+		}
+		json.NewEncoder(w).Encode(list)
+		return
+	}
 	if r.Method == "GET" {
 		if f.bindings[name] == nil {
 			status(404, "not found")
@@ -222,9 +249,10 @@ func (f *fakeAPI) authenticate(bearer string) (user string, groups []string) {
 	for _, s := range f.secrets {
 		id := string(s.Data["token-id"])
 		expires, err := time.Parse(time.RFC3339, string(s.Data["expiration"]))
+		// k8s.io/kubernetes plugin/pkg/auth/authenticator/token/bootstrap.
 		if s.Type == "bootstrap.kubernetes.io/token" && s.Metadata.Name == "bootstrap-token-"+id && s.Metadata.Namespace == "kube-system" &&
 			bearer == id+"."+string(s.Data["token-secret"]) && string(s.Data["usage-bootstrap-authentication"]) == "true" &&
-			err == nil && time.Now().Before(expires) {
+			err == nil && f.clock().Before(expires) {
 			return "system:bootstrap:" + id, append([]string{"system:bootstrappers", "system:authenticated"}, strings.Split(string(s.Data["auth-extra-groups"]), ",")...)
 		}
 	}
@@ -323,10 +351,98 @@ func (f *fakeAPI) setNode(name, boot string, ready bool) {
 		f.t.Fatal(err)
 	}
 	f.nodes[name] = n
+	if _, ok := f.created[name]; !ok {
+		f.created[name] = f.clock().UTC().Truncate(time.Second)
+	}
 }
 
+// serveNodes sends the metadata of nodes, two in a page.
+func (f *fakeAPI) serveNodes(w http.ResponseWriter, r *http.Request, status func(int, string)) {
+	if r.Header.Get("Accept") != acceptMetadata || r.URL.Query().Get("limit") == "" {
+		status(400, "whole nodes were asked for")
+		return
+	}
+	var all []string
+	for name := range f.nodes {
+		all = append(all, name)
+	}
+	slices.Sort(all)
+	from := 0
+	if c := r.URL.Query().Get("continue"); c != "" {
+		var err error
+		if from, err = strconv.Atoi(c); err != nil || from > len(all) {
+			status(410, "expired")
+			return
+		}
+	}
+	to := min(from+2, len(all))
+	items := []any{}
+	for _, name := range all[from:to] {
+		items = append(items, map[string]any{"metadata": map[string]any{"name": name, "creationTimestamp": f.created[name]}})
+	}
+	metadata := map[string]any{}
+	if to < len(all) {
+		metadata["continue"] = strconv.Itoa(to)
+	}
+	json.NewEncoder(w).Encode(map[string]any{"metadata": metadata, "items": items})
+}
+
+// serveSupervisor is what k3s-io/k3s pkg/server/handlers/router.go and
+// pkg/nodepassword/validate.go do with a request for a kubelet's certificate:
+// any bootstrap token may ask for any name, and a name belongs to the first
+// password that came with it.
+func (f *fakeAPI) serveSupervisor(w http.ResponseWriter, r *http.Request, user string, groups []string, status func(int, string)) {
+	if r.URL.Path != "/v1-"+string(f.distro)+"/client-kubelet.crt" || f.distro.requests() {
+		status(404, r.URL.Path)
+		return
+	}
+	if !slices.Contains(groups, "system:bootstrappers") {
+		status(403, user)
+		return
+	}
+	name, password := r.Header.Get(string(f.distro)+"-Node-Name"), r.Header.Get(string(f.distro)+"-Node-Password")
+	if name == "" || password == "" {
+		status(400, "node name or password not set")
+		return
+	}
+	secretName := strings.ToLower(name + ".node-password." + string(f.distro))
+	if have := f.secrets[secretName]; have == nil {
+		f.secrets[secretName] = &secret{Metadata: objectMeta{Name: secretName, Namespace: "kube-system"}, Data: map[string][]byte{"hash": []byte(password)}}
+	} else if string(have.Data["hash"]) != password {
+		status(403, "unable to verify password for node "+name)
+		return
+	}
+	fmt.Fprintf(w, "certificate of system:node:%s", name)
+}
+
+// join asks the supervisor for a kubelet's certificate, as k3s agent does, and
+// returns the HTTP status.
+func (f *fakeAPI) join(token, name, password string) int {
+	f.t.Helper()
+	req, err := http.NewRequestWithContext(f.t.Context(), "POST", f.srv.URL+"/v1-"+string(f.distro)+"/client-kubelet.crt", nil)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	req.Header.Set(string(f.distro)+"-Node-Name", name)
+	req.Header.Set(string(f.distro)+"-Node-Password", password)
+	resp, err := f.srv.Client().Do(req)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+// tokens counts the bootstrap tokens.
 func (f *fakeAPI) tokens() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.secrets)
+	n := 0
+	for name := range f.secrets {
+		if strings.HasPrefix(name, "bootstrap-token-") {
+			n++
+		}
+	}
+	return n
 }

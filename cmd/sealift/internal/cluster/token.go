@@ -37,17 +37,31 @@ type token struct {
 	// the token was minted. Only a node of another boot has used the token or
 	// done without it.
 	previousBoot string
+	// created is when the API server made the token, by its own clock.
+	created time.Time
 
 	mu       sync.Mutex
-	used     bool          // guarded by mu: a request for it was approved
-	gone     bool          // guarded by mu: the secret was deleted
-	events   []audit.Token // guarded by mu: not yet told
-	nextLook time.Time     // of the node; used by Run only
+	used     bool      // guarded by mu: a request for it was approved, or its node registered
+	gone     bool      // guarded by mu: it has ended, and its secret was deleted
+	events   []event   // guarded by mu: not yet told
+	nextLook time.Time // of the node; used by Run only
+	warned   bool      // of a foreign node; used by Run only
+}
+
+// event is what Events is to be told: a step of the token's life, or an alarm.
+type event struct {
+	step  audit.Token
+	alarm *audit.Alarm
 }
 
 // event returns an event of the token's life.
-func (t *token) event(e audit.TokenEvent, reason string) audit.Token {
-	return audit.Token{Event: e, ID: t.id, NodeName: t.node, Reason: reason}
+func (t *token) event(e audit.TokenEvent, reason string) event {
+	return event{step: audit.Token{Event: e, ID: t.id, NodeName: t.node, Reason: reason}}
+}
+
+// alarm returns an alarm about the token.
+func (t *token) alarm(name audit.AlarmName, format string, args ...any) event {
+	return event{alarm: &audit.Alarm{Name: name, What: fmt.Sprintf("join token %s of node %s ", t.id, t.node) + fmt.Sprintf(format, args...)}}
 }
 
 // randomText draws n characters of the alphabet of bootstrap tokens, each with
@@ -99,29 +113,34 @@ func (c *Cluster) Mint(ctx context.Context, nodeName string) (*server.Token, err
 		return nil, fmt.Errorf("mint join token: read node %s: %w", nodeName, err)
 	}
 	t := &token{node: nodeName, expires: c.c.Clock().Add(c.c.TTL).UTC().Truncate(time.Second), previousBoot: n.Status.NodeInfo.BootID}
+	if err := c.freeName(ctx, nodeName); err != nil {
+		return nil, fmt.Errorf("mint join token for node %s: %w", nodeName, err)
+	}
 	value, err := randomText(16)
 	if err != nil {
 		return nil, fmt.Errorf("mint join token for node %s: %w", nodeName, err)
 	}
+	var made secret
 	for range mintAttempts {
 		if t.id, err = randomText(6); err != nil {
 			break
 		}
-		if err = c.api.do(ctx, "POST", secretsPath, tokenSecret(t, value), nil); !isStatus(err, 409) {
+		if err = c.api.do(ctx, "POST", secretsPath, c.tokenSecret(t, value), &made); !isStatus(err, 409) {
 			break
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("mint join token for node %s: %w", nodeName, err)
 	}
+	t.created = made.Metadata.CreationTimestamp
 	c.add(t)
 	c.c.Log.Info("join token minted", "token", t.id, "node", nodeName, "expires", t.expires)
 	return &server.Token{ID: t.id, Secret: attest.Secret(t.id + "." + value), Expires: t.expires, Server: c.server, CA: c.ca}, nil
 }
 
 // tokenSecret returns the Secret that makes a bootstrap token.
-func tokenSecret(t *token, value string) *secret {
-	return &secret{
+func (c *Cluster) tokenSecret(t *token, value string) *secret {
+	s := &secret{
 		APIVersion: "v1", Kind: "Secret", Type: "bootstrap.kubernetes.io/token",
 		Metadata: objectMeta{
 			Name: "bootstrap-token-" + t.id, Namespace: "kube-system",
@@ -134,15 +153,22 @@ func tokenSecret(t *token, value string) *secret {
 			"token-secret":                   []byte(value),
 			"expiration":                     []byte(t.expires.Format(time.RFC3339)),
 			"usage-bootstrap-authentication": []byte("true"),
-			"usage-bootstrap-signing":        []byte("true"),
 			"auth-extra-groups":              []byte(Group),
 		},
 	}
+	if c.c.Distro == Kubernetes {
+		// For those who read the cluster's address from kube-public/cluster-info.
+		s.Data["usage-bootstrap-signing"] = []byte("true")
+	}
+	return s
 }
 
 // adopt reads back what tokenSecret wrote.
 func adopt(s *secret) (*token, error) {
-	t := &token{id: string(s.Data["token-id"]), node: s.Metadata.Annotations[nodeAnnotation], previousBoot: s.Metadata.Annotations[bootAnnotation]}
+	t := &token{
+		id: string(s.Data["token-id"]), node: s.Metadata.Annotations[nodeAnnotation], previousBoot: s.Metadata.Annotations[bootAnnotation],
+		created: s.Metadata.CreationTimestamp,
+	}
 	if "bootstrap-token-"+t.id != s.Metadata.Name || len(t.id) != 6 {
 		return nil, fmt.Errorf("its token id is %q", t.id)
 	}
@@ -183,8 +209,13 @@ func (c *Cluster) revoke(ctx context.Context, t *token, as audit.TokenEvent, rea
 	return c.end(ctx, t, t.event(as, reason))
 }
 
+// alarm ends a token with an alarm.
+func (c *Cluster) alarm(ctx context.Context, t *token, alarm event) error {
+	return c.end(ctx, t, t.event(audit.TokenRevoked, "alarm "+string(alarm.alarm.Name)), alarm)
+}
+
 // end deletes a token's secret and queues the events that tell of it, once.
-func (c *Cluster) end(ctx context.Context, t *token, events ...audit.Token) error {
+func (c *Cluster) end(ctx context.Context, t *token, events ...event) error {
 	if err := c.deleteSecret(ctx, t.id); err != nil {
 		return err
 	}
@@ -196,8 +227,7 @@ func (c *Cluster) end(ctx context.Context, t *token, events ...audit.Token) erro
 	}
 	t.mu.Unlock()
 	if first {
-		last := events[len(events)-1]
-		c.c.Log.Info("join token ended", "token", t.id, "node", t.node, "as", string(last.Event), "reason", last.Reason)
+		c.c.Log.Info("join token ended", "token", t.id, "node", t.node, "as", string(events[0].step.Event), "reason", events[0].step.Reason)
 	}
 	return nil
 }

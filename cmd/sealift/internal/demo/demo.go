@@ -380,6 +380,7 @@ func (d *Demo) networks(ctx context.Context) error {
 func (d *Demo) startServe(ctx context.Context, ca vm.TPMCA) error {
 	config := fmt.Sprintf(`# One process: provisioner for the factory, attestation service for the stores.
 keys: %[1]s
+kek: {file: %[1]s/disk-kek.key}
 store: %[2]s
 images: [%[3]s]
 node: {listen: "%[4]s", hosts: ["%[5]s"]}

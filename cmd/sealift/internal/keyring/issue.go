@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/server"
 )
 
 // operatorLife is the lifetime of an operator's certificate. That of a server
@@ -88,6 +89,9 @@ func (i *Issuer) IssueServer(hosts []string) (tls.Certificate, error) {
 func (i *Issuer) IssueOperator(name string, roles []api.Role) (tls.Certificate, error) {
 	if name == "" || len(name) > 64 {
 		return tls.Certificate{}, fmt.Errorf("issue operator certificate: name %q has %d bytes, want 1 to 64", name, len(name))
+	}
+	if err := server.CheckCertificateName(name); err != nil {
+		return tls.Certificate{}, fmt.Errorf("issue operator certificate: %w", err)
 	}
 	var units []string
 	for _, r := range roles {

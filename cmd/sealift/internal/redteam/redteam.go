@@ -347,4 +347,3 @@ func (a *answer) of(err error) bool {
 	}
 	return true
 }
-

@@ -147,17 +147,16 @@ func (s *partSet) drop() { clear(s.fresh) }
 
 // putEvidence stores evidence that was cut. That a row is there is no error.
 func (t *tx) putEvidence(ctx context.Context, digest [sha256.Size]byte, row []byte, parts []part) error {
-	const insert = "INSERT INTO evidence (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING"
 	for _, p := range parts {
 		if t.parts.has(p.digest) {
 			continue
 		}
-		if _, err := t.exec(ctx, insert, p.digest[:], p.body); err != nil {
+		if _, err := t.exec(ctx, "INSERT INTO evidence_part (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING", p.digest[:], p.body); err != nil {
 			return fmt.Errorf("store evidence %x: %w", digest, err)
 		}
 		t.parts.fresh[p.digest] = struct{}{}
 	}
-	if _, err := t.exec(ctx, insert, digest[:], row); err != nil {
+	if _, err := t.exec(ctx, "INSERT INTO evidence (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING", digest[:], row); err != nil {
 		return fmt.Errorf("store evidence %x: %w", digest, err)
 	}
 	return nil

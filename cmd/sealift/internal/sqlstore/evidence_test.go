@@ -37,7 +37,7 @@ func TestEvidenceIsReadAsItWasStored(t *testing.T) {
 func TestWhatTwoPiecesOfEvidenceShareIsStoredOnce(t *testing.T) {
 	s := create(t)
 	size := func() (n int) {
-		if err := s.read.QueryRow("SELECT sum(length(body)) FROM evidence").Scan(&n); err != nil {
+		if err := s.read.QueryRow("SELECT (SELECT sum(length(body)) FROM evidence) + (SELECT sum(length(body)) FROM evidence_part)").Scan(&n); err != nil {
 			t.Fatal(err)
 		}
 		return n
@@ -69,8 +69,8 @@ func TestAPartThatIsLostOrAlteredIsFound(t *testing.T) {
 	d := sha256.Sum256(body)
 	_, parts := cut(body)
 	for name, query := range map[string]string{
-		"altered": fmt.Sprintf("UPDATE evidence SET body = CAST('x' AS BLOB) WHERE digest = x'%x'", parts[0].digest),
-		"lost":    fmt.Sprintf("DELETE FROM evidence WHERE digest = x'%x'", parts[0].digest),
+		"altered": fmt.Sprintf("UPDATE evidence_part SET body = CAST('x' AS BLOB) WHERE digest = x'%x'", parts[0].digest),
+		"lost":    fmt.Sprintf("DELETE FROM evidence_part WHERE digest = x'%x'", parts[0].digest),
 		"row":     fmt.Sprintf("UPDATE evidence SET body = x'01ff' WHERE digest = x'%x'", d),
 	} {
 		s := create(t)

@@ -26,7 +26,7 @@ import (
 // says how its tables look (PRAGMA user_version).
 const (
 	applicationID = 0x5ea11f70
-	schemaVersion = 2
+	schemaVersion = 3
 )
 
 // schema makes the tables. Columns hold what is searched or must be unique;
@@ -58,14 +58,21 @@ CREATE TABLE release (
 	UNIQUE (machine, generation, reset_count, restart_count)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE evidence (
-	digest BLOB PRIMARY KEY, -- SHA-256 of body
-	body   BLOB NOT NULL
+	digest BLOB PRIMARY KEY, -- SHA-256 of the evidence
+	body   BLOB NOT NULL -- as cut wrote it
 ) STRICT;
 CREATE TABLE audit (
 	seq  INTEGER PRIMARY KEY,
 	line BLOB NOT NULL -- as exported, without the newline
 ) STRICT;
-` + documents
+` + documents + parts
+
+const parts = `
+CREATE TABLE evidence_part (
+	digest BLOB PRIMARY KEY, -- SHA-256 of body
+	body   BLOB NOT NULL
+) STRICT;
+`
 
 const documents = `
 CREATE TABLE document (
@@ -82,7 +89,12 @@ CREATE TABLE document (
 const fromFirst = documents + `
 INSERT INTO document (kind, name, revision, body) SELECT 'campaign', name, revision, body FROM campaign;
 DROP TABLE campaign;
-PRAGMA user_version = 2;
+` + fromSecond
+
+// fromSecond brings a file of schema version 2, which had all evidence in one
+// piece, to version 3.
+const fromSecond = parts + `
+PRAGMA user_version = 3;
 `
 
 // readers bounds the connections that read at once.
@@ -271,7 +283,7 @@ func (s *Store) checkSchema(ctx context.Context) error {
 	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 		return err
 	}
-	if version == 1 {
+	if version == 1 || version == 2 {
 		tx, err := s.write.BeginTx(ctx, nil) // takes the write lock
 		if err != nil {
 			return err
@@ -280,8 +292,8 @@ func (s *Store) checkSchema(ctx context.Context) error {
 		if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 			return errors.Join(err, tx.Rollback())
 		}
-		if version == 1 {
-			if _, err := tx.ExecContext(ctx, fromFirst); err != nil {
+		if script := map[int64]string{1: fromFirst, 2: fromSecond}[version]; script != "" {
+			if _, err := tx.ExecContext(ctx, script); err != nil {
 				return errors.Join(fmt.Errorf("bring the schema to version %d: %w", schemaVersion, err), tx.Rollback())
 			}
 			version = schemaVersion

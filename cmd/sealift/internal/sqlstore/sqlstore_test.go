@@ -54,16 +54,19 @@ func copyFiles(t *testing.T, path string) string {
 }
 
 func TestStore(t *testing.T) {
-	storetest.Run(t,
-		func(t *testing.T) server.Store { return create(t) },
-		func(t *testing.T, s server.Store) server.Store {
-			again, err := Open(t.Context(), copyFiles(t, s.(*Store).path))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { again.Close() })
-			return again
-		})
+	open := func(t *testing.T, path string) server.Store {
+		s, err := Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return s
+	}
+	storetest.Run(t, storetest.Subject{
+		Open:    func(t *testing.T) server.Store { return create(t) },
+		Replica: func(t *testing.T, s server.Store) server.Store { return open(t, s.(*Store).path) },
+		Reopen:  func(t *testing.T, s server.Store) server.Store { return open(t, copyFiles(t, s.(*Store).path)) },
+	})
 }
 
 func TestCreateMakesPrivateFilesAndKeepsOthers(t *testing.T) {
@@ -112,7 +115,7 @@ func TestOpenRefuses(t *testing.T) {
 		want  string
 	}{
 		"no file":                 {func(t *testing.T, path string) { os.Remove(path) }, "no such file"},
-		"a later schema":          {exec("PRAGMA user_version = 3"), "schema version is 3, want 2"},
+		"a later schema":          {exec("PRAGMA user_version = 4"), "schema version is 4, want 3"},
 		"another program's file":  {exec("PRAGMA application_id = 7"), "application id is 0x7"},
 		"a file that others read": {func(t *testing.T, path string) { os.Chmod(path, 0o644) }, "mode is 0644, want 0600"},
 		"no database": {func(t *testing.T, path string) {
@@ -224,6 +227,7 @@ func TestAFileOfTheFirstSchemaIsBroughtToOurs(t *testing.T) {
 	}
 	tamper(t, s, `
 		DROP TABLE document;
+		DROP TABLE evidence_part;
 		CREATE TABLE campaign (name TEXT PRIMARY KEY, revision INTEGER NOT NULL, body BLOB NOT NULL) STRICT, WITHOUT ROWID;
 		INSERT INTO campaign (name, revision, body) VALUES ('bios', 3, CAST('{"a":1}' AS BLOB));
 		PRAGMA user_version = 1`)

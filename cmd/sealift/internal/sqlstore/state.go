@@ -305,15 +305,13 @@ func (s *Store) Release(ctx context.Context, id string) (*server.Release, error)
 
 // Evidence implements server.Store.
 func (s *Store) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
-	row := func(d []byte) (body []byte, err error) {
-		return body, s.get(ctx, "SELECT body FROM evidence WHERE digest = ?", []any{d}, &body)
-	}
-	body, err := row(digest[:])
+	var body []byte
+	err := s.get(ctx, "SELECT body FROM evidence WHERE digest = ?", []any{digest[:]}, &body)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("evidence %s: %w", digest, server.ErrNotFound)
 	}
 	if err == nil {
-		body, err = join(body, row)
+		body, err = join(body, s.part(ctx))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read evidence %s: %w", digest, err)
@@ -322,6 +320,13 @@ func (s *Store) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, e
 		return nil, fmt.Errorf("read evidence %s: altered, its digest is %s", digest, got)
 	}
 	return body, nil
+}
+
+// part returns a function that reads parts of evidence.
+func (s *Store) part(ctx context.Context) func(digest []byte) ([]byte, error) {
+	return func(digest []byte) (body []byte, err error) {
+		return body, s.get(ctx, "SELECT body FROM evidence_part WHERE digest = ?", []any{digest}, &body)
+	}
 }
 
 // auditPage is how many audit entries are read at a time. A reader that takes

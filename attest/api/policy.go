@@ -1,0 +1,92 @@
+package api
+
+import (
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// MaxProposalBody bounds a PolicyProposal, bytes: a policy, its files, and the
+// manifests of a few images.
+const MaxProposalBody = 32 << 20
+
+// PolicyState is the policy that a service has enabled.
+type PolicyState struct {
+	Name    string          `json:"name,omitempty"` // empty if the service has no policy file
+	Version int             `json:"version,omitempty"`
+	Digest  manifest.SHA256 `json:"digest,omitzero"` // of the file
+	Text    []byte          `json:"text,omitempty"`  // the file
+	Signed  bool            `json:"signed"`
+	Enabled time.Time       `json:"enabled,omitzero"` // when this version was enabled first
+}
+
+// PolicyProposal is a policy that is to be tried. It needs no signature, as it
+// changes nothing; manifests need theirs.
+type PolicyProposal struct {
+	Policy []byte            `json:"policy"`          // the file
+	Files  map[string][]byte `json:"files,omitempty"` // that it names, by that name
+	// Images are those that the service does not have yet.
+	Images []SignedManifest `json:"images,omitempty"`
+	At     time.Time        `json:"at,omitzero"` // for what counts from a day on; now if unset
+}
+
+// SignedManifest is a manifest.json with its bundle.
+type SignedManifest struct {
+	Manifest []byte `json:"manifest"`
+	Bundle   []byte `json:"bundle"`
+}
+
+// Effect is what another policy does to a machine.
+type Effect string
+
+// Effects, the worst first.
+const (
+	EffectRefused      Effect = "refused"       // allowed now, refused then
+	EffectFailed       Effect = "failed"        // could not be judged
+	EffectNoEvidence   Effect = "no evidence"   // there is nothing to judge by
+	EffectAllowed      Effect = "allowed"       // refused now, allowed then
+	EffectStillRefused Effect = "still refused" // refused now and then
+	EffectNone         Effect = "none"          // allowed now and then
+)
+
+// WhatIf is one line of the answer to a proposal: a machine, or, in the last
+// line, the summary. An answer without a summary was cut short.
+type WhatIf struct {
+	Machine *WhatIfMachine `json:"machine,omitempty"`
+	Summary *WhatIfSummary `json:"summary,omitempty"`
+}
+
+// WhatIfMachine is what a proposal does to one machine.
+type WhatIfMachine struct {
+	ID       attest.MachineID      `json:"id"`
+	NodeName string                `json:"nodeName"`
+	State    attest.EnrolmentState `json:"state"` // at present; the verdicts are with that of the time of the evidence
+	Vendor   string                `json:"vendor,omitempty"`
+	Product  string                `json:"product,omitempty"` // SMBIOS type 1, claimed
+	Effect   Effect                `json:"effect"`
+	// Evidence is what was judged: the last, or, where that is refused now, the
+	// last that was accepted.
+	Evidence manifest.SHA256 `json:"evidence,omitzero"`
+	Received time.Time       `json:"received,omitzero"`
+	Now      []attest.Code   `json:"now"`  // findings under the present policy
+	Then     []attest.Code   `json:"then"` // findings under the proposal
+	// Reasons are the findings that only the proposal has.
+	Reasons []attest.Finding `json:"reasons,omitempty"`
+	Error   string           `json:"error,omitempty"`
+}
+
+// WhatIfSummary counts machines by effect, and by model and effect.
+type WhatIfSummary struct {
+	Policy   string         `json:"policy"` // name and version of the proposal
+	Machines int            `json:"machines"`
+	Effects  map[Effect]int `json:"effects"`
+	Models   []WhatIfModel  `json:"models"`
+}
+
+// WhatIfModel counts the machines of one model.
+type WhatIfModel struct {
+	Vendor  string         `json:"vendor,omitempty"`
+	Product string         `json:"product,omitempty"`
+	Effects map[Effect]int `json:"effects"`
+}

@@ -1,0 +1,41 @@
+package audit
+
+// KindAlarm is the kind of an entry that a person must look at: something that
+// happens when a secret or an identity is misused, and seldom otherwise. It is
+// written with the entry of the decision that it is about.
+const KindAlarm Kind = "alarm" // Alarm
+
+// AlarmName says what an alarm is about.
+type AlarmName string
+
+// Names of alarms. They are stable, like kinds.
+const (
+	// AlarmReleaseRepeated: a machine asked for a second release in one boot.
+	// The first went to it or to somebody else; a box whose first answer was
+	// lost on the way raises it, too.
+	AlarmReleaseRepeated AlarmName = "release.repeated"
+	// AlarmConfirmContradicted: a release whose end was confirmed was confirmed
+	// again with another outcome. Only the machine knows the release's id; that
+	// the second came from it is not proven.
+	AlarmConfirmContradicted AlarmName = "release.confirm-contradicted"
+	// AlarmTokenRefused: a join token was used to ask for a certificate that is
+	// not the one that it was minted for. The token was taken back.
+	AlarmTokenRefused AlarmName = "token.request-refused"
+	// AlarmTokenMisused: the cluster gave a certificate to the holder of a join
+	// token that it was not minted for. The token was taken back; the
+	// certificate is valid until the cluster's owner ends it.
+	AlarmTokenMisused AlarmName = "token.misused"
+	// AlarmForeignNode: while a join token was open, a node appeared that had
+	// none. The token was taken back, as nothing else tells whether it was used.
+	AlarmForeignNode AlarmName = "token.foreign-node"
+)
+
+// Alarm records what a person must look at. The entry's machine is the one
+// whose secret or identity it is about.
+type Alarm struct {
+	Name AlarmName `json:"name"`
+	What string    `json:"what"` // in words
+	// Peer is the address that the request came from, or the name of an
+	// operator. Empty if there is none.
+	Peer string `json:"peer,omitempty"`
+}

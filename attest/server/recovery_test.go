@@ -1,0 +1,488 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/recovery"
+	"github.com/sealift/sealift/attest/server"
+)
+
+// recoveryScene is a machine with a disk key, and people.
+type recoveryScene struct {
+	*scene
+	box       *box
+	half      attest.Secret // the service's half of the disk key
+	boot      *recovery.BootKey
+	alice     *http.Client // opens
+	bob, carl *http.Client // approve
+}
+
+func (s *scene) identity(name string, roles ...string) tls.Certificate {
+	return s.certificate(pkix.Name{CommonName: name, Organization: []string{api.OperatorOrganization}, OrganizationalUnit: roles}, x509.ExtKeyUsageClientAuth)
+}
+
+func newRecoveryScene(t *testing.T) *recoveryScene {
+	t.Helper()
+	s := newScene(t, func(c *server.Config) { c.Bearer = anybody{} })
+	r := &recoveryScene{scene: s, box: newBox(t, s.tpmCA)}
+	s.enrol(r.box)
+	_, resp := s.attest(r.box)
+	_, secrets, _ := s.open(resp)
+	r.half = secrets.DiskKey
+	r.reboot()
+	r.alice = s.httpClient(s.identity("alice", "operator", "approver"))
+	r.bob, r.carl = s.httpClient(s.identity("bob", "approver")), s.httpClient(s.identity("carl", "approver"))
+	return r
+}
+
+// anybody takes a token for the name of an approver.
+type anybody struct{}
+
+func (anybody) Authenticate(_ context.Context, token string) (server.Operator, error) {
+	return server.Operator{Name: token, Roles: []api.Role{api.RoleApprover}}, nil
+}
+
+// approver is a client that shows a token.
+type approver struct {
+	http.RoundTripper
+	token string
+}
+
+func (b approver) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	return b.RoundTripper.RoundTrip(r)
+}
+
+func (s *scene) bearer(token string) *http.Client {
+	c := s.httpClient()
+	return &http.Client{Transport: approver{c.Transport, token}}
+}
+
+// reboot gives the machine a new boot key.
+func (r *recoveryScene) reboot() {
+	r.Helper()
+	var err error
+	if r.boot, err = recovery.NewBootKey(r.box.id, disk); err != nil {
+		r.Fatal(err)
+	}
+}
+
+func (r *recoveryScene) url(path string) string {
+	return "https://" + r.operators + api.PathMachines + "/" + r.box.id.String() + path
+}
+
+// answer of a step.
+type step struct {
+	api.Recovery
+	api.Error
+	status int
+}
+
+func (r *recoveryScene) step(c *http.Client, path string, body any) step {
+	r.Helper()
+	var a step
+	status, b := r.raw(c, "POST", r.url(path), body)
+	if err := json.Unmarshal(b, &a.Recovery); err != nil {
+		r.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &a.Error); err != nil {
+		r.Fatal(err)
+	}
+	a.status = status
+	return a
+}
+
+func (r *recoveryScene) request() string { return strings.Join(r.boot.Request(), "\n") }
+
+func (r *recoveryScene) opened(c *http.Client) api.Recovery {
+	r.Helper()
+	a := r.step(c, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "network down"})
+	if a.status != 200 {
+		r.Fatalf("open: HTTP %d, %+v", a.status, a.Error)
+	}
+	return a.Recovery
+}
+
+func (r *recoveryScene) approve(c *http.Client, id string) step {
+	r.Helper()
+	return r.step(c, api.PathRecoveryApprove, &api.RecoveryApprove{Request: id, Reason: "called the store"})
+}
+
+func (r *recoveryScene) take(c *http.Client, id string) (int, *api.RecoveryCode, api.Error) {
+	r.Helper()
+	var code api.RecoveryCode
+	var e api.Error
+	status, b := r.raw(c, "POST", r.url(api.PathRecoveryCode), &api.RecoveryTake{Request: id})
+	if err := json.Unmarshal(b, &code); err != nil {
+		r.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &e); err != nil {
+		r.Fatal(err)
+	}
+	return status, &code, e
+}
+
+// opens types a code at the machine.
+func (r *recoveryScene) opens(code attest.Secret) (*recovery.Secrets, error) {
+	reader := r.boot.Reader()
+	var s *recovery.Secrets
+	var err error
+	for l := range strings.SplitSeq(string(code), "\n") {
+		if _, s, err = reader.Line(l, r.now()); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func TestTwoPeopleRecoverAMachine(t *testing.T) {
+	r := newRecoveryScene(t)
+	before := r.kinds()
+	req := r.opened(r.alice)
+	if again := r.opened(r.alice); again.ID != req.ID {
+		t.Errorf("the same request was opened twice: %s, %s", req.ID, again.ID)
+	}
+	if status, _, e := r.take(r.alice, req.ID); status != 409 || e.Code != "not-approved" || !strings.Contains(e.Hint, req.ID) {
+		t.Errorf("without approval: HTTP %d, %+v", status, e)
+	}
+	if a := r.approve(r.alice, req.ID); a.status != 200 || len(a.Approvals) != 1 {
+		t.Fatalf("who opened it may approve once: HTTP %d, %+v", a.status, a)
+	}
+	if status, _, e := r.take(r.alice, req.ID); status != 409 || e.Code != "not-approved" {
+		t.Errorf("with one approval: HTTP %d, %+v", status, e)
+	}
+	if a := r.approve(r.bob, req.ID); a.status != 200 || len(a.Approvals) != 2 {
+		t.Fatalf("HTTP %d, %+v", a.status, a)
+	}
+	if status, _, e := r.take(r.httpClient(r.identity("dora", "operator")), req.ID); status != 403 {
+		t.Errorf("somebody else takes the code: HTTP %d, %+v", status, e)
+	}
+	status, code, e := r.take(r.alice, req.ID)
+	if status != 200 {
+		t.Fatalf("HTTP %d, %+v", status, e)
+	}
+	if status, _, e := r.take(r.alice, req.ID); status != 409 || !strings.Contains(e.Message, "given once") {
+		t.Errorf("a second time: HTTP %d, %+v", status, e)
+	}
+	secrets, err := r.opens(code.Code)
+	if err != nil || !bytes.Equal(secrets.DiskKey, r.half) || api.NodeName(r.box.id, secrets.NameDigits) != r.machine(r.box).NodeName {
+		t.Errorf("got %+v, %v", secrets, err)
+	}
+	if got, want := strings.TrimPrefix(r.kinds(), before), " machine.recovery machine.recovery machine.recovery machine.recovery alarm"; got != want {
+		t.Errorf("the log goes on with %q, want %q", got, want)
+	}
+	r.wantAlarms(audit.AlarmRecoveryGiven)
+
+	// Nothing kept or logged holds the code or the half.
+	var kept bytes.Buffer
+	for e, err := range r.memory.Audit(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept.Write(e.Data)
+	}
+	doc, err := r.memory.Document(t.Context(), "recovery", r.box.id.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept.Write(doc.Body)
+	kept.WriteString(r.log.String())
+	for l := range strings.SplitSeq(string(code.Code), "\n") {
+		if bytes.Contains(kept.Bytes(), []byte(l)) {
+			t.Error("a line of the code is kept or logged")
+		}
+	}
+
+	// The machine restarts: the code is of no use.
+	r.reboot()
+	if s, err := r.opens(code.Code); !errors.Is(err, recovery.ErrOtherBoot) {
+		t.Errorf("after a reboot: %v, %v", s, err)
+	}
+	// Another recovery can be opened, and needs its own approvals.
+	second := r.opened(r.alice)
+	if second.ID == req.ID || len(second.Approvals) != 0 {
+		t.Errorf("got %+v", second)
+	}
+}
+
+func TestOnePersonIsNotTwo(t *testing.T) {
+	r := newRecoveryScene(t)
+	shared := r.identity("erin", "operator", "approver")
+	req := r.opened(r.httpClient(shared))
+	bob := r.identity("bob", "approver")
+	if a := r.approve(r.httpClient(bob), req.ID); a.status != 200 {
+		t.Fatalf("HTTP %d, %+v", a.status, a.Error)
+	}
+	other := *r
+	for name, c := range map[string]*http.Client{
+		"the same certificate":         r.httpClient(bob),
+		"the name in another key":      r.httpClient(r.identity("bob", "approver")),
+		"the name in other letters":    r.httpClient(r.identity("BOB", "approver")),
+		"the key under another name":   r.httpClient(r.renamed(bob, "frank", "approver")),
+		"the opener's, under another":  r.httpClient(r.renamed(shared, "gus", "approver")),
+		"the name in a token":          r.bearer("bob"),
+		"an operator without the role": r.httpClient(r.identity("hal", "operator", "auditor")),
+		"an auditor":                   r.httpClient(r.identity("ida", "auditor")),
+	} {
+		if a := other.approve(c, req.ID); a.status != 409 && a.status != 403 {
+			t.Errorf("%s: HTTP %d, %+v", name, a.status, a.Recovery)
+		}
+	}
+	if status, _, e := r.take(r.httpClient(shared), req.ID); status != 409 || e.Code != "not-approved" {
+		t.Errorf("HTTP %d, %+v", status, e)
+	}
+	refused := audit.AlarmRecoveryRefused
+	r.wantAlarms(refused, refused, refused, refused, refused, refused)
+	if a := r.approve(r.bearer("kim"), req.ID); a.status != 200 || len(a.Approvals) != 2 {
+		t.Errorf("another person with a token: HTTP %d, %+v", a.status, a)
+	}
+	if a := r.step(r.bob, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 403 {
+		t.Errorf("an approver opens a recovery: HTTP %d", a.status)
+	}
+}
+
+// renamed is a certificate for the key of another.
+func (s *scene) renamed(c tls.Certificate, name string, roles ...string) tls.Certificate {
+	s.Helper()
+	leaf, err := x509.ParseCertificate(c.Certificate[0])
+	if err != nil {
+		s.Fatal(err)
+	}
+	template := *leaf
+	template.RawSubject, template.Subject = nil, pkix.Name{CommonName: name, Organization: []string{api.OperatorOrganization}, OrganizationalUnit: roles}
+	der, err := x509.CreateCertificate(nil, &template, s.ca, leaf.PublicKey, s.caKey)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: c.PrivateKey}
+}
+
+func TestARecoveryHasItsTime(t *testing.T) {
+	r := newRecoveryScene(t)
+	for _, minutes := range []int{-1, 61, 1 << 40} {
+		if a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x", Minutes: minutes}); a.status != 400 {
+			t.Errorf("%d minutes: HTTP %d", minutes, a.status)
+		}
+	}
+	a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x", Minutes: 10})
+	if a.status != 200 || a.Expires.Sub(a.Opened) != 10*time.Minute {
+		t.Fatalf("HTTP %d, %+v", a.status, a)
+	}
+	r.approve(r.alice, a.Recovery.ID)
+	r.set(func() { r.offset = 10 * time.Minute })
+	if b := r.approve(r.bob, a.Recovery.ID); b.status != 409 || !strings.Contains(b.Message, "was over") {
+		t.Errorf("approved too late: HTTP %d, %+v", b.status, b.Error)
+	}
+	if status, _, _ := r.take(r.alice, a.Recovery.ID); status != 409 {
+		t.Errorf("taken too late: HTTP %d", status)
+	}
+	req := r.opened(r.alice)
+	if req.ID == a.Recovery.ID || len(req.Approvals) > 0 {
+		t.Errorf("the recovery that was over goes on: %+v", req)
+	}
+	r.approve(r.alice, req.ID)
+	r.approve(r.bob, req.ID)
+	_, code, _ := r.take(r.alice, req.ID)
+	r.set(func() { r.offset += 61 * time.Minute })
+	var expired *recovery.ExpiredError
+	if _, err := r.opens(code.Code); !errors.As(err, &expired) {
+		t.Errorf("the code is typed too late: %v", err)
+	}
+}
+
+func TestARecoveryIsOfOneMachine(t *testing.T) {
+	r := newRecoveryScene(t)
+	for name, f := range map[string]func() (*recovery.BootKey, error){
+		"another machine": func() (*recovery.BootKey, error) { return recovery.NewBootKey(attest.MachineID{1}, disk) },
+		"another disk":    func() (*recovery.BootKey, error) { return recovery.NewBootKey(r.box.id, otherDisk) },
+	} {
+		k, err := f()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: strings.Join(k.Request(), " "), Reason: "x"})
+		if a.status != 400 || !strings.Contains(a.Message, "not of this machine") {
+			t.Errorf("%s: HTTP %d, %+v", name, a.status, a.Error)
+		}
+	}
+	typo := "Z" + r.request()[1:]
+	if typo == r.request() {
+		typo = "Y" + typo[1:]
+	}
+	if a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: typo, Reason: "x"}); a.status != 400 || !strings.Contains(a.Message, "line 1, group 1") {
+		t.Errorf("a typo: HTTP %d, %+v", a.status, a.Error)
+	}
+	for path, body := range map[string]any{
+		api.PathRecovery:        &api.RecoveryOpen{Request: r.request()},
+		api.PathRecoveryApprove: &api.RecoveryApprove{Request: "none", Reason: "x"},
+		api.PathRecoveryCode:    &api.RecoveryTake{Request: "none"},
+	} {
+		if a := r.step(r.alice, path, body); a.status != 400 && a.status != 404 {
+			t.Errorf("%s: HTTP %d", path, a.status)
+		}
+	}
+	if status := r.call(r.alice, "GET", r.url(api.PathRecovery), nil, nil); status != 404 {
+		t.Errorf("HTTP %d", status)
+	}
+	r.opened(r.alice)
+	var seen api.Recovery
+	if status := r.call(r.httpClient(r.identity("v", "viewer")), "GET", r.url(api.PathRecovery), nil, &seen); status != 200 || seen.By != "alice" {
+		t.Errorf("HTTP %d, %+v", status, seen)
+	}
+}
+
+func TestAnotherBootsRequestTakesThePlace(t *testing.T) {
+	r := newRecoveryScene(t)
+	first := r.opened(r.alice)
+	r.approve(r.alice, first.ID)
+	if a := r.step(r.httpClient(r.identity("dora", "operator")), api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 409 {
+		t.Errorf("somebody else's request for the same boot: HTTP %d", a.status)
+	}
+	r.reboot()
+	second := r.opened(r.alice)
+	if second.ID == first.ID || len(second.Approvals) != 0 {
+		t.Errorf("got %+v", second)
+	}
+	if a := r.approve(r.bob, first.ID); a.status != 404 {
+		t.Errorf("the former one is approved: HTTP %d", a.status)
+	}
+}
+
+func TestNotEveryMachineCanBeRecovered(t *testing.T) {
+	for _, state := range []attest.EnrolmentState{attest.StateRevoked, attest.StateQuarantined, attest.StatePending} {
+		r := newRecoveryScene(t)
+		req := r.opened(r.alice)
+		r.approve(r.alice, req.ID)
+		r.approve(r.bob, req.ID)
+		m := r.machine(r.box)
+		m.State = state
+		if err := r.memory.Commit(t.Context(), &server.Change{Machine: m}); err != nil {
+			t.Fatal(err)
+		}
+		if a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 409 {
+			t.Errorf("%s, open: HTTP %d", state, a.status)
+		}
+		if a := r.approve(r.carl, req.ID); a.status != 409 {
+			t.Errorf("%s, approve: HTTP %d", state, a.status)
+		}
+		if status, code, _ := r.take(r.alice, req.ID); status != 409 || code.Code != nil {
+			t.Errorf("%s, take: HTTP %d", state, status)
+		}
+		if state == attest.StateRevoked {
+			refused := audit.AlarmRecoveryRefused
+			r.wantAlarms(refused, refused, refused)
+		}
+	}
+	r := newRecoveryScene(t)
+	r.box = newBox(t, r.tpmCA)
+	r.reboot()
+	if a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 404 {
+		t.Errorf("an unknown machine: HTTP %d", a.status)
+	}
+	rec := record(r.box)
+	rec.DiskGUID = otherDisk
+	if _, err := r.srv.Enrol(t.Context(), "line-1", rec); err != nil {
+		t.Fatal(err)
+	}
+	if a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 409 || !strings.Contains(a.Message, "nothing to recover") {
+		t.Errorf("a machine without a disk key: HTTP %d, %+v", a.status, a.Error)
+	}
+}
+
+func TestOfThoseWhoTakeACodeAtOnceOneGetsIt(t *testing.T) {
+	r := newRecoveryScene(t)
+	req := r.opened(r.alice)
+	r.approve(r.alice, req.ID)
+	r.approve(r.bob, req.ID)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	codes := 0
+	for range 8 {
+		wg.Go(func() {
+			status, code, e := r.take(r.alice, req.ID)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case status == 200 && len(code.Code) > 0:
+				codes++
+			case status != 409 && status != 503:
+				t.Errorf("HTTP %d, %+v", status, e)
+			}
+		})
+	}
+	wg.Wait()
+	if codes != 1 {
+		t.Errorf("%d codes, want 1", codes)
+	}
+	r.wantAlarms(audit.AlarmRecoveryGiven)
+}
+
+func TestACodeIsLostRatherThanGivenTwice(t *testing.T) {
+	for _, persisted := range []bool{false, true} {
+		r := newRecoveryScene(t)
+		req := r.opened(r.alice)
+		r.approve(r.alice, req.ID)
+		r.approve(r.bob, req.ID)
+		r.set(func() {
+			r.fail = func(m string) (error, bool) {
+				if m == "Commit" {
+					return errors.New("killed"), persisted
+				}
+				return nil, false
+			}
+		})
+		if status, code, _ := r.take(r.alice, req.ID); status != 503 || code.Code != nil {
+			t.Errorf("persisted %t: HTTP %d", persisted, status)
+		}
+		r.set(func() { r.fail = nil })
+		status, code, e := r.take(r.alice, req.ID)
+		if persisted && (status != 409 || code.Code != nil) {
+			t.Errorf("a code that was marked given is given: HTTP %d, %+v", status, e)
+		}
+		if !persisted && status != 200 {
+			t.Errorf("a code that was not marked given is not: HTTP %d, %+v", status, e)
+		}
+		if again := r.opened(r.alice); persisted && again.ID == req.ID {
+			t.Error("no other recovery can be opened")
+		}
+	}
+}
+
+func TestTheCodeOfAKeyThatIsBeingChangedHoldsBoth(t *testing.T) {
+	r := newRecoveryScene(t)
+	if status := r.call(r.alice, "POST", r.url("/rotate-key"), &api.StateChange{Reason: "yearly"}, nil); status != 200 {
+		t.Fatalf("HTTP %d", status)
+	}
+	r.set(func() { r.scene.boot.Reset++ })
+	c := r.httpClient()
+	ev := r.answer(r.box, r.challenge(c, r.box))
+	ev.Evidence.Disk.StateExists = true
+	_, resp := r.send(c, ev)
+	_, secrets, _ := r.open(resp)
+	if secrets.NextDiskKey == nil {
+		t.Fatal("the release holds no next key")
+	}
+	req := r.opened(r.alice)
+	r.approve(r.alice, req.ID)
+	r.approve(r.bob, req.ID)
+	_, code, _ := r.take(r.alice, req.ID)
+	got, err := r.opens(code.Code)
+	if err != nil || !bytes.Equal(got.DiskKey, secrets.DiskKey) || !bytes.Equal(got.NextDiskKey, secrets.NextDiskKey) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}

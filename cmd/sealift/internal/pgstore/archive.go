@@ -1,0 +1,198 @@
+package pgstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+)
+
+var _ server.Archive = (*Store)(nil)
+
+// Dump implements server.Archive. It reads one snapshot; the server keeps the
+// old versions of rows until it ends.
+func (s *Store) Dump(ctx context.Context, each func(server.Record) error) error {
+	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		// It takes as long as whoever keeps the records.
+		if _, err := tx.Exec(ctx, "SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)"); err != nil {
+			return err
+		}
+		for _, part := range []struct {
+			what, query string
+			scan        func(pgx.Rows) (server.Record, error)
+		}{
+			{"machines", "SELECT revision, body FROM sealift.machine ORDER BY id", func(r pgx.Rows) (rec server.Record, err error) {
+				var revision int64
+				var body []byte
+				if err := r.Scan(&revision, &body); err != nil {
+					return rec, err
+				}
+				rec.Machine, err = decodeMachine(revision, body)
+				return rec, err
+			}},
+			{"releases", "SELECT body FROM sealift.release ORDER BY id", func(r pgx.Rows) (rec server.Record, err error) {
+				var body []byte
+				if err := r.Scan(&body); err != nil {
+					return rec, err
+				}
+				rec.Release = new(server.Release)
+				return rec, json.Unmarshal(body, rec.Release)
+			}},
+			{"documents", "SELECT kind, name, revision, body FROM sealift.document ORDER BY kind, name", func(r pgx.Rows) (rec server.Record, err error) {
+				var kind, name []byte
+				d := new(server.Document)
+				err = r.Scan(&kind, &name, &d.Revision, (*[]byte)(&d.Body))
+				d.Kind, d.Name = string(kind), string(name)
+				rec.Document = d
+				return rec, err
+			}},
+			{"evidence", "SELECT body FROM sealift.evidence", func(r pgx.Rows) (rec server.Record, err error) {
+				return rec, r.Scan(&rec.Evidence)
+			}},
+			{"the audit log", "SELECT line FROM sealift.audit ORDER BY seq", func(r pgx.Rows) (rec server.Record, err error) {
+				var line []byte
+				if err := r.Scan(&line); err != nil {
+					return rec, err
+				}
+				e, err := audit.ParseLine(line)
+				rec.Entry = &e
+				return rec, err
+			}},
+		} {
+			if err := dumpPart(ctx, tx, part.query, part.scan, each); err != nil {
+				return fmt.Errorf("%s: %w", part.what, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("dump %s: %w", s.name, err)
+	}
+	return nil
+}
+
+func dumpPart(ctx context.Context, tx pgx.Tx, query string, scan func(pgx.Rows) (server.Record, error), each func(server.Record) error) error {
+	rows, err := tx.Query(ctx, query)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		rec, err := scan(rows)
+		if err != nil {
+			return err
+		}
+		if err := each(rec); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// loadBatch is how many records Load sends at a time.
+const loadBatch = 256
+
+// Load implements server.Archive. It is one transaction, under the lock of the
+// audit log's head.
+func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error]) error {
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		var used bool
+		_, err := tx.Exec(ctx, "SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)")
+		if err == nil {
+			_, err = tx.Exec(ctx, "SELECT seq FROM sealift.head FOR UPDATE")
+		}
+		if err == nil {
+			err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM sealift.machine) OR EXISTS (SELECT 1 FROM sealift.release) OR
+				EXISTS (SELECT 1 FROM sealift.document) OR EXISTS (SELECT 1 FROM sealift.evidence) OR EXISTS (SELECT 1 FROM sealift.audit)`).Scan(&used)
+		}
+		if err != nil {
+			return fmt.Errorf("load %s: %w", s.name, err)
+		}
+		if used {
+			return fmt.Errorf("%s is not empty: %w", s.name, server.ErrConflict)
+		}
+		var chain audit.Verifier
+		b := new(pgx.Batch)
+		send := func() error {
+			err := tx.SendBatch(ctx, b).Close()
+			b = new(pgx.Batch)
+			var pg *pgconn.PgError
+			if errors.As(err, &pg) && pg.Code == "23505" { // unique_violation
+				return fmt.Errorf("load %s: two records that cannot be together (%s): %w", s.name, pg.ConstraintName, server.ErrConflict)
+			}
+			if err != nil {
+				return fmt.Errorf("load %s: %w", s.name, err)
+			}
+			return nil
+		}
+		for rec, err := range records {
+			if err == nil {
+				err = queueLoad(b, rec, &chain)
+			}
+			if err == nil && b.Len() == loadBatch {
+				err = send()
+			}
+			if err != nil {
+				return err
+			}
+		}
+		head := chain.Head()
+		b.Queue("UPDATE sealift.head SET seq = $1, hash = $2", head.Seq, head.Hash[:])
+		return send()
+	})
+}
+
+// queueLoad adds the statement that writes one record.
+func queueLoad(b *pgx.Batch, rec server.Record, chain *audit.Verifier) error {
+	switch {
+	case rec.Machine != nil:
+		m := rec.Machine
+		if m.Revision < 1 {
+			return fmt.Errorf("load machine %s: revision is %d", m.ID, m.Revision)
+		}
+		body, err := json.Marshal(m)
+		if err != nil {
+			return fmt.Errorf("load machine %s: %w", m.ID, err)
+		}
+		var disk []byte
+		if m.DiskGUID != "" {
+			disk = []byte(m.DiskGUID)
+		}
+		b.Queue("INSERT INTO sealift.machine (id, revision, state, node_name, disk_guid, body) VALUES ($1, $2, $3, $4, $5, $6)",
+			m.ID[:], m.Revision, []byte(m.State), []byte(m.NodeName), disk, body)
+	case rec.Release != nil:
+		r := rec.Release
+		body, err := json.Marshal(r)
+		if err != nil {
+			return fmt.Errorf("load release %s: %w", r.ID, err)
+		}
+		b.Queue("INSERT INTO sealift.release (id, machine, generation, reset_count, restart_count, confirmed, body) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+			[]byte(r.ID), r.Machine[:], r.Generation, int64(r.ResetCount), int64(r.RestartCount), r.Outcome != "", body)
+	case rec.Document != nil:
+		d := rec.Document
+		b.Queue("INSERT INTO sealift.document (kind, name, revision, body) VALUES ($1, $2, $3, $4)", []byte(d.Kind), []byte(d.Name), d.Revision, []byte(d.Body))
+	case rec.Evidence != nil:
+		digest := sha256.Sum256(rec.Evidence)
+		b.Queue("INSERT INTO sealift.evidence (digest, body) VALUES ($1, $2)", digest[:], rec.Evidence)
+	case rec.Entry != nil:
+		if err := chain.Add(*rec.Entry); err != nil {
+			return err
+		}
+		line, err := audit.AppendLine(nil, *rec.Entry)
+		if err != nil {
+			return err
+		}
+		b.Queue("INSERT INTO sealift.audit (seq, line) VALUES ($1, $2)", rec.Entry.Seq, line[:len(line)-1])
+	default:
+		return errors.New("load: a record that is nothing")
+	}
+	return nil
+}

@@ -1,0 +1,515 @@
+package pgstore
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/server/storetest"
+	"github.com/sealift/sealift/cmd/sealift/internal/pgtest"
+)
+
+func open(t testing.TB, dsn string) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func TestStore(t *testing.T) {
+	pg := pgtest.Start(t)
+	again := func(t *testing.T, s server.Store) server.Store { return open(t, s.(*Store).pool.Config().ConnString()) }
+	storetest.Run(t, storetest.Subject{
+		Open:    func(t *testing.T) server.Store { return open(t, pg.Database(t)) },
+		Replica: again,
+		Reopen: func(t *testing.T, s server.Store) server.Store {
+			pg.Kill()
+			pg.Restart(t)
+			return again(t, s)
+		},
+	})
+}
+
+func TestReplicasThatStartAtOnceMakeTheTablesOnce(t *testing.T) {
+	dsn := pgtest.Start(t).Database(t)
+	var wg sync.WaitGroup
+	stores := make([]*Store, 8)
+	for i := range stores {
+		wg.Go(func() {
+			s, err := Open(t.Context(), dsn)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Close()
+			stores[i] = s
+			if err := s.Commit(t.Context(), logged(fmt.Sprint("start ", i))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := entries(t, open(t, dsn)); len(got) != len(stores) {
+		t.Errorf("%d audit entries, want %d", len(got), len(stores))
+	}
+}
+
+// logged is a change that leaves one audit entry with that text.
+func logged(text string) *server.Change {
+	return &server.Change{Events: []audit.Event{{Time: time.Unix(1, 0), Kind: audit.KindRelease, Data: audit.Release{ID: text}}}}
+}
+
+// entries verifies the audit log and returns the texts of its entries.
+func entries(t testing.TB, s server.Store) map[string]bool {
+	t.Helper()
+	var v audit.Verifier
+	out := map[string]bool{}
+	for e, err := range s.Audit(t.Context(), 1) {
+		if err == nil {
+			err = v.Add(e)
+		}
+		var d audit.Release
+		if err == nil {
+			err = json.Unmarshal(e.Data, &d)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out[d.ID] {
+			t.Errorf("%s was logged twice", d.ID)
+		}
+		out[d.ID] = true
+	}
+	return out
+}
+
+func TestOpenRefuses(t *testing.T) {
+	pg := pgtest.Start(t)
+	unsafe := map[string]*pgtest.Server{
+		"fsync":            pgtest.Start(t, "fsync = off"),
+		"full_page_writes": pgtest.Start(t, "full_page_writes = off"),
+	}
+	database := func(setting string) string {
+		dsn := pg.Database(t)
+		pg.SQL(t, "postgres", fmt.Sprintf("ALTER DATABASE %s SET %s", nameOf(dsn), setting))
+		return dsn
+	}
+	prepared := func(queries ...string) string {
+		dsn := pg.Database(t)
+		for _, q := range queries {
+			pg.SQL(t, nameOf(dsn), q)
+		}
+		return dsn
+	}
+	later := pg.Database(t)
+	s, err := Open(t.Context(), later)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	pg.SQL(t, nameOf(later), "UPDATE sealift.version SET version = 2")
+	tests := map[string]struct{ dsn, want string }{
+		"commits that are not durable":           {database("synchronous_commit = off"), "synchronous_commit = off"},
+		"a server without fsync":                 {unsafe["fsync"].Database(t), "fsync = off"},
+		"a server whose pages may tear":          {unsafe["full_page_writes"].Database(t), "full_page_writes = off"},
+		"tables of a later program":              {later, "the tables are of version 2, want at most 1"},
+		"a schema of another program":            {prepared("CREATE SCHEMA sealift", "CREATE TABLE sealift.machine ()"), "not of this program"},
+		"a database that is not there":           {pg.DSN("nowhere"), "does not exist"},
+		"another machine without TLS":            {"postgres://sealift@db.example/sealift?sslmode=disable", "sslmode=verify-full"},
+		"another machine by the default sslmode": {"postgres://sealift@db.example/sealift", "sslmode=verify-full"},
+		"another machine with an unnamed proof":  {"postgres://sealift@db.example/sealift?sslmode=verify-ca", "sslmode=verify-full"},
+		"another machine with blind TLS":         {"postgres://sealift@10.0.0.1/sealift?sslmode=require", "sslmode=verify-full"},
+		"another machine after this one":         {"postgres://sealift@localhost,db.example/sealift?sslmode=disable", "db.example"},
+		"what is no DSN":                         {"postgres//sealift@localhost", "not of the form"},
+		"a DSN that cannot be read":              {"postgres://sealift@localhost:port/sealift", "not of the form"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s, err := Open(t.Context(), tt.dsn)
+			if err == nil {
+				s.Close()
+				t.Fatal("no error")
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %q, want it to contain %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// nameOf returns the name of the database of a DSN.
+func nameOf(dsn string) string {
+	u, err := url.Parse(dsn)
+	if err != nil {
+		panic(err)
+	}
+	return strings.TrimPrefix(u.Path, "/")
+}
+
+func TestAnUnsafeSettingThatComesLaterDoesNotReachOpenSessions(t *testing.T) {
+	pg := pgtest.Start(t)
+	s := open(t, pg.Database(t))
+	pg.SQL(t, "postgres", "ALTER SYSTEM SET synchronous_commit = off")
+	pg.SQL(t, "postgres", "SELECT pg_reload_conf()")
+	var got string
+	// On the connection that was there before, which is the only one.
+	if err := s.row(t.Context(), "SELECT current_setting('synchronous_commit')", nil, &got); err != nil || got != "on" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestAPasswordIsShownNowhere(t *testing.T) {
+	for _, dsn := range []string{
+		"postgres://sealift:s3cret@db.example/sealift",
+		"postgres://sealift:s3cret@db.example:port/sealift",
+		"postgres://sealift:s3cret@localhost:1/sealift",
+		"postgres://localhost:1/sealift?user=x&password=s3cret",
+		"postgres://sealift:s3cret@localhost/sealift?sslmode=sure",
+		"postgres://localhost/sealift?password=s3cret&connect_timeout=s3cret",
+		"postgres://sealift:s3cret%zz@localhost/sealift",
+		"postgres://sealift:s3cret@localhost/sealift?pool_max_conns=s3cret",
+	} {
+		s, err := Open(t.Context(), dsn)
+		if err == nil {
+			s.Close()
+			t.Errorf("%s: no error", dsn)
+		} else if strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("the error shows the password: %v", err)
+		}
+		if strings.Contains(Name(dsn), "s3cret") {
+			t.Errorf("the name shows the password: %s", Name(dsn))
+		}
+	}
+	if got, want := Name("postgres://sealift:s3cret@db/sealift?sslmode=verify-full"), "postgres://sealift@db/sealift"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// proxy stands between a store and its server, and can cut the line.
+type proxy struct {
+	dsn string
+	// cut is asked for each piece that a client sends, and says whether the
+	// line is cut before the piece reaches the server, or after the server has
+	// it and before the client has the answer.
+	cut func(piece []byte) (before, after bool)
+	mu  sync.Mutex
+}
+
+func newProxy(t *testing.T, dsn string) *proxy {
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(u.Query().Get("host"), ".s.PGSQL.5432")
+	dir, err := os.MkdirTemp("", "px-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	ln, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.5432"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.RawQuery = url.Values{"host": {dir}}.Encode()
+	p := &proxy{dsn: u.String()}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			backend, err := net.Dial("unix", socket)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			answered := make(chan struct{})
+			wg.Go(func() { p.carry(client, backend.(*net.UnixConn), answered) })
+			wg.Go(func() {
+				defer close(answered)
+				_, _ = io.Copy(client, backend) // ends when either is closed
+				client.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		wg.Wait()
+	})
+	return p
+}
+
+func (p *proxy) set(cut func([]byte) (bool, bool)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cut = cut
+}
+
+// carry takes what the client sends to the server, until one of them goes away.
+// answered is closed when the server's answers have nowhere to go.
+func (p *proxy) carry(client net.Conn, backend *net.UnixConn, answered <-chan struct{}) {
+	defer client.Close()
+	defer backend.Close()
+	buf := make([]byte, 1<<20)
+	for {
+		n, err := client.Read(buf)
+		if err != nil {
+			return
+		}
+		before, after := false, false
+		p.mu.Lock()
+		if p.cut != nil {
+			before, after = p.cut(buf[:n])
+		}
+		p.mu.Unlock()
+		if before {
+			return
+		}
+		if after {
+			client.Close() // the answer will not get there
+		}
+		if _, err := backend.Write(buf[:n]); err != nil {
+			return
+		}
+		if after {
+			_ = backend.CloseWrite() // the server does what it has, then ends
+			<-answered
+			return
+		}
+	}
+}
+
+func TestALineThatIsCut(t *testing.T) {
+	pg := pgtest.Start(t)
+	once := func(text string, before, after bool) func([]byte) (bool, bool) {
+		done := false
+		return func(b []byte) (bool, bool) {
+			if done || !bytes.Contains(b, []byte(text)) {
+				return false, false
+			}
+			done = true
+			return before, after
+		}
+	}
+	m := &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n"}}
+	change := logged("cut")
+	change.Machine, change.Release, change.Evidence = m, &server.Release{ID: "r", Machine: m.ID}, []byte("e")
+	tests := map[string]struct {
+		cut     func([]byte) (bool, bool)
+		fails   bool
+		written bool
+	}{
+		"before the transaction":            {once("begin", true, false), false, true},
+		"in the transaction":                {once("sealift.head FOR UPDATE", true, false), false, true},
+		"after its writes":                  {once("sealift.head FOR UPDATE", false, true), false, true},
+		"before the log":                    {once("UPDATE sealift.head", true, false), false, true},
+		"before the commit":                 {once("commit\x00", true, false), true, false},
+		"between the commit and its answer": {once("commit\x00", false, true), true, true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			dsn := pg.Database(t)
+			open(t, dsn).Close() // the tables are there
+			p := newProxy(t, dsn)
+			s := open(t, p.dsn)
+			p.set(tt.cut)
+			err := s.Commit(t.Context(), change)
+			if (err != nil) != tt.fails {
+				t.Errorf("got %v, want an error: %t", err, tt.fails)
+			}
+			if errors.Is(err, server.ErrConflict) || errors.Is(err, server.ErrReleased) {
+				t.Errorf("got %v: what its own write did is no conflict", err)
+			}
+			direct := open(t, dsn)
+			_, machineErr := direct.Machine(t.Context(), m.ID)
+			_, releaseErr := direct.Release(t.Context(), "r")
+			for _, err := range []error{machineErr, releaseErr} {
+				if (err == nil) != tt.written {
+					t.Errorf("got %v, want it written: %t", err, tt.written)
+				}
+			}
+			if got := entries(t, direct); got["cut"] != tt.written {
+				t.Errorf("log is %v, want it written: %t", got, tt.written)
+			}
+			// And the store goes on, on a new line.
+			if err := s.Commit(t.Context(), logged("after")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("between a challenge's taking and its answer", func(t *testing.T) {
+		dsn := pg.Database(t)
+		open(t, dsn).Close()
+		p := newProxy(t, dsn)
+		s := open(t, p.dsn)
+		c := &attest.Challenge{ID: "c", Expires: time.Unix(9, 0)}
+		if err := s.PutChallenge(t.Context(), c, time.Unix(1, 0)); err != nil {
+			t.Fatal(err)
+		}
+		// The statement is prepared by a call that finds nothing.
+		if _, err := s.TakeChallenge(t.Context(), "none"); !errors.Is(err, server.ErrNotFound) {
+			t.Fatal(err)
+		}
+		p.set(once("c", false, true))
+		if got, err := s.TakeChallenge(t.Context(), "c"); err == nil || errors.Is(err, server.ErrNotFound) {
+			t.Errorf("got %v, %v; want an error that leaves it open", got, err)
+		}
+		if _, err := s.TakeChallenge(t.Context(), "c"); !errors.Is(err, server.ErrNotFound) {
+			t.Errorf("got %v, want %v: it was taken", err, server.ErrNotFound)
+		}
+	})
+}
+
+func TestADatabaseThatWentBackIsNotWritten(t *testing.T) {
+	pg := pgtest.Start(t)
+	dsn := pg.Database(t)
+	s := open(t, dsn)
+	for i := range 3 {
+		if err := s.Commit(t.Context(), logged(fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As after a failover to a standby that had not everything yet.
+	pg.SQL(t, nameOf(dsn), `WITH gone AS (DELETE FROM sealift.audit WHERE seq = 3)
+		UPDATE sealift.head SET seq = 2, hash = (SELECT decode(convert_from(line, 'UTF8')::json->>'hash', 'hex') FROM sealift.audit WHERE seq = 2)`)
+	if err := s.Commit(t.Context(), logged("more")); err == nil || !strings.Contains(err.Error(), "went back") {
+		t.Errorf("got %v, want an error that says that the log went back", err)
+	}
+	if got := entries(t, s); len(got) != 2 {
+		t.Errorf("%d audit entries, want 2", len(got))
+	}
+}
+
+// TestServerKilled kills the database under replicas that write, and starts it
+// again at once. The replicas go on without being opened anew.
+func TestServerKilled(t *testing.T) {
+	pg := pgtest.Start(t)
+	dsn := pg.Database(t)
+	replicas := []*Store{open(t, dsn), open(t, dsn)}
+	var mu sync.Mutex
+	durable, taken := map[string]bool{}, map[string]int{}
+	stop := make(chan struct{})
+	progress := make(chan struct{}, 1)
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			s := replicas[w%2]
+			for i := uint32(0); ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				id := fmt.Sprintf("r-%d-%d", w, i)
+				c := logged(id)
+				c.Release = &server.Release{ID: id, Machine: attest.MachineID{byte(w)}, ResetCount: i}
+				err := s.Commit(t.Context(), c)
+				if errors.Is(err, server.ErrReleased) {
+					t.Errorf("release %s: %v, and it was asked for once", id, err)
+				}
+				put := s.PutChallenge(t.Context(), &attest.Challenge{ID: id, Expires: time.Unix(9, 0)}, time.Unix(1, 0))
+				mu.Lock()
+				if err == nil {
+					durable[id] = true
+				}
+				mu.Unlock()
+				if put == nil {
+					_, take := replicas[(w+1)%2].TakeChallenge(t.Context(), id)
+					_, again := s.TakeChallenge(t.Context(), id)
+					mu.Lock()
+					for _, err := range []error{take, again} {
+						if err == nil {
+							taken[id]++
+						}
+					}
+					mu.Unlock()
+				}
+				if err == nil {
+					select {
+					case progress <- struct{}{}:
+					default:
+					}
+				}
+			}
+		})
+	}
+	for range 3 {
+		for range 30 {
+			<-progress
+		}
+		pg.Kill()
+		pg.Restart(t)
+		<-progress // they go on
+	}
+	close(stop)
+	wg.Wait()
+	log := entries(t, replicas[0])
+	for id := range durable {
+		if _, err := replicas[0].Release(t.Context(), id); err != nil || !log[id] {
+			t.Errorf("release %s was durable: %v, in the log: %t", id, err, log[id])
+		}
+	}
+	for id := range log {
+		if _, err := replicas[1].Release(t.Context(), id); err != nil {
+			t.Errorf("release %s is in the log alone: %v", id, err)
+		}
+	}
+	for id, n := range taken {
+		if n > 1 {
+			t.Errorf("challenge %s was taken %d times", id, n)
+		}
+	}
+	t.Logf("%d durable releases, %d in the log, %d challenges taken", len(durable), len(log), len(taken))
+}
+
+// BenchmarkReleases writes releases from many goroutines through so many
+// replicas.
+func BenchmarkReleases(b *testing.B) {
+	for _, n := range []int{1, 2} {
+		b.Run(fmt.Sprint(n, " replicas"), func(b *testing.B) {
+			dsn := pgtest.Start(b).Database(b)
+			var replicas []*Store
+			for range n {
+				replicas = append(replicas, open(b, dsn))
+			}
+			blob := make([]byte, 60<<10)
+			var next atomic.Uint32
+			b.SetParallelism(64)
+			b.ResetTimer()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					i := next.Add(1)
+					c := logged(fmt.Sprint("r", i))
+					c.Release = &server.Release{ID: fmt.Sprint("r", i), ResetCount: i}
+					c.Evidence = append(blob[:len(blob):len(blob)], c.Release.ID...)
+					if err := replicas[i%uint32(n)].Commit(b.Context(), c); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,220 @@
+package pgstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+var _ server.Store = (*Store)(nil)
+
+// row reads one row. A row that is not there gives server.ErrNotFound.
+func (s *Store) row(ctx context.Context, query string, args []any, into ...any) error {
+	ctx, cancel, err := bounded(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	err = s.pool.QueryRow(ctx, query, args...).Scan(into...)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return server.ErrNotFound
+	}
+	return err
+}
+
+// rows reads the rows of a query, each with scan.
+func rows[T any](ctx context.Context, s *Store, query string, args []any, scan func(pgx.CollectableRow) (T, error)) ([]T, error) {
+	ctx, cancel, err := bounded(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	r, err := s.pool.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(r, scan)
+}
+
+func decodeMachine(revision int64, body []byte) (*server.Machine, error) {
+	m := new(server.Machine)
+	if err := json.Unmarshal(body, m); err != nil {
+		return nil, err
+	}
+	m.Revision = revision
+	return m, nil
+}
+
+// Machine implements server.Store.
+func (s *Store) Machine(ctx context.Context, id attest.MachineID) (*server.Machine, error) {
+	var revision int64
+	var body []byte
+	err := s.row(ctx, "SELECT revision, body FROM sealift.machine WHERE id = $1", []any{id[:]}, &revision, &body)
+	if err != nil {
+		return nil, fmt.Errorf("read machine %s: %w", id, err)
+	}
+	m, err := decodeMachine(revision, body)
+	if err != nil {
+		return nil, fmt.Errorf("read machine %s: %w", id, err)
+	}
+	return m, nil
+}
+
+// Machines implements server.Store.
+func (s *Store) Machines(ctx context.Context, q server.Query) ([]*server.Machine, error) {
+	var where []string
+	var args []any
+	match := func(condition string, arg []byte) {
+		args = append(args, arg)
+		where = append(where, fmt.Sprintf("%s $%d", condition, len(args)))
+	}
+	if q.State != "" {
+		match("state =", []byte(q.State))
+	}
+	if q.DiskGUID != "" {
+		match("disk_guid =", []byte(q.DiskGUID))
+	}
+	if q.NodeName != "" {
+		match("node_name =", []byte(q.NodeName))
+	}
+	if !q.After.IsZero() {
+		match("id >", q.After[:])
+	}
+	query := "SELECT revision, body FROM sealift.machine"
+	if len(where) > 0 {
+		query += " WHERE " + strings.Join(where, " AND ")
+	}
+	query += " ORDER BY id"
+	if q.Limit > 0 {
+		args = append(args, q.Limit)
+		query += fmt.Sprintf(" LIMIT $%d", len(args))
+	}
+	out, err := rows(ctx, s, query, args, func(r pgx.CollectableRow) (*server.Machine, error) {
+		var revision int64
+		var body []byte
+		if err := r.Scan(&revision, &body); err != nil {
+			return nil, err
+		}
+		return decodeMachine(revision, body)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read machines: %w", err)
+	}
+	return out, nil
+}
+
+// Release implements server.Store.
+func (s *Store) Release(ctx context.Context, id string) (*server.Release, error) {
+	var body []byte
+	if err := s.row(ctx, "SELECT body FROM sealift.release WHERE id = $1", []any{[]byte(id)}, &body); err != nil {
+		return nil, fmt.Errorf("read release %s: %w", id, err)
+	}
+	r := new(server.Release)
+	if err := json.Unmarshal(body, r); err != nil {
+		return nil, fmt.Errorf("decode release %s: %w", id, err)
+	}
+	return r, nil
+}
+
+// Evidence implements server.Store.
+func (s *Store) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
+	var body []byte
+	if err := s.row(ctx, "SELECT body FROM sealift.evidence WHERE digest = $1", []any{digest[:]}, &body); err != nil {
+		return nil, fmt.Errorf("read evidence %s: %w", digest, err)
+	}
+	if got := manifest.SHA256(sha256.Sum256(body)); got != digest {
+		return nil, fmt.Errorf("read evidence %s: altered, its digest is %s", digest, got)
+	}
+	return body, nil
+}
+
+// Document implements server.Store.
+func (s *Store) Document(ctx context.Context, kind, name string) (*server.Document, error) {
+	d := &server.Document{Kind: kind, Name: name}
+	err := s.row(ctx, "SELECT revision, body FROM sealift.document WHERE kind = $1 AND name = $2",
+		[]any{[]byte(kind), []byte(name)}, &d.Revision, (*[]byte)(&d.Body))
+	if err != nil {
+		return nil, fmt.Errorf("read %s %s: %w", kind, name, err)
+	}
+	return d, nil
+}
+
+// Documents implements server.Store.
+func (s *Store) Documents(ctx context.Context, kind string) ([]*server.Document, error) {
+	out, err := rows(ctx, s, "SELECT name, revision, body FROM sealift.document WHERE kind = $1 ORDER BY name", []any{[]byte(kind)},
+		func(r pgx.CollectableRow) (*server.Document, error) {
+			var name []byte
+			d := &server.Document{Kind: kind}
+			err := r.Scan(&name, &d.Revision, (*[]byte)(&d.Body))
+			d.Name = string(name)
+			return d, err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("read documents of kind %s: %w", kind, err)
+	}
+	return out, nil
+}
+
+// auditPage is how many audit entries are read at a time.
+const auditPage = 200
+
+// Audit implements server.Store. An entry that cannot be read as one gives an
+// *audit.BrokenError.
+func (s *Store) Audit(ctx context.Context, from int64) iter.Seq2[audit.Entry, error] {
+	return func(yield func(audit.Entry, error) bool) {
+		for {
+			page, err := s.auditPage(ctx, from)
+			for _, e := range page {
+				if !yield(e, nil) {
+					return
+				}
+				from = e.Seq + 1
+			}
+			if err != nil {
+				yield(audit.Entry{}, err)
+				return
+			}
+			if len(page) < auditPage {
+				return
+			}
+		}
+	}
+}
+
+func (s *Store) auditPage(ctx context.Context, from int64) ([]audit.Entry, error) {
+	type row struct {
+		seq  int64
+		line []byte
+	}
+	read, err := rows(ctx, s, "SELECT seq, line FROM sealift.audit WHERE seq >= $1 ORDER BY seq LIMIT $2", []any{from, auditPage},
+		func(r pgx.CollectableRow) (one row, err error) {
+			err = r.Scan(&one.seq, &one.line)
+			return one, err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("read audit log from %d: %w", from, err)
+	}
+	var page []audit.Entry
+	for _, r := range read {
+		e, err := audit.ParseLine(r.line)
+		if err == nil && e.Seq != r.seq {
+			err = fmt.Errorf("altered: the row of entry %d holds entry %d", r.seq, e.Seq)
+		}
+		if err != nil {
+			return page, &audit.BrokenError{Seq: r.seq, Line: r.seq, Reason: err.Error()}
+		}
+		page = append(page, e)
+	}
+	return page, nil
+}

@@ -1,0 +1,390 @@
+package pgstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// maxBatch bounds the changes of one commit. More would only make each wait
+// longer: the fsync is shared well before.
+const maxBatch = 128
+
+// PutChallenge implements server.Store.
+func (s *Store) PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error {
+	body, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("encode challenge %s: %w", c.ID, err)
+	}
+	// Replicas forget the same rows at once: each leaves to the other what
+	// that one has locked, and the rest to the next challenge.
+	tag, err := s.exec(ctx, `
+		WITH expired AS (
+			DELETE FROM sealift.challenge WHERE id IN (
+				SELECT id FROM sealift.challenge WHERE expires < $3 LIMIT 100 FOR UPDATE SKIP LOCKED)
+		)
+		INSERT INTO sealift.challenge (id, expires, body) VALUES ($1, $2, $4) ON CONFLICT DO NOTHING`,
+		[]byte(c.ID), c.Expires.UnixNano(), horizon.UnixNano(), body)
+	if err == nil && tag.RowsAffected() != 1 {
+		err = server.ErrConflict
+	}
+	if err != nil {
+		return fmt.Errorf("store challenge %s: %w", c.ID, err)
+	}
+	return nil
+}
+
+// exec runs one statement as a transaction of its own. It is begun again only
+// where the server says that it undid it.
+func (s *Store) exec(ctx context.Context, query string, args ...any) (tag pgconn.CommandTag, err error) {
+	ctx, cancel, err := bounded(ctx)
+	if err != nil {
+		return tag, err
+	}
+	defer cancel()
+	for range tries {
+		if tag, err = s.pool.Exec(ctx, query, args...); err == nil || !undecided(err) {
+			break
+		}
+	}
+	return tag, err
+}
+
+// TakeChallenge implements server.Store.
+func (s *Store) TakeChallenge(ctx context.Context, id string) (*attest.Challenge, error) {
+	ctx, cancel, err := bounded(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("take challenge %s: %w", id, err)
+	}
+	defer cancel()
+	var body []byte
+	for range tries {
+		err = s.pool.QueryRow(ctx, "DELETE FROM sealift.challenge WHERE id = $1 RETURNING body", []byte(id)).Scan(&body)
+		if err == nil || !undecided(err) {
+			break
+		}
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, fmt.Errorf("challenge %s: %w", id, server.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take challenge %s: %w", id, err)
+	}
+	c := new(attest.Challenge)
+	if err := json.Unmarshal(body, c); err != nil {
+		return nil, fmt.Errorf("decode challenge %s: %w", id, err)
+	}
+	return c, nil
+}
+
+// pending is a change that waits for the writer.
+type pending struct {
+	ctx        context.Context
+	statements []statement
+	events     []audit.Event
+	result     chan error
+}
+
+// statement is one part of a change.
+type statement struct {
+	doing  string
+	query  string
+	args   []any
+	missed error // the result if it changes no row; nil if that is as good
+}
+
+// Commit implements server.Store.
+func (s *Store) Commit(ctx context.Context, c *server.Change) error {
+	statements, err := write(c)
+	if err != nil {
+		return err
+	}
+	for _, ev := range c.Events {
+		// What cannot be an entry at all is this caller's fault, and must not
+		// show first among the changes of others.
+		if _, err := audit.Next(audit.Head{}, ev); err != nil {
+			return err
+		}
+	}
+	p := &pending{ctx: ctx, statements: statements, events: c.Events, result: make(chan error, 1)}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case s.queue <- p:
+		// Even if ctx ends: only the writer knows what became of it.
+		return <-p.result
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.quit:
+		return fmt.Errorf("%s: closed", s.name)
+	}
+}
+
+// write returns the statements that write c, but for its events.
+func write(c *server.Change) ([]statement, error) {
+	var out []statement
+	if m := c.Machine; m != nil {
+		doing := fmt.Sprintf("store machine %s", m.ID)
+		body, err := json.Marshal(m)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", doing, err)
+		}
+		var disk []byte
+		if m.DiskGUID != "" {
+			disk = []byte(m.DiskGUID)
+		}
+		args := []any{m.ID[:], []byte(m.State), []byte(m.NodeName), disk, body}
+		if m.Revision == 0 {
+			// Any conflict will do: the id, the node name or the disk.
+			out = append(out, statement{doing, `INSERT INTO sealift.machine (id, state, node_name, disk_guid, body, revision)
+				VALUES ($1, $2, $3, $4, $5, 1) ON CONFLICT DO NOTHING`, args, server.ErrConflict})
+		} else {
+			out = append(out, statement{doing, `UPDATE sealift.machine SET revision = revision + 1, state = $2, node_name = $3, disk_guid = $4, body = $5
+				WHERE id = $1 AND revision = $6`, append(args, m.Revision), server.ErrConflict})
+		}
+	}
+	if r := c.Release; r != nil {
+		doing := fmt.Sprintf("store release %s", r.ID)
+		body, err := json.Marshal(r)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", doing, err)
+		}
+		out = append(out, statement{doing, `INSERT INTO sealift.release (id, machine, generation, reset_count, restart_count, confirmed, body)
+			VALUES ($1, $2, $3, $4, $5, false, $6) ON CONFLICT DO NOTHING`,
+			[]any{[]byte(r.ID), r.Machine[:], r.Generation, int64(r.ResetCount), int64(r.RestartCount), body}, server.ErrReleased})
+	}
+	if r := c.Confirm; r != nil {
+		doing := fmt.Sprintf("confirm release %s", r.ID)
+		body, err := json.Marshal(r)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", doing, err)
+		}
+		out = append(out, statement{doing, "UPDATE sealift.release SET confirmed = true, body = $2 WHERE id = $1 AND NOT confirmed",
+			[]any{[]byte(r.ID), body}, server.ErrConflict})
+	}
+	for _, d := range c.Documents {
+		doing := fmt.Sprintf("store %s %s", d.Kind, d.Name)
+		args := []any{[]byte(d.Kind), []byte(d.Name), []byte(d.Body)}
+		if d.Revision == 0 {
+			out = append(out, statement{doing, `INSERT INTO sealift.document (kind, name, body, revision)
+				VALUES ($1, $2, $3, 1) ON CONFLICT DO NOTHING`, args, server.ErrConflict})
+		} else {
+			out = append(out, statement{doing, `UPDATE sealift.document SET revision = revision + 1, body = $3
+				WHERE kind = $1 AND name = $2 AND revision = $4`, append(args, d.Revision), server.ErrConflict})
+		}
+	}
+	if c.Evidence != nil {
+		digest := sha256.Sum256(c.Evidence)
+		out = append(out, statement{fmt.Sprintf("store evidence %x", digest),
+			"INSERT INTO sealift.evidence (digest, body) VALUES ($1, $2) ON CONFLICT DO NOTHING", []any{digest[:], c.Evidence}, nil})
+	}
+	return out, nil
+}
+
+// writer owns last until quit.
+func (s *Store) writer() {
+	defer close(s.done)
+	for {
+		var batch []*pending
+		select {
+		case p := <-s.queue:
+			batch = append(batch, p)
+		case <-s.quit:
+			return
+		}
+	more:
+		for len(batch) < maxBatch {
+			select {
+			case p := <-s.queue:
+				batch = append(batch, p)
+			default:
+				break more
+			}
+		}
+		s.commit(batch)
+	}
+}
+
+// A refusal is what one change of a batch met, so that the batch was not
+// committed.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+// commit writes a batch in one transaction. A change that is refused undoes
+// the transaction, so each is then written by itself: refusals are rare, and
+// what is refused alone was refused by what others wrote for good.
+func (s *Store) commit(batch []*pending) {
+	var live []*pending
+	for _, p := range batch {
+		if err := p.ctx.Err(); err != nil {
+			p.result <- err
+			continue
+		}
+		live = append(live, p)
+	}
+	if len(live) == 0 {
+		return
+	}
+	err := s.transact(live)
+	if errors.As(err, new(refusal)) && len(live) > 1 {
+		for _, p := range live {
+			p.result <- s.transact([]*pending{p})
+		}
+		return
+	}
+	for _, p := range live {
+		p.result <- err
+	}
+}
+
+// transact writes a batch in one transaction, and begins again where nothing
+// was decided.
+func (s *Store) transact(batch []*pending) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var err error
+	for range tries {
+		var asked bool
+		asked, err = s.attempt(ctx, batch)
+		// As long as the server was not asked to commit, it has not.
+		again := undecided(err) || !asked && lost(err)
+		if err == nil || !again || ctx.Err() != nil {
+			break
+		}
+	}
+	var r refusal
+	if errors.As(err, &r) {
+		return r
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	return nil
+}
+
+// lost reports whether the connection broke, or the server ended it: an error
+// that is none of the server's answers to a statement.
+func lost(err error) bool {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		// 57P: the server shuts down, crashed, or cannot be used yet.
+		return pg.Code[:min(3, len(pg.Code))] == "57P" || pg.Severity == "FATAL"
+	}
+	return !errors.As(err, new(refusal)) && !errors.As(err, new(*pgconn.ConnectError)) && !errors.Is(err, errWentBack)
+}
+
+// errWentBack: the database is not the one that this replica wrote to.
+var errWentBack = errors.New("the audit log went back: a failover or a restore has lost decisions, and this replica must not go on with it")
+
+// attempt writes a batch once. asked reports whether the server was asked to
+// commit, so that after an error it may have done so.
+func (s *Store) attempt(ctx context.Context, batch []*pending) (asked bool, err error) {
+	tx, err := s.pool.Begin(ctx)
+	if err != nil {
+		return false, fmt.Errorf("begin: %w", err)
+	}
+	defer func() {
+		if !asked {
+			// The connection may be gone, and with it the transaction.
+			_ = tx.Rollback(ctx)
+		}
+	}()
+	head, err := s.lockAndWrite(ctx, tx, batch)
+	if err != nil {
+		return false, err
+	}
+	if head.Seq < s.last.Seq || head.Seq == s.last.Seq && head.Hash != s.last.Hash {
+		return false, fmt.Errorf("entry %d comes after entry %d: %w", head.Seq, s.last.Seq, errWentBack)
+	}
+	next, err := appendAudit(ctx, tx, head, batch)
+	if err != nil {
+		return false, err
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return true, fmt.Errorf("commit: %w", err)
+	}
+	s.last = next
+	return true, nil
+}
+
+// lockAndWrite locks the head of the audit log and writes all statements, in
+// one round trip.
+func (s *Store) lockAndWrite(ctx context.Context, tx pgx.Tx, batch []*pending) (head audit.Head, err error) {
+	b := new(pgx.Batch)
+	b.Queue("SELECT seq, hash FROM sealift.head FOR UPDATE")
+	for _, p := range batch {
+		for _, st := range p.statements {
+			b.Queue(st.query, st.args...)
+		}
+	}
+	results := tx.SendBatch(ctx, b)
+	defer func() {
+		if closeErr := results.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	var hash []byte
+	if err := results.QueryRow().Scan(&head.Seq, &hash); err != nil {
+		return head, fmt.Errorf("lock the head of the audit log: %w", err)
+	}
+	if len(hash) != len(head.Hash) {
+		return head, fmt.Errorf("the head of the audit log has a hash of %d bytes", len(hash))
+	}
+	head.Hash = manifest.SHA256(hash)
+	for _, p := range batch {
+		for _, st := range p.statements {
+			tag, err := results.Exec()
+			var pg *pgconn.PgError
+			switch {
+			case errors.As(err, &pg) && (pg.ConstraintName == "machine_node_name" || pg.ConstraintName == "machine_disk_guid"):
+				return head, refusal{fmt.Errorf("%s: %w", st.doing, server.ErrConflict)}
+			case err != nil:
+				return head, fmt.Errorf("%s: %w", st.doing, err)
+			case tag.RowsAffected() != 1 && st.missed != nil:
+				return head, refusal{fmt.Errorf("%s: %w", st.doing, st.missed)}
+			}
+		}
+	}
+	return head, nil
+}
+
+// appendAudit continues the chain at head, which is locked, and returns the
+// new head.
+func appendAudit(ctx context.Context, tx pgx.Tx, head audit.Head, batch []*pending) (audit.Head, error) {
+	b := new(pgx.Batch)
+	for _, p := range batch {
+		for _, ev := range p.events {
+			e, err := audit.Next(head, ev)
+			if err != nil {
+				return head, refusal{err}
+			}
+			line, err := audit.AppendLine(nil, e)
+			if err != nil {
+				return head, refusal{err}
+			}
+			b.Queue("INSERT INTO sealift.audit (seq, line) VALUES ($1, $2)", e.Seq, line[:len(line)-1])
+			head = e.Head()
+		}
+	}
+	if b.Len() == 0 {
+		return head, nil
+	}
+	b.Queue("UPDATE sealift.head SET seq = $1, hash = $2", head.Seq, head.Hash[:])
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return head, fmt.Errorf("append to the audit log: %w", err)
+	}
+	return head, nil
+}

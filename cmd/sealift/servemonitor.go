@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
+	"github.com/sealift/sealift/cmd/sealift/internal/monitor"
+)
+
+// listenMonitor binds the listener for monitoring. It returns nil if there is
+// to be none.
+func listenMonitor(c *monitorConfig, issuer *keyring.Issuer) (net.Listener, error) {
+	if c == nil {
+		return nil, nil
+	}
+	ln, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("monitor: %w", err)
+	}
+	if len(c.Hosts) == 0 {
+		return ln, nil
+	}
+	crt, err := issuer.IssueServer(c.Hosts)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("monitor: %w", err), ln.Close())
+	}
+	return tls.NewListener(ln, monitorTLS(crt, issuer.Pool())), nil
+}
+
+// serveMonitor serves health and metrics on ln until ctx ends: past the end of
+// the APIs, so that the end can be seen.
+func serveMonitor(ctx context.Context, ln net.Listener, c *monitorConfig, mon *monitor.Monitor, service *server.Server, log *slog.Logger) error {
+	var guard func(http.Handler) http.Handler
+	if len(c.Hosts) > 0 {
+		guard = func(h http.Handler) http.Handler { return service.RequireOperator("monitor", api.RoleViewer, h) }
+	}
+	srv := &http.Server{
+		Handler: mon.Handler(guard), ReadTimeout: 10 * time.Second, WriteTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("monitor: %w", err)
+	case <-ctx.Done():
+	}
+	err := srv.Close() // whoever asks now is told by that
+	<-done
+	return err
+}
+
+// drain runs until ctx ends and then ends the service in order. First it is
+// no longer ready; requests are taken for grace more, until those who send
+// them have seen it; then api ends and what is open may finish.
+func drain(ctx context.Context, mon *monitor.Monitor, grace time.Duration, endAPIs func(), log *slog.Logger) {
+	<-ctx.Done()
+	log.Info("ending", "grace", grace)
+	mon.Drain()
+	// Grace is time, and nothing else to wait for.
+	time.Sleep(grace)
+	endAPIs()
+}
