@@ -8,14 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/client"
 	"github.com/sealift/sealift/attest/client/operator"
+	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/fleet"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 	"github.com/sealift/sealift/image/sign/bundle"
@@ -183,33 +186,32 @@ func (o *simulateOptions) remote(ctx context.Context, e *env) (*fleet.Report, er
 		return nil, fmt.Errorf("read the release key: %w", err)
 	}
 	o.run.Addresses = 0
-	var report *fleet.Report
+	if o.run.Files, err = fleet.Load(o.fleet, o.logSize); err != nil {
+		return nil, err
+	}
+	var enrolled *fleet.Fleet
 	err = o.do(func(c *operator.Client) error {
-		report, err = o.boot(ctx, e, o.fleet, o.url, pool, text, c, nil)
+		o.run.Enrol = func(ctx context.Context, rec *api.InstallRecord) error {
+			_, err := c.Install(ctx, rec)
+			return err
+		}
+		enrolled, err = fleet.Enrol(ctx, o.run)
 		return err
 	})
-	return report, err
-}
-
-// boot runs the fleet of the directory dir.
-func (o *simulateOptions) boot(ctx context.Context, e *env, dir, url string, pool *x509.CertPool, releaseKey []byte, c *operator.Client, before func() error) (*fleet.Report, error) {
-	files, err := fleet.Load(dir, o.logSize)
 	if err != nil {
 		return nil, err
 	}
+	return o.boot(ctx, e, enrolled, o.url, pool, text)
+}
+
+// boot lets a fleet boot against the service at url.
+func (o *simulateOptions) boot(ctx context.Context, e *env, f *fleet.Fleet, url string, pool *x509.CertPool, releaseKey []byte) (*fleet.Report, error) {
 	key, err := bundle.PublicKey(releaseKey)
 	if err != nil {
 		return nil, fmt.Errorf("read the release key: %w", err)
 	}
-	o.run.Files = files
-	o.run.Client = &client.Client{URL: url, CA: pool, ReleaseKey: key}
-	o.run.Enrol = func(ctx context.Context, rec *api.InstallRecord) error {
-		_, err := c.Install(ctx, rec)
-		return err
-	}
 	progress := e.progress()
-	o.run.Progress = func(released, of int64) { progress.Note("released %d of %d", released, of) }
-	return fleet.Run(ctx, o.run, before)
+	return f.Run(ctx, &client.Client{URL: url, CA: pool, ReleaseKey: key}, func(released, of int64) { progress.Note("released %d of %d", released, of) })
 }
 
 // hosted starts a service with keys, database and configuration of its own, and
@@ -228,6 +230,7 @@ func (o *simulateOptions) hosted(ctx context.Context, e *env) (_ *fleet.Report, 
 		return nil, err
 	}
 	config := fmt.Sprintf(`keys: keys
+kek: {file: keys/disk-kek.key}
 store: sealift.db
 images: [fleet/%s]
 node: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
@@ -239,6 +242,10 @@ firmware: {catalogue: fleet/%s}
 `, fleet.DirImage, fleet.FileRoot, fleet.FileCatalogue)
 	if err := os.WriteFile(at("serve.yaml"), []byte(config), 0o600); err != nil {
 		return nil, fmt.Errorf("simulate a fleet: %w", err)
+	}
+	enrolled, err := o.enrol(ctx, e, dir)
+	if err != nil {
+		return nil, err
 	}
 	program, err := os.Executable()
 	if err != nil {
@@ -257,26 +264,59 @@ firmware: {catalogue: fleet/%s}
 	if err != nil {
 		return nil, err
 	}
-	identity, err := issuer.IssueOperator("simulator", []api.Role{api.RoleOperator})
-	if err != nil {
-		return nil, err
-	}
 	release, err := ring.PublicPEM(keyring.FileRelease)
 	if err != nil {
 		return nil, err
 	}
-	c, err := operator.New(operator.Config{URL: "https://" + host.Operators, CA: issuer.Pool(), Certificate: identity})
+	meter, err := host.Meter()
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
-	var meter func(*fleet.Report) error
-	report, err := o.boot(ctx, e, at("fleet"), "https://"+host.Nodes, issuer.Pool(), release, c, func() (err error) {
-		meter, err = host.Meter()
-		return err
-	})
+	report, err := o.boot(ctx, e, enrolled, "https://"+host.Nodes, issuer.Pool(), release)
 	if err != nil {
 		return nil, err
 	}
 	return report, meter(report)
+}
+
+// enrol enrols the fleet in the database of a service that does not run yet,
+// as the provisioner does: an operator may not ask that fast.
+func (o *simulateOptions) enrol(ctx context.Context, e *env, dir string) (_ *fleet.Fleet, err error) {
+	store, err := openStore(ctx, filepath.Join(dir, "sealift.db"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	files, err := fleet.Load(filepath.Join(dir, "fleet"), o.logSize)
+	if err != nil {
+		return nil, err
+	}
+	ring, err := openKeys(filepath.Join(dir, "keys"))
+	if err != nil {
+		return nil, err
+	}
+	kek, err := ring.DiskKEK()
+	if err != nil {
+		return nil, err
+	}
+	release, err := ring.Release()
+	if err != nil {
+		return nil, err
+	}
+	policy := &attest.Policy{TPM: attest.TPMPolicy{
+		Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: files.CA.Root}}, Allowed: []attest.TPMClass{attest.TPMSoftware},
+	}}
+	service, err := server.New(server.Config{
+		Store: store, KEK: kek, ReleaseKey: release, Log: slog.New(slog.DiscardHandler), Clock: e.now,
+		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return policy, nil },
+	})
+	if err != nil {
+		return nil, err
+	}
+	o.run.Files = files
+	o.run.Enrol = func(ctx context.Context, rec *api.InstallRecord) error {
+		_, err := service.Enrol(ctx, "simulator", rec)
+		return err
+	}
+	return fleet.Enrol(ctx, o.run)
 }

@@ -43,6 +43,8 @@ type Files struct {
 	CA    *papertpm.CA
 	Image *manifest.Manifest
 	Boot  *papertpm.Boot // of any machine; its disk is replaced
+	// Firmware is the digest of the machines' firmware.
+	Firmware manifest.SHA256
 }
 
 // catalogue holds the firmware of papertpm.GoodBoot.
@@ -94,7 +96,7 @@ func Prepare(ctx context.Context, dir string, signer Signer, now time.Time) (err
 	}{
 		{FileRoot, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Raw}), 0o644},
 		{fileRootKey, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600},
-		{FileCatalogue, fmt.Appendf(nil, catalogue, sha256.Sum256([]byte("dxe volume"))), 0o644},
+		{FileCatalogue, fmt.Appendf(nil, catalogue, papertpm.GoodFirmware().Digests[0][:]), 0o644},
 		{filepath.Join(DirImage, image.FileManifest), m, 0o644},
 		{filepath.Join(DirImage, image.FileBundle), bundle, 0o644},
 	} {
@@ -144,7 +146,7 @@ func Load(dir string, logSize int) (*Files, error) {
 	}
 	return &Files{
 		CA:    &papertpm.CA{Root: root, Key: ec, NotBefore: root.NotBefore, NotAfter: root.NotAfter},
-		Image: papertpm.GoodImage(), Boot: bootWithLog(logSize),
+		Image: papertpm.GoodImage(), Boot: bootWithLog(logSize), Firmware: papertpm.GoodFirmware().Digests[0],
 	}, nil
 }
 

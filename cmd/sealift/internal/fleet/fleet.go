@@ -2,7 +2,8 @@
 // software TPMs with keys, certificates, event logs and signatures of their
 // own, which speak the node API as the agent does, and come back as the agent
 // does when they are sent away. Files are what a service and a fleet need to
-// know of each other, Run lets a fleet boot, and Host runs a service for it.
+// know of each other, Enrol makes a fleet, Run lets it boot, and Host runs a
+// service for it.
 package fleet
 
 import (
@@ -31,8 +32,7 @@ import (
 // Config says which fleet boots against which service. All fields are required
 // unless marked Optional.
 type Config struct {
-	Client *client.Client // its Dial is replaced
-	Files  *Files
+	Files *Files
 	// Enrol hands in an install record, as the provisioner does.
 	Enrol func(context.Context, *api.InstallRecord) error
 
@@ -60,9 +60,6 @@ type Config struct {
 	// Addresses is the number of loopback addresses that the machines come
 	// from, 127.0.0.1 onwards; 0 leaves the address to the system. Optional.
 	Addresses int
-
-	// Progress is told now and then. Optional.
-	Progress func(released, of int64)
 }
 
 // machine is one of the fleet, between its boots. Its TPM is made from the
@@ -79,18 +76,27 @@ type machine struct {
 	any      bool   // released is set
 }
 
-// fleet is the state of one Run.
-type fleet struct {
+// Fleet is machines that are enrolled. Its Run is called once.
+type Fleet struct {
 	c        Config
+	client   *client.Client
+	enrolled time.Duration
 	machines []*machine
 	sockets  chan struct{} // one for each open machine
 	open     atomic.Int64
 	stats    *stats
 }
 
-// Enrol makes the fleet and enrols every machine.
-func (c *Config) fleet(ctx context.Context) (*fleet, error) {
-	f := &fleet{c: *c, sockets: make(chan struct{}, c.Open), stats: newStats()}
+// Enrol makes the machines of a fleet and enrols every one.
+func Enrol(ctx context.Context, c Config) (*Fleet, error) {
+	switch {
+	case c.Machines < 1 || c.Open < 1:
+		return nil, errors.New("simulate a fleet: no machines")
+	case c.Storm && (c.Rate > 0 || c.For > 0):
+		return nil, errors.New("simulate a fleet: a storm has neither rate nor duration")
+	}
+	began := time.Now()
+	f := &Fleet{c: c, sockets: make(chan struct{}, c.Open), stats: newStats()}
 	f.machines = make([]*machine, c.Machines)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(32)
@@ -112,10 +118,12 @@ func (c *Config) fleet(ctx context.Context) (*fleet, error) {
 			return f.enrol(ctx, m, t)
 		})
 	}
-	return f, g.Wait()
+	err := g.Wait()
+	f.enrolled = time.Since(began)
+	return f, err
 }
 
-func (f *fleet) enrol(ctx context.Context, m *machine, t *papertpm.TPM) error {
+func (f *Fleet) enrol(ctx context.Context, m *machine, t *papertpm.TPM) error {
 	err := f.c.Enrol(ctx, &api.InstallRecord{
 		EKPublic: tpm2.Marshal(t.EKPublic), EKCertificates: t.EKCertificates, DiskGUID: m.disk,
 		Serial: fmt.Sprintf("SIM%08d", m.number), MAC: fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", byte(m.number>>24), byte(m.number>>16), byte(m.number>>8), byte(m.number)),
@@ -128,7 +136,7 @@ func (f *fleet) enrol(ctx context.Context, m *machine, t *papertpm.TPM) error {
 }
 
 // tpm makes the machine's TPM.
-func (f *fleet) tpm(m *machine) (*papertpm.TPM, error) {
+func (f *Fleet) tpm(m *machine) (*papertpm.TPM, error) {
 	t, err := papertpm.FromSeed(fmt.Appendf(nil, "%s/%d", f.c.Seed, m.number))
 	if err != nil {
 		return nil, err
@@ -144,39 +152,21 @@ func diskGUID(seed string, number int) string {
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
-// Run enrols a fleet and lets it boot. The report is of the boots alone. before
-// is called when they begin. Optional.
-func Run(ctx context.Context, c Config, before func() error) (*Report, error) {
-	switch {
-	case c.Machines < 1 || c.Open < 1:
-		return nil, errors.New("simulate a fleet: no machines")
-	case c.Storm && (c.Rate > 0 || c.For > 0):
-		return nil, errors.New("simulate a fleet: a storm has neither rate nor duration")
-	}
+// Run lets the fleet boot against the service that c knows, whose Dial is
+// replaced. progress is told every second how many releases there were.
+func (f *Fleet) Run(ctx context.Context, c *client.Client, progress func(released, of int64)) (*Report, error) {
+	f.client = c
 	began := time.Now()
-	f, err := c.fleet(ctx)
-	if err != nil {
-		return nil, err
-	}
-	enrolled := time.Since(began)
-	if before != nil {
-		if err := before(); err != nil {
-			return nil, err
-		}
-	}
-	began = time.Now()
-	stop := f.report(int64(c.Machines))
-	err = f.boots(ctx)
+	stop := f.tell(progress)
+	err := f.boots(ctx)
 	stop()
 	r := f.stats.report(time.Since(began))
-	r.Machines, r.Enrolment = c.Machines, enrolled.Seconds()
+	r.Machines, r.Enrolment = f.c.Machines, f.enrolled.Seconds()
 	for _, m := range f.machines {
-		if !m.any {
+		// With a duration, the fleet may be larger than what was started.
+		if !m.any && f.c.For == 0 {
 			r.Unserved++
 		}
-	}
-	if !c.Storm && c.For > 0 {
-		r.Unserved = 0 // the fleet may be larger than what was started
 	}
 	if ctx.Err() != nil {
 		err = ctx.Err()
@@ -184,11 +174,8 @@ func Run(ctx context.Context, c Config, before func() error) (*Report, error) {
 	return r, err
 }
 
-// report calls Progress every second until stop.
-func (f *fleet) report(of int64) (stop func()) {
-	if f.c.Progress == nil {
-		return func() {}
-	}
+// tell calls progress every second until stop.
+func (f *Fleet) tell(progress func(released, of int64)) (stop func()) {
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -199,7 +186,7 @@ func (f *fleet) report(of int64) (stop func()) {
 			case <-done:
 				return
 			case <-t.C:
-				f.c.Progress(f.stats.releases.Load(), of)
+				progress(f.stats.releases.Load(), int64(f.c.Machines))
 			}
 		}
 	})
@@ -207,7 +194,7 @@ func (f *fleet) report(of int64) (stop func()) {
 }
 
 // boots starts machines as the configuration says, and waits for all of them.
-func (f *fleet) boots(ctx context.Context) error {
+func (f *Fleet) boots(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	if f.c.Storm {
@@ -258,22 +245,22 @@ func (f *fleet) boots(ctx context.Context) error {
 	return nil
 }
 
-func (f *fleet) acquire() {
+func (f *Fleet) acquire() {
 	f.sockets <- struct{}{}
 	f.stats.opened(f.open.Add(1))
 }
 
-func (f *fleet) release() {
+func (f *Fleet) release() {
 	f.open.Add(-1)
 	<-f.sockets
 }
 
 // boot is booted for a machine of a storm, which waits for its connection and
 // gives it back while it pauses.
-func (f *fleet) boot(ctx context.Context, m *machine) { f.attempts(ctx, m, f.acquire, f.release) }
+func (f *Fleet) boot(ctx context.Context, m *machine) { f.attempts(ctx, m, f.acquire, f.release) }
 
 // booted lets a machine boot that keeps its place among the open ones.
-func (f *fleet) booted(ctx context.Context, m *machine) { f.attempts(ctx, m, func() {}, func() {}) }
+func (f *Fleet) booted(ctx context.Context, m *machine) { f.attempts(ctx, m, func() {}, func() {}) }
 
 // Pauses between attempts, as the agent makes them.
 const (
@@ -286,7 +273,7 @@ const (
 var errWrong = errors.New("refused wrongly")
 
 // attempts lets a machine boot until it is released, as the agent's loop does.
-func (f *fleet) attempts(ctx context.Context, m *machine, acquire, release func()) {
+func (f *Fleet) attempts(ctx context.Context, m *machine, acquire, release func()) {
 	began := time.Now()
 	boot := f.power(m)
 	pause := brokenFirst
@@ -321,9 +308,8 @@ func (f *fleet) attempts(ctx context.Context, m *machine, acquire, release func(
 
 // boot is one boot of a machine.
 type boot struct {
-	f   *fleet
+	f   *Fleet
 	m   *machine
-	err error
 	tpm *papertpm.TPM
 	log *papertpm.Boot
 
@@ -334,7 +320,7 @@ type boot struct {
 var errSpent = errors.New("this boot was released before")
 
 // power switches a machine off and on.
-func (f *fleet) power(m *machine) *boot {
+func (f *Fleet) power(m *machine) *boot {
 	m.resets++
 	return &boot{f: f, m: m}
 }
@@ -354,7 +340,7 @@ func (b *boot) attempt(ctx context.Context) error {
 		}
 		b.log.Measure(b.tpm)
 	}
-	c := *f.c.Client
+	c := *f.client
 	c.Dial = f.dial(m)
 	began := time.Now()
 	s, err := c.Connect(ctx)
@@ -374,8 +360,10 @@ func (b *boot) attempt(ctx context.Context) error {
 		return err
 	}
 	if rand.Float64() < f.c.Again {
-		if _, _, err := b.ask(ctx, s); !errors.Is(err, errSpent) {
-			return f.stats.wrong("second release", fmt.Errorf("a second request in one boot: got %v, want a refusal as repeated", err))
+		// It may also be sent away, or be refused in another way, which ask
+		// has counted.
+		if _, _, err := b.ask(ctx, s); err == nil || errors.Is(err, errWrong) {
+			return f.stats.wrong("second release", fmt.Errorf("a second request in one boot was not refused as repeated: %w", errors.Join(err, errWrong)))
 		}
 	}
 	_ = s.Close()
@@ -469,7 +457,7 @@ func (b *boot) open(rel *api.Release) (attest.Secret, error) {
 }
 
 // dial connects from the machine's address.
-func (f *fleet) dial(m *machine) func(context.Context, string, string) (net.Conn, error) {
+func (f *Fleet) dial(m *machine) func(context.Context, string, string) (net.Conn, error) {
 	var d net.Dialer
 	if n := f.c.Addresses; n > 0 {
 		k := m.number % n
