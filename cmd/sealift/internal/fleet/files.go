@@ -146,13 +146,13 @@ func Load(dir string, logSize int) (*Files, error) {
 	}
 	return &Files{
 		CA:    &papertpm.CA{Root: root, Key: ec, NotBefore: root.NotBefore, NotAfter: root.NotAfter},
-		Image: papertpm.GoodImage(), Boot: bootWithLog(logSize), Firmware: papertpm.GoodFirmware().Digests[0],
+		Image: papertpm.GoodImage(), Boot: Boot(logSize), Firmware: papertpm.GoodFirmware().Digests[0],
 	}, nil
 }
 
-// bootWithLog is papertpm.GoodBoot with a log of about that size: dbx, which is what
+// Boot is papertpm.GoodBoot with a log of about that size: dbx, which is what
 // is large in real logs, is filled with hashes.
-func bootWithLog(logSize int) *papertpm.Boot {
+func Boot(logSize int) *papertpm.Boot {
 	b := papertpm.GoodBoot()
 	dbx := papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbx", []byte("dbx"))
 	for i, m := range b.Measured {

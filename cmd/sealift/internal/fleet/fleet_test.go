@@ -190,7 +190,7 @@ func TestAReleaseThatWasLostOnTheWayIsNotGivenTwice(t *testing.T) {
 func TestLogsHaveTheSizeThatWasAskedFor(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{MinLog, 32 << 10, 300 << 10} {
-		if n := len(bootWithLog(size).Log()); n < size*9/10 || n > size*11/10 {
+		if n := len(Boot(size).Log()); n < size*9/10 || n > size*11/10 {
 			t.Errorf("a log of %d bytes, want %d", n, size)
 		}
 	}
