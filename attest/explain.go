@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/go-tpm/tpm2"
-
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -416,7 +414,7 @@ func orNothing(s string) string {
 
 func tpmFirmwareOf(ev *Evidence) string {
 	for i := range ev.Quotes {
-		if a, err := decodeExact[tpm2.TPMSAttest]("quote", ev.Quotes[i].Attest); err == nil {
+		if a, err := decodeAttest("quote", ev.Quotes[i].Attest); err == nil {
 			return fmt.Sprintf("%#016x", a.FirmwareVersion)
 		}
 	}
