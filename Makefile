@@ -60,7 +60,7 @@ unit: ## unit tests with -race
 e2e: build ## real firmware: network boot clients, the demo's steps as one Go test, image test
 	SEALIFT_VM_TESTS=1 $(GO) test -count=1 -timeout 15m -v -run 'OVMF' ./provisioner
 	SEALIFT_VM=1 SEALIFT_BIN=$(abspath $(BIN)) $(GO) test -count=1 -timeout 90m -v -run '^(TestOneBox|TestInstallFromAMedium|TestTheSameImageIsBuiltElsewhere)$$' ./cmd/sealift/internal/demo
-	SEALIFT_VM=1 SEALIFT_BIN=$(abspath $(BIN)) $(GO) test -count=1 -timeout 30m -v -run '^TestBoots' ./cmd/sealift/internal/imagetest
+	SEALIFT_VM=1 SEALIFT_BIN=$(abspath $(BIN)) $(GO) test -count=1 -timeout 60m -v -run '^TestBoots' ./cmd/sealift/internal/imagetest
 
 lint: ## gofmt, vet, staticcheck and the import rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt would change:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -76,7 +76,7 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 
 bench: packages-bench build ## figures, side by side with what a user would otherwise run
 	$(GO) test -run '^$$' -bench . -benchmem ./...
-	SEALIFT_BENCH=$(abspath $(BUILD))/figures.md SEALIFT_BIN=$(abspath $(BIN)) $(GO) test -count=1 -timeout 30m -v -run '^TestFigures$$' ./cmd/sealift/internal/figures
+	SEALIFT_BENCH=$(abspath $(BUILD))/figures.md SEALIFT_BIN=$(abspath $(BIN)) $(GO) test -count=1 -timeout 60m -v -run '^Test(Service)?Figures$$' ./cmd/sealift/internal/figures
 
 vuln: ## known vulnerabilities, where the database can be reached
 	@$(GO) tool govulncheck ./... || { s=$$?; [ $$s -eq 3 ] && exit 3; echo 'vuln: the vulnerability database could not be reached or read (see above)'; }

@@ -244,6 +244,18 @@ func split(m *papertpm.Measurement, in256, in384 string) {
 	}
 }
 
+// A component is named by SHA-256. Where SHA-256 is off, that is of its data, if
+// this is what was measured.
+func TestComponentsOfProvenDataAreAllowedBySHA384(t *testing.T) {
+	s := sha384Scene(t, "sha384")
+	s.policy.Models = []ModelRule{{Components: []Component{{PCR: 6, SHA256: digestOf("a setting"), Name: "the maker's setting"}}}}
+	s.insertAfter(of("dxe volume"), papertpm.Measurement{PCR: 6, Type: EventTag, Data: []byte("a setting")})
+	s.collect()
+	if r := s.verify(); !r.Allowed {
+		t.Errorf("refused: %+v", r.Findings)
+	}
+}
+
 // Which PCRs a bank that is off can be said to have: none, not fewer.
 func TestABankIsOffOnlyWithoutAnyPCR(t *testing.T) {
 	s := sha384Scene(t, "sha384")

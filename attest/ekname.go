@@ -21,7 +21,7 @@ func ParseTPMVendor(s string) (TPMVendor, error) {
 	if digits, ok := strings.CutPrefix(s, "id:"); ok {
 		b, err := hex.DecodeString(digits)
 		if err != nil || len(b) != 4 {
-			return 0, fmt.Errorf("TPM vendor %.40q: want eight hex digits after id:", s)
+			return 0, fmt.Errorf("TPM vendor %.40q: want id: and eight hex digits", s)
 		}
 		return TPMVendor(binary.BigEndian.Uint32(b)), nil
 	}

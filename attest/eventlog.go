@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	_ "crypto/sha1" // replay of the SHA-1 bank, which is never enough by itself
-	_ "crypto/sha256"
+	"crypto/sha256"
 	_ "crypto/sha512" // replay of the SHA-384 and SHA-512 banks
 	"encoding/binary"
 	"encoding/hex"
@@ -189,6 +189,19 @@ func (e *Event) SHA256() manifest.SHA256 {
 		return manifest.SHA256{}
 	}
 	return manifest.SHA256(e.digests[e.sha256])
+}
+
+// reference returns the SHA-256 digest by which a policy names the event: that of
+// the SHA-256 bank if the log is appraised by it, or else of the event's data if
+// that was proven to be what was measured. It is unset if neither is.
+func (e *Event) reference() manifest.SHA256 {
+	if e.main == e.sha256 {
+		return e.SHA256()
+	}
+	if data, verified := e.VerifiedData(); verified {
+		return sha256.Sum256(data)
+	}
+	return manifest.SHA256{}
 }
 
 // digest is a digest in the bank that a log is appraised by. The unset digest

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/go-tpm/tpm2"
-
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -95,7 +93,7 @@ func readBoot(ev *Evidence) *loggedBoot {
 	if err != nil {
 		return b
 	}
-	// As Verify: by SHA-384 where SHA-256 is off, and its digests are no one's word.
+	// As Verify: by SHA-384 where SHA-256 is off, whose digests are no one's word then.
 	off := slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == "sha256" && len(q.PCRs) == 0 })
 	if off && slices.Contains(l.Banks, "sha384") {
 		l.appraiseBy("sha384")
@@ -416,7 +414,7 @@ func orNothing(s string) string {
 
 func tpmFirmwareOf(ev *Evidence) string {
 	for i := range ev.Quotes {
-		if a, err := decodeExact[tpm2.TPMSAttest]("quote", ev.Quotes[i].Attest); err == nil {
+		if a, err := decodeAttest("quote", ev.Quotes[i].Attest); err == nil {
 			return fmt.Sprintf("%#016x", a.FirmwareVersion)
 		}
 	}

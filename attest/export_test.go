@@ -40,12 +40,23 @@ var (
 	WeakROCA           = weakROCA
 )
 
-// DecodeStructures decodes b as each structure that is read strictly.
-func DecodeStructures(b []byte) {
-	decodePublic("fuzz", b)
-	decodeExact[tpm2.TPMSAttest]("fuzz", b)
-	decodeExact[tpm2.TPMTSignature]("fuzz", b)
-	decodeExact[tpm2.TPMSCreationData]("fuzz", b)
+// DecodeStructures decodes b as each structure that a TPM sends and returns
+// what go-tpm makes of those that were accepted.
+func DecodeStructures(b []byte) map[string][]byte {
+	out := map[string][]byte{}
+	if v, err := decodePublic("fuzz", b); err == nil {
+		out["TPMT_PUBLIC"] = tpm2.Marshal(v)
+	}
+	if v, err := decodeAttest("fuzz", b); err == nil {
+		out["TPMS_ATTEST"] = tpm2.Marshal(v)
+	}
+	if v, err := decodeSignature("fuzz", b); err == nil {
+		out["TPMT_SIGNATURE"] = tpm2.Marshal(v)
+	}
+	if v, err := decodeCreation("fuzz", b); err == nil {
+		out["TPMS_CREATION_DATA"] = tpm2.Marshal(v)
+	}
+	return out
 }
 
 // AppraiseLog judges a log as if a TPM had quoted what it leads to.

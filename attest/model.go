@@ -171,14 +171,14 @@ func (v *verification) applyModelRules(ref *FirmwareReference, verdict FirmwareV
 
 // component returns the policy's name for an event that it allows in a PCR on
 // this model, or false.
-func (v *verification) component(pcr int, d digest) (string, bool) {
+func (v *verification) component(pcr int, d manifest.SHA256) (string, bool) {
 	for i := range v.p.Models {
 		r := &v.p.Models[i]
 		if v.smbios == nil || d.IsZero() || !r.forModel(v.smbios) {
 			continue
 		}
 		for _, c := range r.Components {
-			if c.PCR == pcr && digest(c.SHA256[:]) == d {
+			if c.PCR == pcr && c.SHA256 == d {
 				return c.Name, true
 			}
 		}
@@ -197,7 +197,7 @@ func (b *measuredBoot) appraiseConfiguration() {
 		if e.isSeparator() {
 			continue
 		}
-		if _, ok := b.v.component(1, e.digest()); !ok {
+		if _, ok := b.v.component(1, e.reference()); !ok {
 			b.unknown(e, "a setting or table that the policy does not list for this model", "set the firmware's setup back, or add the event to the policy: sealift attest log shows it")
 		}
 	}

@@ -71,7 +71,7 @@ func checkAttest(what string, raw, sig []byte, typ tpm2.TPMST, key *ecdsa.Public
 	if err := checkSignature(what, raw, sig, key); err != nil {
 		return nil, err
 	}
-	a, err := decodeExact[tpm2.TPMSAttest](what, raw)
+	a, err := decodeAttest(what, raw)
 	if err != nil {
 		return nil, failf(CodeMalformed, "%v", err)
 	}
@@ -90,7 +90,7 @@ func checkAttest(what string, raw, sig []byte, typ tpm2.TPMST, key *ecdsa.Public
 // checkSignature checks a TPMT_SIGNATURE (Part 2, 11.3.4). The scheme must be
 // the attestation key's own, so that no weaker hash can be slipped in.
 func checkSignature(what string, message, sig []byte, key *ecdsa.PublicKey) *checkError {
-	s, err := decodeExact[tpm2.TPMTSignature](what+": signature", sig)
+	s, err := decodeSignature(what+": signature", sig)
 	if err != nil {
 		return failf(CodeMalformed, "%v", err)
 	}

@@ -5,48 +5,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
-
-// maxStructure bounds a TPM structure, in bytes: an RSA-4096 signature, the
-// largest, has about 520.
-const maxStructure = 1024
-
-// decodeExact decodes a TPM structure and refuses any other encoding than the
-// TPM's own. go-tpm takes missing size fields for empty ones and ignores
-// trailing bytes; encoding again and comparing leaves nothing unread.
-func decodeExact[T tpm2.Marshallable, P interface {
-	*T
-	tpm2.Unmarshallable
-}](what string, b []byte) (*T, error) {
-	if len(b) == 0 || len(b) > maxStructure {
-		return nil, fmt.Errorf("%s: got %d bytes, want 1 to %d", what, len(b), maxStructure)
-	}
-	v, err := tpm2.Unmarshal[T, P](b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: decode: %w", what, err)
-	}
-	if got := tpm2.Marshal(*v); !bytes.Equal(got, b) {
-		return nil, fmt.Errorf("%s: %d bytes are not the %d that its contents encode to", what, len(b), len(got))
-	}
-	return v, nil
-}
-
-// decodePublic decodes a TPMT_PUBLIC (TPM 2.0 Library Part 2, 12.2.4).
-func decodePublic(what string, b []byte) (*tpm2.TPMTPublic, error) {
-	p, err := decodeExact[tpm2.TPMTPublic](what, b)
-	if err != nil {
-		return nil, err
-	}
-	// go-tpm makes the union members on decoding, so that these never fail
-	// later for a type that is let through here.
-	switch p.Type {
-	case tpm2.TPMAlgRSA, tpm2.TPMAlgECC:
-		return p, nil
-	}
-	return nil, fmt.Errorf("%s: key type is %#04x, want RSA or ECC", what, uint16(p.Type))
-}
 
 // nameOf returns the TPM Name of an object whose name algorithm is SHA-256
 // (Part 1, "Names"): the algorithm's id and the digest of the public area.
@@ -71,9 +33,11 @@ func selectionOf(alg tpm2.TPMAlgID, pcrs []int) tpm2.TPMLPCRSelection {
 	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: alg, PCRSelect: bits}}}
 }
 
-// equalSelection reports whether two selections are the same bytes.
+// equalSelection reports whether two selections encode to the same bytes.
 func equalSelection(a, b tpm2.TPMLPCRSelection) bool {
-	return bytes.Equal(tpm2.Marshal(a), tpm2.Marshal(b))
+	return slices.EqualFunc(a.PCRSelections, b.PCRSelections, func(x, y tpm2.TPMSPCRSelection) bool {
+		return x.Hash == y.Hash && bytes.Equal(x.PCRSelect, y.PCRSelect)
+	})
 }
 
 // pcrDigest returns the SHA-256 over the values of PolicyPCRs in index order.
@@ -123,15 +87,19 @@ func checkSymmetric(s *tpm2.TPMTSymDefObject, want int) error {
 
 // attributes of an object as TPMA_OBJECT bits (Part 2, 8.3.2).
 const (
-	attrFixedTPM            = 1 << 1
-	attrFixedParent         = 1 << 4
-	attrSensitiveDataOrigin = 1 << 5
-	attrUserWithAuth        = 1 << 6
-	attrAdminWithPolicy     = 1 << 7
-	attrNoDA                = 1 << 10
-	attrRestricted          = 1 << 16
-	attrDecrypt             = 1 << 17
-	attrSign                = 1 << 18
+	attrFixedTPM             = 1 << 1
+	attrSTClear              = 1 << 2
+	attrFixedParent          = 1 << 4
+	attrSensitiveDataOrigin  = 1 << 5
+	attrUserWithAuth         = 1 << 6
+	attrAdminWithPolicy      = 1 << 7
+	attrFirmwareLimited      = 1 << 8
+	attrNoDA                 = 1 << 10
+	attrEncryptedDuplication = 1 << 11
+	attrRestricted           = 1 << 16
+	attrDecrypt              = 1 << 17
+	attrSign                 = 1 << 18
+	attrX509Sign             = 1 << 19
 )
 
 // checkAttributes requires exactly the attributes in want; those in optional

@@ -89,7 +89,7 @@ func checkTransportPublic(public []byte, q *quoted) error {
 }
 
 func checkCreation(data []byte, q *quoted) error {
-	c, err := decodeExact[tpm2.TPMSCreationData]("creation data", data)
+	c, err := decodeCreation("creation data", data)
 	if err != nil {
 		return err
 	}

@@ -371,7 +371,10 @@ func GoodImage() *manifest.Manifest {
 		return sha256.Sum256(EncodeVariable(guid, name, []byte(data)))
 	}
 	digest := func(s string) manifest.SHA256 { return sha256.Sum256([]byte(s)) }
-	m := &manifest.Manifest{Schema: manifest.Schema, Name: "demo", Version: "1"}
+	m := &manifest.Manifest{
+		Schema: manifest.Schema, Name: "demo", Version: "1", Arch: "amd64",
+		Disk: manifest.Disk{Size: 4096, ChunkSize: 4096, Chunks: make([]manifest.SHA256, 1)},
+	}
 	m.SecureBoot = manifest.SecureBoot{
 		PK: variable(GlobalGUID(), "PK", "pk"), KEK: variable(GlobalGUID(), "KEK", "kek"), DB: variable(SecurityGUID(), "db", "db"),
 		Authority: variable(SecurityGUID(), "db", "owner and certificate"),

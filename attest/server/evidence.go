@@ -86,24 +86,21 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 	if err := checkGUID(req.Evidence.Disk.GUID); err != nil {
 		return 0, nil, badRequest("disk: %v", err)
 	}
-	ch, err := s.c.Store.TakeChallenge(ctx, req.ChallengeID)
-	if errors.Is(err, ErrNotFound) {
+	ch, ok := p.conn.take(req.ChallengeID)
+	if !ok {
 		if f := s.refusedUnproven(ctx, now, p, "evidence for a challenge that is not open"); f != nil {
 			return 0, nil, f
 		}
 		result := &attest.Result{
 			Findings: []attest.Finding{{
 				Code:    attest.CodeChallenge,
-				Message: "the challenge is not open: it was answered before, has expired, or was never given",
-				Hint:    "ask for another challenge",
+				Message: "the challenge is not open: it was answered before, or was never given over this connection",
+				Hint:    "ask for another challenge over the connection that the evidence goes over",
 			}},
 			Facts: []attest.Fact{},
 		}
 		s.c.Meter.Verdict(result)
 		return refused(result)
-	}
-	if err != nil {
-		return 0, nil, unavailable("the store", err)
 	}
 	machine, err := attest.EKMachineID(ch.EKPublic)
 	if err != nil {
@@ -207,6 +204,10 @@ func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *fail
 // known tells the verifier what the record says.
 func (s *Server) known(ctx context.Context, m *Machine, disk string) (*attest.Known, *failure) {
 	k := m.recorded(disk)
+	if m.Revision > 0 && m.DiskGUID == disk {
+		k.DiskOwner = m.ID // a disk has one owner
+		return k, nil
+	}
 	owners, err := s.c.Store.Machines(ctx, Query{DiskGUID: disk, Limit: 1})
 	if err != nil {
 		return nil, unavailable("the store", err)

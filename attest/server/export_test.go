@@ -82,6 +82,16 @@ func (s *Server) LogEnd(ctx context.Context) (int64, error) { return s.logEnd(ct
 // EventType is the type of event that an entry is.
 func EventType(e *audit.Entry) string { return eventType(e) }
 
+// NewConnection returns a function that takes ch from a connection.
+func NewConnection(ch *attest.Challenge) (take func(id string) bool) {
+	c := new(connection)
+	c.put(ch)
+	return func(id string) bool {
+		_, ok := c.take(id)
+		return ok
+	}
+}
+
 // NewBoundedListener bounds the connections of a listener.
 func NewBoundedListener(ln net.Listener, total, each int, refused func(string)) *boundedListener {
 	return newBoundedListener(ln, total, each, refused)

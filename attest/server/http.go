@@ -48,6 +48,8 @@ func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certi
 		Certificates: []tls.Certificate{cert},
 		MinVersion:   tls.VersionTLS13,
 		NextProtos:   []string{"http/1.1"},
+		// No agent resumes a session.
+		SessionTicketsDisabled: true,
 	})
 }
 
@@ -81,6 +83,7 @@ func (s *Server) serve(ctx context.Context, name string, ln net.Listener, h http
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.c.Log.Handler(), slog.LevelDebug),
+		ConnContext:       withConnection,
 	}
 	ln = newBoundedListener(ln, s.c.Limits.Connections, s.c.Limits.AddressConnections, func(limit string) { s.c.Meter.Limited(name, limit) })
 	done := make(chan error, 1)

@@ -150,7 +150,7 @@ func TestRewrapBringsEveryDiskKeyUnderThePresentKey(t *testing.T) {
 	f.halves[0], f.disks[0] = [2]attest.Secret{secrets.DiskKey, nil}, otherDisk
 
 	kek := newKEK(t)
-	srv := f.replica(f.store, kek, []attest.Secret{f.old})
+	srv := f.replica(f.memory, kek, []attest.Secret{f.old})
 	if err := srv.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestRewrapBringsEveryDiskKeyUnderThePresentKey(t *testing.T) {
 	}
 
 	// The former key can go, and the former disk comes back.
-	srv = f.replica(f.store, kek, nil)
+	srv = f.replica(f.memory, kek, nil)
 	if err := srv.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func TestARewrapThatIsCutOffGoesOn(t *testing.T) {
 			if !errors.Is(err, killed) {
 				t.Fatalf("write %d: %v", at, err)
 			}
-			srv := f.replica(f.store, kek, []attest.Secret{f.old})
+			srv := f.replica(f.memory, kek, []attest.Secret{f.old})
 			if err := srv.Rewrap(t.Context()); err != nil {
 				t.Fatalf("after write %d: %v", at, err)
 			}
@@ -237,7 +237,7 @@ func TestARewrapThatIsCutOffGoesOn(t *testing.T) {
 			}
 		}
 	}
-	f.same(f.replica(f.store, kek, nil))
+	f.same(f.replica(f.memory, kek, nil))
 }
 
 // Several replicas rewrap at once while machines change.
@@ -246,7 +246,7 @@ func TestRewrapsAtOnceLoseNothing(t *testing.T) {
 	kek := newKEK(t)
 	replicas := make([]*server.Server, 3)
 	for i := range replicas {
-		replicas[i] = f.replica(f.store, kek, []attest.Secret{f.old})
+		replicas[i] = f.replica(f.memory, kek, []attest.Secret{f.old})
 	}
 	f.srv = replicas[0]
 	f.listen()
@@ -282,13 +282,13 @@ func TestRewrapsAtOnceLoseNothing(t *testing.T) {
 	if got := f.rewraps(); len(got) != 2 {
 		t.Errorf("the log has %+v, want one start and one end", got)
 	}
-	f.same(f.replica(f.store, kek, nil))
+	f.same(f.replica(f.memory, kek, nil))
 }
 
 func TestAMissingKEKRefusesAndNeverGivesANewKey(t *testing.T) {
 	f := newKEKScene(t, 2)
 	other := newKEK(t)
-	srv := f.replica(f.store, other, nil)
+	srv := f.replica(f.memory, other, nil)
 	before := f.kinds()
 	err := srv.Start(t.Context())
 	if !errors.Is(err, server.ErrNoKEK) || !strings.Contains(err.Error(), server.KEKID(f.old)) || !strings.Contains(err.Error(), "4 under key") {
@@ -314,7 +314,7 @@ func TestAMissingKEKRefusesAndNeverGivesANewKey(t *testing.T) {
 	}
 	// One that is given up: the service serves the others, and a reinstall of
 	// the machine gives it another disk and so another key.
-	srv = f.replica(f.store, other, nil, server.KEKID(f.old))
+	srv = f.replica(f.memory, other, nil, server.KEKID(f.old))
 	if err := srv.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func TestADiskKeyThatDoesNotOpenIsLeftAsItIsAndTheOthersAreDone(t *testing.T) {
 		t.Fatal(err)
 	}
 	kek := newKEK(t)
-	err := f.replica(f.store, kek, []attest.Secret{f.old}).Rewrap(t.Context())
+	err := f.replica(f.memory, kek, []attest.Secret{f.old}).Rewrap(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "1 of 6 disk keys do not open") {
 		t.Errorf("got %v", err)
 	}
@@ -359,7 +359,7 @@ func TestOperatorsSeeWhenAFormerKeyCanGo(t *testing.T) {
 	f := newKEKScene(t, 2)
 	kek := newKEK(t)
 	old, present := server.KEKID(f.old), server.KEKID(kek)
-	f.srv = f.replica(f.store, kek, []attest.Secret{f.old}, "00112233445566aa")
+	f.srv = f.replica(f.memory, kek, []attest.Secret{f.old}, "00112233445566aa")
 	f.listen()
 	status := func() api.KEKStatus {
 		t.Helper()
@@ -412,10 +412,10 @@ func TestAConfirmationUnderAKeyThatIsGoneIsRefused(t *testing.T) {
 	f := newKEKScene(t, 1)
 	r, _, transport := f.reboot(f.boxes[0], f.disks[0])
 	kek := newKEK(t)
-	if err := f.replica(f.store, kek, []attest.Secret{f.old}).Rewrap(t.Context()); err != nil {
+	if err := f.replica(f.memory, kek, []attest.Secret{f.old}).Rewrap(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	f.srv = f.replica(f.store, kek, nil)
+	f.srv = f.replica(f.memory, kek, nil)
 	f.listen()
 	if status := f.confirm(r, transport, api.OutcomeRekeyed); status != 403 {
 		t.Errorf("HTTP %d", status)
@@ -460,7 +460,7 @@ func TestNewRefusesKEKs(t *testing.T) {
 func TestKeysOfARotationStayWhereTheyBelong(t *testing.T) {
 	f := newKEKScene(t, 1)
 	kek := newKEK(t)
-	f.srv = f.replica(f.store, kek, []attest.Secret{f.old})
+	f.srv = f.replica(f.memory, kek, []attest.Secret{f.old})
 	if err := f.srv.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,8 @@ import (
 const maxPublic = 1024
 
 // NodeHandler serves the node API. It must be served over TLS 1.3 that ends
-// here: evidence is bound to the TLS connection.
+// here: evidence is bound to the TLS connection. Challenges are kept with the
+// connection, which only ServeNodes does.
 func (s *Server) NodeHandler() http.Handler {
 	operators := s.operatorRoutes()
 	return s.guard(apiNodes, s.nodeRoutes(), func(r *http.Request) *failure {
@@ -64,6 +65,7 @@ type peer struct {
 	address  string // without the port
 	group    string // addressKey: what belongs to one peer
 	exporter []byte // RFC 9266 tls-exporter of the connection
+	conn     *connection
 	request  string // id of the request
 }
 
@@ -112,7 +114,7 @@ func node[T any](s *Server, limit int64, timeout time.Duration, work func(contex
 			return
 		}
 		defer s.nodeSlots.release()
-		status, body, f := work(ctx, peer{addressText(r.RemoteAddr), addressKey(r.RemoteAddr), exporter, w.Header().Get(api.HeaderRequestID)}, req)
+		status, body, f := work(ctx, peer{addressText(r.RemoteAddr), addressKey(r.RemoteAddr), exporter, connectionOf(r.Context()), w.Header().Get(api.HeaderRequestID)}, req)
 		if f != nil {
 			s.fail(w, r, f)
 			return
@@ -172,10 +174,7 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		EKPublic:         req.EKPublic,
 		Expires:          now.Add(s.c.Limits.ChallengeTTL),
 	}
-	// What is expired since long is forgotten here: nothing else would.
-	if err := s.c.Store.PutChallenge(ctx, ch, now.Add(-time.Minute)); err != nil {
-		return 0, nil, unavailable("the store", err)
-	}
+	p.conn.put(ch)
 	return http.StatusOK, &api.Challenge{
 		ID:         id,
 		Nonce:      nonce,

@@ -24,6 +24,7 @@ import (
 // recoveryScene is a machine with a disk key, and people.
 type recoveryScene struct {
 	*scene
+	config    server.Config
 	box       *box
 	half      attest.Secret // the service's half of the disk key
 	boot      *recovery.BootKey
@@ -37,16 +38,25 @@ func (s *scene) identity(name string, roles ...string) tls.Certificate {
 
 func newRecoveryScene(t *testing.T) *recoveryScene {
 	t.Helper()
-	s := newScene(t, func(c *server.Config) { c.Bearer = anybody{} })
-	r := &recoveryScene{scene: s, box: newBox(t, s.tpmCA)}
+	var config server.Config
+	s := newScene(t, func(c *server.Config) {
+		c.Bearer = anybody{}
+		config = *c
+	})
+	r := &recoveryScene{scene: s, config: config, box: newBox(t, s.tpmCA)}
 	s.enrol(r.box)
 	_, resp := s.attest(r.box)
 	_, secrets, _ := s.open(resp)
 	r.half = secrets.DiskKey
 	r.reboot()
-	r.alice = s.httpClient(s.identity("alice", "operator", "approver"))
-	r.bob, r.carl = s.httpClient(s.identity("bob", "approver")), s.httpClient(s.identity("carl", "approver"))
+	r.hire()
 	return r
+}
+
+// hire gives people their certificates.
+func (r *recoveryScene) hire() {
+	r.alice = r.httpClient(r.identity("alice", "operator", "approver"))
+	r.bob, r.carl = r.httpClient(r.identity("bob", "approver")), r.httpClient(r.identity("carl", "approver"))
 }
 
 // anybody takes a token for the name of an approver.
@@ -507,5 +517,29 @@ func TestARestoreForgetsOpenRecoveries(t *testing.T) {
 	var summary audit.Restore
 	if err := json.Unmarshal(entries[0].Data, &summary); err != nil || !summary.Complete {
 		t.Errorf("the restore is not complete: %+v, %v", summary, err)
+	}
+}
+
+// A store that was restored and that nobody has accepted gives no codes.
+func TestNoCodeIsGivenWhileReleasesAreHeld(t *testing.T) {
+	r := newRecoveryScene(t)
+	req := r.opened(r.alice)
+	r.approve(r.alice, req.ID)
+	r.approve(r.bob, req.ID)
+	held := &server.Document{Kind: "restore", Name: "last", Body: json.RawMessage(`{"status":{"held":true}}`)}
+	if err := r.memory.Commit(t.Context(), &server.Change{Documents: []*server.Document{held}}); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if r.srv, err = server.New(r.config); err != nil {
+		t.Fatal(err)
+	}
+	r.listen()
+	r.hire()
+	if status, code, e := r.take(r.alice, req.ID); status != 503 || e.Code != "held" || code.Code != nil {
+		t.Errorf("HTTP %d, %+v", status, e)
+	}
+	if a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 503 {
+		t.Errorf("open: HTTP %d", a.status)
 	}
 }

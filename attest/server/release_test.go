@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -172,59 +173,85 @@ func TestAReleaseIsUniqueEvenIfTheRecordForgot(t *testing.T) {
 }
 
 func TestNoSecretLeavesWhenTheStoreFails(t *testing.T) {
-	for _, method := range []string{"PutChallenge", "TakeChallenge", "Commit"} {
-		for _, persisted := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, persisted %t", method, persisted), func(t *testing.T) {
-				s := newScene(t, nil)
-				b := newBox(t, s.tpmCA)
-				s.enrol(b)
-				fail := func(m string) (error, bool) {
-					if m == method {
+	for _, persisted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("persisted %t", persisted), func(t *testing.T) {
+			s := newScene(t, nil)
+			b := newBox(t, s.tpmCA)
+			s.enrol(b)
+			c := s.httpClient()
+			req := s.answer(b, s.challenge(c, b))
+			s.set(func() {
+				s.fail = func(method string) (error, bool) {
+					if method == "Commit" {
 						return errors.New("disk on fire"), persisted
 					}
 					return nil, false
 				}
-				c := s.httpClient()
-				if method == "PutChallenge" {
-					s.set(func() { s.fail = fail })
-					var e api.Error
-					status := s.call(c, "POST", "https://"+s.nodes+api.PathChallenge, &api.ChallengeRequest{
-						Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: b.ekPublic, AKPublic: b.akPublic,
-					}, &e)
-					if status != 503 || e.Code != "unavailable" || strings.Contains(e.Message, "fire") {
-						t.Errorf("HTTP %d, %+v", status, e)
-					}
-				} else {
-					req := s.answer(b, s.challenge(c, b))
-					s.set(func() { s.fail = fail })
-					status, body := s.raw(c, "POST", "https://"+s.nodes+api.PathEvidence, req)
-					if status != 503 || bytes.Contains(body, []byte("release\"")) || bytes.Contains(body, []byte("fire")) {
-						t.Errorf("HTTP %d: %s", status, body)
-					}
-				}
-				if n := s.tokens.open(); n != 0 {
-					t.Errorf("%d tokens are out that nobody got", n)
-				}
-				if !strings.Contains(s.log.String(), "disk on fire") {
-					t.Error("the cause is not in the log")
-				}
-				s.set(func() { s.fail = nil })
-				s.kinds() // the chain holds
-
-				// A release that was persisted counts, although nobody got it.
-				want := 200
-				if method == "Commit" && persisted {
-					want = 403
-				}
-				if status, resp := s.attest(b); status != want {
-					t.Errorf("again in this boot: HTTP %d, %s; want %d", status, codes(resp.Result), want)
-				}
-				s.set(func() { s.boot.Reset++ })
-				if status, resp := s.attest(b); status != 200 {
-					t.Errorf("next boot: HTTP %d, %s", status, codes(resp.Result))
-				}
 			})
-		}
+			status, body := s.raw(c, "POST", "https://"+s.nodes+api.PathEvidence, req)
+			if status != 503 || bytes.Contains(body, []byte("release\"")) || bytes.Contains(body, []byte("fire")) {
+				t.Errorf("HTTP %d: %s", status, body)
+			}
+			if n := s.tokens.open(); n != 0 {
+				t.Errorf("%d tokens are out that nobody got", n)
+			}
+			if !strings.Contains(s.log.String(), "disk on fire") {
+				t.Error("the cause is not in the log")
+			}
+			s.set(func() { s.fail = nil })
+			s.kinds() // the chain holds
+
+			// A release that was persisted counts, although nobody got it.
+			want := 200
+			if persisted {
+				want = 403
+			}
+			if status, resp := s.attest(b); status != want {
+				t.Errorf("again in this boot: HTTP %d, %s; want %d", status, codes(resp.Result), want)
+			}
+			s.set(func() { s.boot.Reset++ })
+			if status, resp := s.attest(b); status != 200 {
+				t.Errorf("next boot: HTTP %d, %s", status, codes(resp.Result))
+			}
+		})
+	}
+}
+
+func TestAChallengeIsAnsweredOnceAndOverItsConnection(t *testing.T) {
+	s := newScene(t, nil)
+	b := newBox(t, s.tpmCA)
+	s.enrol(b)
+	c := s.httpClient()
+	first := s.answer(b, s.challenge(c, b))
+	if status, resp := s.send(s.httpClient(), first); status != 403 || codes(resp.Result) != string(attest.CodeChallenge) {
+		t.Errorf("over another connection: HTTP %d, %s", status, codes(resp.Result))
+	}
+	second := s.answer(b, s.challenge(c, b))
+	if status, resp := s.send(c, first); status != 403 || codes(resp.Result) != string(attest.CodeChallenge) {
+		t.Errorf("the one before the last: HTTP %d, %s", status, codes(resp.Result))
+	}
+	if status, resp := s.send(c, second); status != 200 {
+		t.Errorf("the last one: HTTP %d, %s", status, codes(resp.Result))
+	}
+	if status, resp := s.send(c, second); status != 403 || codes(resp.Result) != string(attest.CodeChallenge) {
+		t.Errorf("the last one again: HTTP %d, %s", status, codes(resp.Result))
+	}
+}
+
+func TestOfConcurrentTakesOfAChallengeOneGetsIt(t *testing.T) {
+	conn := server.NewConnection(&attest.Challenge{ID: "c"})
+	var won atomic.Int64
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			if conn("c") {
+				won.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if won.Load() != 1 {
+		t.Errorf("taken %d times", won.Load())
 	}
 }
 

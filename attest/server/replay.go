@@ -104,9 +104,9 @@ func (r *Recovery) Replay(e audit.Entry) error {
 	switch e.Kind {
 	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore, audit.KindKEK, audit.KindAlarm, audit.KindRecovery,
 		audit.KindReport, audit.KindStale:
-		// They change no record that is restored. Of a rewrap the keys are lost;
-		// those of the backup are under the key-encryption key that it names. What
-		// reports left behind the next one sets anew.
+		// They change no record that is restored, or only what the next report
+		// sets anew. Of a rewrap the keys are lost; those of the backup are under
+		// the key-encryption key that it names.
 	case audit.KindVerdict:
 		var d audit.Verdict
 		if decode(&d) && !e.Machine.IsZero() && d.Result != nil {

@@ -408,7 +408,7 @@ func TestReportsThatCannotBeAreRefusedAtTheStart(t *testing.T) {
 	for _, r := range []server.Reports{
 		{Every: time.Second}, {Every: 25 * time.Hour}, {Every: 10*time.Second + 1}, {Every: time.Minute, Deadline: time.Minute}, {Deadline: time.Second},
 	} {
-		if _, err := server.New(server.Config{Store: newScene(t, nil).store, Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, nil },
+		if _, err := server.New(server.Config{Store: newScene(t, nil).memory, Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, nil },
 			Log: slog.New(slog.DiscardHandler), ReleaseKey: newKey(t), KEK: bytes.Repeat([]byte{1}, server.KEKSize), Reports: r}); err == nil || !strings.Contains(err.Error(), "reports: ") {
 			t.Errorf("%+v: %v", r, err)
 		}

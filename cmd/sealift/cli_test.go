@@ -32,8 +32,8 @@ type cleaning struct{ *testing.M }
 
 func (c cleaning) Run() int {
 	code := c.M.Run()
-	if fleetDir != "" {
-		if err := os.RemoveAll(fleetDir); err != nil {
+	if sharedDir != "" {
+		if err := os.RemoveAll(sharedDir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return max(code, 1)
 		}

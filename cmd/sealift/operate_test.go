@@ -113,7 +113,7 @@ func newService(t *testing.T, settings ...string) *service {
 	t.Helper()
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	shared, err := fleet()
+	shared, err := shared()
 	if err == nil {
 		err = os.CopyFS(dir, os.DirFS(shared))
 	}
@@ -161,17 +161,17 @@ firmware: {catalogue: c.yaml}
 	return &service{t: t, dir: dir, identity: at("ana"), tpmCA: ca}
 }
 
-// fleetDir holds what fleet makes. TestMain removes it.
-var fleetDir string
+// sharedDir holds what shared makes. TestMain removes it.
+var sharedDir string
 
-// fleet makes keys, an operator and an image once for all tests: RSA keys take
+// shared makes keys, an operator and an image once for all tests: RSA keys take
 // seconds under the race detector.
-var fleet = sync.OnceValues(func() (string, error) {
+var shared = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "sealift-test-")
 	if err != nil {
 		return "", err
 	}
-	fleetDir = dir
+	sharedDir = dir
 	at := func(name string) string { return filepath.Join(dir, name) }
 	for _, args := range [][]string{
 		{"keys", "init", at("keys")},

@@ -157,15 +157,14 @@ func messageAttacks() []Attack {
 				if err != nil {
 					return nil, err
 				}
-				between, err := l.Client.Connect(ctx)
+				// The machine's own connection, which ends in between.
+				own, err := l.Client.Connect(ctx)
 				if err != nil {
 					return nil, err
 				}
-				defer func() { _ = between.Close() }()
+				defer func() { _ = own.Close() }()
 				return b.attest(ctx, func(x *exchange) error {
-					err := x.session.Close()
-					x.session = between
-					return err
+					return b.tpm.QuoteAll(&x.request.Evidence, attest.PurposeUnlock, x.challenge.Nonce, own.Exporter())
 				})
 			},
 		},

@@ -54,7 +54,14 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) (err e
 			return rec, r.Scan(&d.Kind, &d.Name, &d.Revision, (*[]byte)(&d.Body))
 		}},
 		{"evidence", "SELECT body FROM evidence", func(r *sql.Rows) (rec server.Record, err error) {
-			return rec, r.Scan(&rec.Evidence)
+			var row []byte
+			if err := r.Scan(&row); err != nil {
+				return rec, err
+			}
+			// A part is never changed, so that it does not matter that
+			// another connection reads it.
+			rec.Evidence, err = join(row, s.part(ctx))
+			return rec, err
 		}},
 		{"the audit log", "SELECT line FROM audit ORDER BY seq", func(r *sql.Rows) (rec server.Record, err error) {
 			var line []byte
@@ -93,10 +100,10 @@ func dumpPart(ctx context.Context, conn *sql.Conn, query string, scan func(*sql.
 
 // Load implements server.Archive. It is one transaction.
 func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error]) error {
-	return s.submit(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return s.submit(ctx, func(ctx context.Context, tx *tx) error {
 		var used bool
-		if err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM machine) OR EXISTS (SELECT 1 FROM release) OR
-			EXISTS (SELECT 1 FROM document) OR EXISTS (SELECT 1 FROM evidence) OR EXISTS (SELECT 1 FROM audit)`).Scan(&used); err != nil {
+		if err := tx.get(ctx, &used, `SELECT EXISTS (SELECT 1 FROM machine) OR EXISTS (SELECT 1 FROM release) OR
+			EXISTS (SELECT 1 FROM document) OR EXISTS (SELECT 1 FROM evidence) OR EXISTS (SELECT 1 FROM audit)`); err != nil {
 			return err
 		}
 		if used {
@@ -116,9 +123,9 @@ func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error
 }
 
 // load writes one record into tables that have none with its names.
-func load(ctx context.Context, tx *sql.Tx, rec server.Record, chain *audit.Verifier) error {
+func load(ctx context.Context, tx *tx, rec server.Record, chain *audit.Verifier) error {
 	insert := func(what, query string, args ...any) error {
-		if err := one(server.ErrConflict)(tx.ExecContext(ctx, query+" ON CONFLICT DO NOTHING", args...)); err != nil {
+		if err := one(server.ErrConflict)(tx.exec(ctx, query+" ON CONFLICT DO NOTHING", args...)); err != nil {
 			return fmt.Errorf("load %s: %w", what, err)
 		}
 		return nil
@@ -148,7 +155,13 @@ func load(ctx context.Context, tx *sql.Tx, rec server.Record, chain *audit.Verif
 		return insert(d.Kind+" "+d.Name, "INSERT INTO document (kind, name, revision, body) VALUES (?, ?, ?, ?)", d.Kind, d.Name, d.Revision, []byte(d.Body))
 	case rec.Evidence != nil:
 		digest := sha256.Sum256(rec.Evidence)
-		return insert(fmt.Sprintf("evidence %x", digest), "INSERT INTO evidence (digest, body) VALUES (?, ?)", digest[:], rec.Evidence)
+		row, parts := cut(rec.Evidence)
+		for _, p := range parts {
+			if _, err := tx.exec(ctx, "INSERT INTO evidence_part (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING", p.digest[:], p.body); err != nil {
+				return fmt.Errorf("load evidence %x: %w", digest, err)
+			}
+		}
+		return insert(fmt.Sprintf("evidence %x", digest), "INSERT INTO evidence (digest, body) VALUES (?, ?)", digest[:], row)
 	case rec.Entry != nil:
 		if err := chain.Add(*rec.Entry); err != nil {
 			return err

@@ -19,14 +19,14 @@ import (
 	"path/filepath"
 	"sync"
 
-	_ "modernc.org/sqlite" // the database/sql driver "sqlite"
+	"modernc.org/sqlite" // also the database/sql driver "sqlite"
 )
 
 // applicationID marks the file as ours (PRAGMA application_id), schemaVersion
 // says how its tables look (PRAGMA user_version).
 const (
 	applicationID = 0x5ea11f70
-	schemaVersion = 2
+	schemaVersion = 3
 )
 
 // schema makes the tables. Columns hold what is searched or must be unique;
@@ -58,14 +58,21 @@ CREATE TABLE release (
 	UNIQUE (machine, generation, reset_count, restart_count)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE evidence (
-	digest BLOB PRIMARY KEY, -- SHA-256 of body
-	body   BLOB NOT NULL
+	digest BLOB PRIMARY KEY, -- SHA-256 of the evidence
+	body   BLOB NOT NULL -- as cut wrote it
 ) STRICT;
 CREATE TABLE audit (
 	seq  INTEGER PRIMARY KEY,
 	line BLOB NOT NULL -- as exported, without the newline
 ) STRICT;
-` + documents
+` + documents + parts
+
+const parts = `
+CREATE TABLE evidence_part (
+	digest BLOB PRIMARY KEY, -- SHA-256 of body
+	body   BLOB NOT NULL
+) STRICT;
+`
 
 const documents = `
 CREATE TABLE document (
@@ -82,8 +89,16 @@ CREATE TABLE document (
 const fromFirst = documents + `
 INSERT INTO document (kind, name, revision, body) SELECT 'campaign', name, revision, body FROM campaign;
 DROP TABLE campaign;
-PRAGMA user_version = 2;
+` + fromSecond
+
+// fromSecond brings a file of schema version 2, which had all evidence in one
+// piece, to version 3.
+const fromSecond = parts + `
+PRAGMA user_version = 3;
 `
+
+// readers bounds the connections that read at once.
+const readers = 8
 
 // maxBatch bounds the writes of one commit. More would only make each wait
 // longer: the fsync is shared well before.
@@ -94,6 +109,9 @@ type Store struct {
 	path  string
 	read  *sql.DB // sees what was committed last
 	write *sql.DB // one connection, used by the writer only
+	tx    *tx     // on that connection; of the writer, nil if there is none
+
+	prepared sync.Map // query to *sql.Stmt of read
 
 	queue  chan *pending // to the writer
 	quit   chan struct{} // closed by Close
@@ -105,7 +123,7 @@ type Store struct {
 // pending is a write that waits for the writer.
 type pending struct {
 	ctx    context.Context
-	do     func(context.Context, *sql.Tx) error
+	do     func(context.Context, *tx) error
 	result chan error
 }
 
@@ -202,6 +220,12 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	if m := st.Mode().Perm(); m&0o077 != 0 {
 		return nil, fmt.Errorf("open database %s: mode is %04o, want 0600: others could read it", path, m)
 	}
+	// What a commit waits for is then that its data is on the disk, and not
+	// also the time of the file's last change. SQLite does so wherever its own
+	// configure script made it, which is in every distribution.
+	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
 	write, err := sql.Open("sqlite", dsn(path))
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
@@ -211,13 +235,40 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, errors.Join(err, write.Close()))
 	}
-	read.SetMaxOpenConns(8)
+	// All are kept: opening one costs more than most queries.
+	read.SetMaxOpenConns(readers)
+	read.SetMaxIdleConns(readers)
 	s := &Store{path: path, read: read, write: write, queue: make(chan *pending), quit: make(chan struct{}), done: make(chan struct{})}
 	if err := s.checkSchema(ctx); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, errors.Join(err, read.Close(), write.Close()))
 	}
 	go s.writer()
 	return s, nil
+}
+
+// stmt returns a prepared statement that reads. Each text is prepared once on
+// each connection: they are constants of this package.
+func (s *Store) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
+	if p, ok := s.prepared.Load(query); ok {
+		return p.(*sql.Stmt), nil
+	}
+	p, err := s.read.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	if was, raced := s.prepared.LoadOrStore(query, p); raced {
+		return was.(*sql.Stmt), p.Close()
+	}
+	return p, nil
+}
+
+// get reads one row into dest. No row is sql.ErrNoRows.
+func (s *Store) get(ctx context.Context, query string, args []any, dest ...any) error {
+	p, err := s.stmt(ctx, query)
+	if err != nil {
+		return err
+	}
+	return p.QueryRowContext(ctx, args...).Scan(dest...)
 }
 
 // checkSchema compares the file's marks with ours.
@@ -232,7 +283,7 @@ func (s *Store) checkSchema(ctx context.Context) error {
 	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 		return err
 	}
-	if version == 1 {
+	if version == 1 || version == 2 {
 		tx, err := s.write.BeginTx(ctx, nil) // takes the write lock
 		if err != nil {
 			return err
@@ -241,8 +292,8 @@ func (s *Store) checkSchema(ctx context.Context) error {
 		if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 			return errors.Join(err, tx.Rollback())
 		}
-		if version == 1 {
-			if _, err := tx.ExecContext(ctx, fromFirst); err != nil {
+		if script := map[int64]string{1: fromFirst, 2: fromSecond}[version]; script != "" {
+			if _, err := tx.ExecContext(ctx, script); err != nil {
 				return errors.Join(fmt.Errorf("bring the schema to version %d: %w", schemaVersion, err), tx.Rollback())
 			}
 			version = schemaVersion
@@ -264,7 +315,11 @@ func (s *Store) Close() error {
 		<-s.done
 		// The reader first: the last connection to close checkpoints, and
 		// only one that can write does.
-		if err := errors.Join(s.read.Close(), s.write.Close()); err != nil {
+		err := s.read.Close()
+		if s.tx != nil {
+			err = errors.Join(err, s.tx.conn.Close())
+		}
+		if err := errors.Join(err, s.write.Close()); err != nil {
 			s.err = fmt.Errorf("close database %s: %w", s.path, err)
 		}
 	})
@@ -274,7 +329,7 @@ func (s *Store) Close() error {
 // submit has the writer run do, and waits until that is durable or failed. It
 // waits even if ctx ends, because do may refer to the caller's memory; ctx only
 // keeps a write from starting.
-func (s *Store) submit(ctx context.Context, do func(context.Context, *sql.Tx) error) error {
+func (s *Store) submit(ctx context.Context, do func(context.Context, *tx) error) error {
 	p := &pending{ctx: ctx, do: do, result: make(chan error, 1)}
 	select {
 	case s.queue <- p:
@@ -317,25 +372,11 @@ func (s *Store) commit(batch []*pending) {
 	// the transaction with others.
 	ctx := context.Background()
 	results := make([]error, len(batch))
-	all := func() error {
-		tx, err := s.write.BeginTx(ctx, nil)
-		if err != nil {
-			return fmt.Errorf("begin: %w", err)
+	if err := s.transact(ctx, batch, results); err != nil {
+		if s.tx != nil {
+			err = errors.Join(err, s.tx.discard())
+			s.tx = nil
 		}
-		for i, p := range batch {
-			if results[i] = p.ctx.Err(); results[i] != nil {
-				continue
-			}
-			if results[i], err = savepoint(ctx, tx, p.do); err != nil {
-				return errors.Join(err, tx.Rollback())
-			}
-		}
-		if err := tx.Commit(); err != nil {
-			return fmt.Errorf("commit: %w", err)
-		}
-		return nil
-	}
-	if err := all(); err != nil {
 		for i := range results {
 			if results[i] == nil {
 				results[i] = fmt.Errorf("database %s: %w", s.path, err)
@@ -347,19 +388,22 @@ func (s *Store) commit(batch []*pending) {
 	}
 }
 
-// savepoint runs do so that its failure leaves no trace. result is what do
-// returned; err means that the transaction is lost.
-func savepoint(ctx context.Context, tx *sql.Tx, do func(context.Context, *sql.Tx) error) (result, err error) {
-	if _, err := tx.ExecContext(ctx, "SAVEPOINT one"); err != nil {
-		return nil, fmt.Errorf("savepoint: %w", err)
-	}
-	if result = do(ctx, tx); result != nil {
-		if _, err := tx.ExecContext(ctx, "ROLLBACK TO one"); err != nil {
-			return result, fmt.Errorf("roll back: %w", errors.Join(err, result))
+func (s *Store) transact(ctx context.Context, batch []*pending, results []error) (err error) {
+	if s.tx == nil {
+		if s.tx, err = newTx(ctx, s.write); err != nil {
+			return err
 		}
 	}
-	if _, err := tx.ExecContext(ctx, "RELEASE one"); err != nil {
-		return result, fmt.Errorf("release savepoint: %w", err)
+	if err := s.tx.begin(ctx); err != nil {
+		return err
 	}
-	return result, nil
+	for i, p := range batch {
+		if results[i] = p.ctx.Err(); results[i] != nil {
+			continue
+		}
+		if results[i], err = s.tx.savepoint(ctx, p.do); err != nil {
+			return err
+		}
+	}
+	return s.tx.commit(ctx)
 }

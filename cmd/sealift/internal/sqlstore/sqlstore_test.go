@@ -115,7 +115,7 @@ func TestOpenRefuses(t *testing.T) {
 		want  string
 	}{
 		"no file":                 {func(t *testing.T, path string) { os.Remove(path) }, "no such file"},
-		"a later schema":          {exec("PRAGMA user_version = 3"), "schema version is 3, want 2"},
+		"a later schema":          {exec("PRAGMA user_version = 4"), "schema version is 4, want 3"},
 		"another program's file":  {exec("PRAGMA application_id = 7"), "application id is 0x7"},
 		"a file that others read": {func(t *testing.T, path string) { os.Chmod(path, 0o644) }, "mode is 0644, want 0600"},
 		"no database": {func(t *testing.T, path string) {
@@ -167,6 +167,19 @@ func TestAWriteIsNotStartedForACallerThatWentAway(t *testing.T) {
 	}
 }
 
+// tamper changes a database behind the store's back.
+func tamper(t *testing.T, s *Store, query string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", dsn(s.path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(query); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestAnAlteredRowIsFound(t *testing.T) {
 	tests := map[string]struct{ query, want string }{
 		"data altered":      {`UPDATE audit SET line = CAST(replace(CAST(line AS TEXT), 'unlocked', 'unlockeD') AS BLOB) WHERE seq = 2`, "entry 2"},
@@ -185,9 +198,7 @@ func TestAnAlteredRowIsFound(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if _, err := s.write.Exec(tt.query); err != nil {
-				t.Fatal(err)
-			}
+			tamper(t, s, tt.query)
 			var v audit.Verifier
 			var err error
 			for e, readErr := range s.Audit(t.Context(), 1) {
@@ -214,13 +225,12 @@ func TestAFileOfTheFirstSchemaIsBroughtToOurs(t *testing.T) {
 	if err := s.Commit(t.Context(), &server.Change{Events: []audit.Event{event}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.write.Exec(`
+	tamper(t, s, `
 		DROP TABLE document;
+		DROP TABLE evidence_part;
 		CREATE TABLE campaign (name TEXT PRIMARY KEY, revision INTEGER NOT NULL, body BLOB NOT NULL) STRICT, WITHOUT ROWID;
 		INSERT INTO campaign (name, revision, body) VALUES ('bios', 3, CAST('{"a":1}' AS BLOB));
-		PRAGMA user_version = 1`); err != nil {
-		t.Fatal(err)
-	}
+		PRAGMA user_version = 1`)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,11 @@ var _ server.Store = (*Store)(nil)
 
 // Machine implements server.Store.
 func (s *Store) Machine(ctx context.Context, id attest.MachineID) (*server.Machine, error) {
-	m, err := scanMachine(s.read.QueryRowContext(ctx, "SELECT revision, body FROM machine WHERE id = ?", id[:]))
+	query, err := s.stmt(ctx, "SELECT revision, body FROM machine WHERE id = ?")
+	if err != nil {
+		return nil, fmt.Errorf("read machine %s: %w", id, err)
+	}
+	m, err := scanMachine(query.QueryRowContext(ctx, id[:]))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("machine %s: %w", id, server.ErrNotFound)
 	}
@@ -75,7 +79,12 @@ func (s *Store) Machines(ctx context.Context, q server.Query) (_ []*server.Machi
 		query += " LIMIT ?"
 		args = append(args, q.Limit)
 	}
-	rows, err := s.read.QueryContext(ctx, query, args...)
+	// The texts are as many as there are ways to ask, which are few.
+	prepared, err := s.stmt(ctx, query)
+	if err != nil {
+		return nil, fmt.Errorf("read machines: %w", err)
+	}
+	rows, err := prepared.QueryContext(ctx, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read machines: %w", err)
 	}
@@ -100,11 +109,11 @@ func (s *Store) PutChallenge(ctx context.Context, c *attest.Challenge, horizon t
 	if err != nil {
 		return fmt.Errorf("encode challenge %s: %w", c.ID, err)
 	}
-	err = s.submit(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, "DELETE FROM challenge WHERE expires < ?", horizon.UnixNano()); err != nil {
+	err = s.submit(ctx, func(ctx context.Context, tx *tx) error {
+		if _, err := tx.exec(ctx, "DELETE FROM challenge WHERE expires < ?", horizon.UnixNano()); err != nil {
 			return err
 		}
-		return one(server.ErrConflict)(tx.ExecContext(ctx,
+		return one(server.ErrConflict)(tx.exec(ctx,
 			"INSERT INTO challenge (id, expires, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", c.ID, c.Expires.UnixNano(), string(body)))
 	})
 	if err != nil {
@@ -133,8 +142,8 @@ func one(missed error) func(sql.Result, error) error {
 // TakeChallenge implements server.Store.
 func (s *Store) TakeChallenge(ctx context.Context, id string) (*attest.Challenge, error) {
 	var body string
-	err := s.submit(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		return tx.QueryRowContext(ctx, "DELETE FROM challenge WHERE id = ? RETURNING body", id).Scan(&body)
+	err := s.submit(ctx, func(ctx context.Context, tx *tx) error {
+		return tx.get(ctx, &body, "DELETE FROM challenge WHERE id = ? RETURNING body", id)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("challenge %s: %w", id, server.ErrNotFound)
@@ -149,21 +158,35 @@ func (s *Store) TakeChallenge(ctx context.Context, id string) (*attest.Challenge
 	return c, nil
 }
 
-// Commit implements server.Store.
+// Commit implements server.Store. All is encoded here, by the caller: the
+// writer has no time to lose.
 func (s *Store) Commit(ctx context.Context, c *server.Change) error {
-	return s.submit(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	machine, err1 := encoded(c.Machine)
+	release, err2 := encoded(c.Release)
+	confirm, err3 := encoded(c.Confirm)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return fmt.Errorf("encode what is to be stored: %w", err)
+	}
+	var digest [sha256.Size]byte
+	var row []byte
+	var parts []part
+	if c.Evidence != nil {
+		digest = sha256.Sum256(c.Evidence)
+		row, parts = cut(c.Evidence)
+	}
+	return s.submit(ctx, func(ctx context.Context, tx *tx) error {
 		if c.Machine != nil {
-			if err := putMachine(ctx, tx, c.Machine); err != nil {
+			if err := putMachine(ctx, tx, c.Machine, machine); err != nil {
 				return fmt.Errorf("store machine %s: %w", c.Machine.ID, err)
 			}
 		}
 		if c.Release != nil {
-			if err := putRelease(ctx, tx, c.Release); err != nil {
+			if err := putRelease(ctx, tx, c.Release, release); err != nil {
 				return fmt.Errorf("store release %s: %w", c.Release.ID, err)
 			}
 		}
 		if c.Confirm != nil {
-			if err := confirmRelease(ctx, tx, c.Confirm); err != nil {
+			if err := confirmRelease(ctx, tx, c.Confirm, confirm); err != nil {
 				return fmt.Errorf("confirm release %s: %w", c.Confirm.ID, err)
 			}
 		}
@@ -173,66 +196,62 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 			}
 		}
 		if c.Evidence != nil {
-			digest := sha256.Sum256(c.Evidence)
-			if _, err := tx.ExecContext(ctx, "INSERT INTO evidence (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING", digest[:], c.Evidence); err != nil {
-				return fmt.Errorf("store evidence %x: %w", digest, err)
+			if err := tx.putEvidence(ctx, digest, row, parts); err != nil {
+				return err
 			}
 		}
-		return appendAudit(ctx, tx, c.Events)
+		return tx.appendAudit(ctx, c.Events)
 	})
 }
 
-// putMachine writes m if the stored revision is m's.
-func putMachine(ctx context.Context, tx *sql.Tx, m *server.Machine) error {
-	body, err := json.Marshal(m)
-	if err != nil {
-		return err
+// encoded returns v as JSON, or nothing for nothing.
+func encoded[T any](v *T) (string, error) {
+	if v == nil {
+		return "", nil
 	}
+	b, err := json.Marshal(v)
+	return string(b), err
+}
+
+// putMachine writes m if the stored revision is m's.
+func putMachine(ctx context.Context, tx *tx, m *server.Machine, body string) error {
 	disk := sql.NullString{String: m.DiskGUID, Valid: m.DiskGUID != ""}
 	if m.Revision == 0 {
 		// Any conflict will do: the id, the node name or the disk.
-		return one(server.ErrConflict)(tx.ExecContext(ctx,
+		return one(server.ErrConflict)(tx.exec(ctx,
 			"INSERT INTO machine (id, revision, state, node_name, disk_guid, body) VALUES (?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-			m.ID[:], string(m.State), m.NodeName, disk, string(body)))
+			m.ID[:], string(m.State), m.NodeName, disk, body))
 	}
-	return one(server.ErrConflict)(tx.ExecContext(ctx,
+	return one(server.ErrConflict)(tx.exec(ctx,
 		"UPDATE OR IGNORE machine SET revision = revision + 1, state = ?, node_name = ?, disk_guid = ?, body = ? WHERE id = ? AND revision = ?",
-		string(m.State), m.NodeName, disk, string(body), m.ID[:], m.Revision))
+		string(m.State), m.NodeName, disk, body, m.ID[:], m.Revision))
 }
 
-func putRelease(ctx context.Context, tx *sql.Tx, r *server.Release) error {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	return one(server.ErrReleased)(tx.ExecContext(ctx,
+func putRelease(ctx context.Context, tx *tx, r *server.Release, body string) error {
+	return one(server.ErrReleased)(tx.exec(ctx,
 		"INSERT INTO release (id, machine, generation, reset_count, restart_count, confirmed, body) VALUES (?, ?, ?, ?, ?, 0, ?) ON CONFLICT DO NOTHING",
-		r.ID, r.Machine[:], r.Generation, int64(r.ResetCount), int64(r.RestartCount), string(body)))
+		r.ID, r.Machine[:], r.Generation, int64(r.ResetCount), int64(r.RestartCount), body))
 }
 
-func confirmRelease(ctx context.Context, tx *sql.Tx, r *server.Release) error {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	return one(server.ErrConflict)(tx.ExecContext(ctx,
-		"UPDATE release SET confirmed = 1, body = ? WHERE id = ? AND confirmed = 0", string(body), r.ID))
+func confirmRelease(ctx context.Context, tx *tx, r *server.Release, body string) error {
+	return one(server.ErrConflict)(tx.exec(ctx,
+		"UPDATE release SET confirmed = 1, body = ? WHERE id = ? AND confirmed = 0", body, r.ID))
 }
 
 // putDocument writes d if the stored revision is d's.
-func putDocument(ctx context.Context, tx *sql.Tx, d *server.Document) error {
+func putDocument(ctx context.Context, tx *tx, d *server.Document) error {
 	if d.Revision == 0 {
-		return one(server.ErrConflict)(tx.ExecContext(ctx,
+		return one(server.ErrConflict)(tx.exec(ctx,
 			"INSERT INTO document (kind, name, revision, body) VALUES (?, ?, 1, ?) ON CONFLICT DO NOTHING", d.Kind, d.Name, []byte(d.Body)))
 	}
-	return one(server.ErrConflict)(tx.ExecContext(ctx,
+	return one(server.ErrConflict)(tx.exec(ctx,
 		"UPDATE document SET revision = revision + 1, body = ? WHERE kind = ? AND name = ? AND revision = ?", []byte(d.Body), d.Kind, d.Name, d.Revision))
 }
 
 // Document implements server.Store.
 func (s *Store) Document(ctx context.Context, kind, name string) (*server.Document, error) {
 	d := &server.Document{Kind: kind, Name: name}
-	err := s.read.QueryRowContext(ctx, "SELECT revision, body FROM document WHERE kind = ? AND name = ?", kind, name).Scan(&d.Revision, (*[]byte)(&d.Body))
+	err := s.get(ctx, "SELECT revision, body FROM document WHERE kind = ? AND name = ?", []any{kind, name}, &d.Revision, (*[]byte)(&d.Body))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("%s %s: %w", kind, name, server.ErrNotFound)
 	}
@@ -244,7 +263,11 @@ func (s *Store) Document(ctx context.Context, kind, name string) (*server.Docume
 
 // Documents implements server.Store.
 func (s *Store) Documents(ctx context.Context, kind string) (_ []*server.Document, err error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT name, revision, body FROM document WHERE kind = ? ORDER BY name", kind)
+	query, err := s.stmt(ctx, "SELECT name, revision, body FROM document WHERE kind = ? ORDER BY name")
+	if err != nil {
+		return nil, fmt.Errorf("read documents of kind %s: %w", kind, err)
+	}
+	rows, err := query.QueryContext(ctx, kind)
 	if err != nil {
 		return nil, fmt.Errorf("read documents of kind %s: %w", kind, err)
 	}
@@ -263,46 +286,10 @@ func (s *Store) Documents(ctx context.Context, kind string) (_ []*server.Documen
 	return out, nil
 }
 
-// appendAudit continues the chain from the last stored entry. The transaction
-// holds the write lock, so nobody else can have it continue there too.
-func appendAudit(ctx context.Context, tx *sql.Tx, events []audit.Event) error {
-	if len(events) == 0 {
-		return nil
-	}
-	var head audit.Head
-	var line []byte
-	switch err := tx.QueryRowContext(ctx, "SELECT line FROM audit ORDER BY seq DESC LIMIT 1").Scan(&line); {
-	case errors.Is(err, sql.ErrNoRows):
-	case err != nil:
-		return fmt.Errorf("read the head of the audit log: %w", err)
-	default:
-		last, err := audit.ParseLine(line)
-		if err != nil {
-			return fmt.Errorf("read the head of the audit log: %w", err)
-		}
-		head = last.Head()
-	}
-	for _, ev := range events {
-		e, err := audit.Next(head, ev)
-		if err != nil {
-			return err
-		}
-		line, err := audit.AppendLine(nil, e)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, "INSERT INTO audit (seq, line) VALUES (?, ?)", e.Seq, line[:len(line)-1]); err != nil {
-			return fmt.Errorf("append audit entry %d: %w", e.Seq, err)
-		}
-		head = e.Head()
-	}
-	return nil
-}
-
 // Release implements server.Store.
 func (s *Store) Release(ctx context.Context, id string) (*server.Release, error) {
 	var body string
-	err := s.read.QueryRowContext(ctx, "SELECT body FROM release WHERE id = ?", id).Scan(&body)
+	err := s.get(ctx, "SELECT body FROM release WHERE id = ?", []any{id}, &body)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("release %s: %w", id, server.ErrNotFound)
 	}
@@ -319,9 +306,12 @@ func (s *Store) Release(ctx context.Context, id string) (*server.Release, error)
 // Evidence implements server.Store.
 func (s *Store) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
 	var body []byte
-	err := s.read.QueryRowContext(ctx, "SELECT body FROM evidence WHERE digest = ?", digest[:]).Scan(&body)
+	err := s.get(ctx, "SELECT body FROM evidence WHERE digest = ?", []any{digest[:]}, &body)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("evidence %s: %w", digest, server.ErrNotFound)
+	}
+	if err == nil {
+		body, err = join(body, s.part(ctx))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read evidence %s: %w", digest, err)
@@ -330,6 +320,13 @@ func (s *Store) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, e
 		return nil, fmt.Errorf("read evidence %s: altered, its digest is %s", digest, got)
 	}
 	return body, nil
+}
+
+// part returns a function that reads parts of evidence.
+func (s *Store) part(ctx context.Context) func(digest []byte) ([]byte, error) {
+	return func(digest []byte) (body []byte, err error) {
+		return body, s.get(ctx, "SELECT body FROM evidence_part WHERE digest = ?", []any{digest}, &body)
+	}
 }
 
 // auditPage is how many audit entries are read at a time. A reader that takes

@@ -1,0 +1,172 @@
+package sqlstore
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+
+	"github.com/sealift/sealift/attest/audit"
+)
+
+// tx is the connection of the writer, with the transaction that is open on it.
+// It is used by the writer alone.
+type tx struct {
+	conn     *sql.Conn
+	prepared map[string]*sql.Stmt
+
+	// head is that of the audit log as this transaction has it, nil before it
+	// was read. Nobody else writes while the transaction is open.
+	head *audit.Head
+	// last is the last line that was read or written, and lastHead what it is
+	// the head of: the line need not be read as an entry again.
+	last     []byte
+	lastHead audit.Head
+
+	// parts are those of evidence that are in the database.
+	parts *partSet
+}
+
+func newTx(ctx context.Context, db *sql.DB) (*tx, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &tx{conn: conn, prepared: map[string]*sql.Stmt{}, parts: newPartSet()}, nil
+}
+
+// stmt prepares each statement once: its text is a constant of this package.
+func (t *tx) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
+	if s := t.prepared[query]; s != nil {
+		return s, nil
+	}
+	s, err := t.conn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	t.prepared[query] = s
+	return s, nil
+}
+
+func (t *tx) exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	s, err := t.stmt(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return s.ExecContext(ctx, args...)
+}
+
+// get reads one row into dest. No row is sql.ErrNoRows.
+func (t *tx) get(ctx context.Context, dest any, query string, args ...any) error {
+	s, err := t.stmt(ctx, query)
+	if err != nil {
+		return err
+	}
+	return s.QueryRowContext(ctx, args...).Scan(dest)
+}
+
+// begin takes the write lock, so that no transaction fails halfway because
+// another writer was faster.
+func (t *tx) begin(ctx context.Context) error {
+	t.head = nil
+	if _, err := t.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	return nil
+}
+
+func (t *tx) commit(ctx context.Context) error {
+	if _, err := t.exec(ctx, "COMMIT"); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	t.parts.keep()
+	return nil
+}
+
+// discard closes the connection, and with it a transaction that is open.
+func (t *tx) discard() error {
+	// Only a connection that is called bad is closed and not kept.
+	err := t.conn.Raw(func(any) error { return driver.ErrBadConn })
+	if !errors.Is(err, driver.ErrBadConn) {
+		return err
+	}
+	if err := t.conn.Close(); err != nil && !errors.Is(err, sql.ErrConnDone) {
+		return err
+	}
+	return nil
+}
+
+// savepoint runs do so that its failure leaves no trace. result is what do
+// returned; err means that the transaction is lost.
+func (t *tx) savepoint(ctx context.Context, do func(context.Context, *tx) error) (result, err error) {
+	if _, err := t.exec(ctx, "SAVEPOINT one"); err != nil {
+		return nil, fmt.Errorf("savepoint: %w", err)
+	}
+	head, last, lastHead := t.head, t.last, t.lastHead
+	if result = do(ctx, t); result != nil {
+		t.head, t.last, t.lastHead = head, last, lastHead
+		t.parts.drop()
+		if _, err := t.exec(ctx, "ROLLBACK TO one"); err != nil {
+			return result, fmt.Errorf("roll back: %w", errors.Join(err, result))
+		}
+	}
+	if _, err := t.exec(ctx, "RELEASE one"); err != nil {
+		return result, fmt.Errorf("release savepoint: %w", err)
+	}
+	return result, nil
+}
+
+// auditHead returns the head of the audit log. It is read once a transaction.
+func (t *tx) auditHead(ctx context.Context) (audit.Head, error) {
+	if t.head != nil {
+		return *t.head, nil
+	}
+	var line []byte
+	var head audit.Head
+	switch err := t.get(ctx, &line, "SELECT line FROM audit ORDER BY seq DESC LIMIT 1"); {
+	case errors.Is(err, sql.ErrNoRows):
+	case err != nil:
+		return head, fmt.Errorf("read the head of the audit log: %w", err)
+	case t.last != nil && bytes.Equal(line, t.last):
+		head = t.lastHead
+	default:
+		last, err := audit.ParseLine(line)
+		if err != nil {
+			return head, fmt.Errorf("read the head of the audit log: %w", err)
+		}
+		head = last.Head()
+	}
+	t.head = &head
+	return head, nil
+}
+
+// appendAudit continues the chain from the last entry.
+func (t *tx) appendAudit(ctx context.Context, events []audit.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	head, err := t.auditHead(ctx)
+	if err != nil {
+		return err
+	}
+	for _, ev := range events {
+		e, err := audit.Next(head, ev)
+		if err != nil {
+			return err
+		}
+		line, err := audit.AppendLine(nil, e)
+		if err != nil {
+			return err
+		}
+		line = line[:len(line)-1]
+		if _, err := t.exec(ctx, "INSERT INTO audit (seq, line) VALUES (?, ?)", e.Seq, line); err != nil {
+			return fmt.Errorf("append audit entry %d: %w", e.Seq, err)
+		}
+		head = e.Head()
+		t.last, t.lastHead = line, head
+	}
+	t.head = &head
+	return nil
+}
