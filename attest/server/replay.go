@@ -167,6 +167,9 @@ func (r *Recovery) state(m *Machine, d *audit.StateChange) {
 	if d.From != d.To {
 		m.FenceDue = d.To == attest.StateQuarantined || d.To == attest.StateRevoked
 	}
+	if d.To != attest.StateEnrolled {
+		m.Stale, m.ReportDue = false, time.Time{}
+	}
 	m.State, m.Reason = d.To, d.Reason
 	switch d.Effect {
 	case effectRebase:
@@ -293,6 +296,7 @@ func (r *Recovery) Finish(head audit.Head, restore audit.Restore, at time.Time) 
 		if disk := r.lost[id]; disk != "" && disk == m.DiskGUID && m.State == attest.StateEnrolled {
 			ev := stateEvent(m, attest.StateQuarantined, "restore", "its disk key was made after the backup and is lost: reinstate it and install it again")
 			ev.Time = at
+			m.FenceDue = false // its node does nothing wrong
 			e, err := audit.Next(entries[len(entries)-1].Head(), ev)
 			if err != nil {
 				return nil, nil, err
