@@ -8,6 +8,7 @@ require (
 	github.com/erofs/go-erofs v0.3.1
 	github.com/goccy/go-yaml v1.19.0
 	github.com/google/go-containerregistry v0.22.1
+	github.com/google/go-eventlog v0.0.2
 	github.com/google/go-tpm v0.9.8
 	github.com/insomniacslk/dhcp v0.0.0-20260901064844-234b97448fae
 	github.com/jackc/pgx/v5 v5.12.0

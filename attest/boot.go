@@ -2,7 +2,6 @@ package attest
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"fmt"
 	"strings"
 
@@ -27,10 +26,10 @@ const (
 	hintRemoveHardware = "remove or disable the device or firmware option that measures it"
 )
 
-// isSeparator reports whether d is the digest of one of the two valid
+// isSeparator reports whether the event's digest is that of one of the two valid
 // separators: four bytes of 00 or of FF. Another value tells of an error in the firmware (PFP, EV_SEPARATOR).
-func isSeparator(d manifest.SHA256) bool {
-	return d == sha256.Sum256([]byte{0, 0, 0, 0}) || d == sha256.Sum256([]byte{0xff, 0xff, 0xff, 0xff})
+func (e *Event) isSeparator() bool {
+	return e.isOf([]byte{0, 0, 0, 0}) || e.isOf([]byte{0xff, 0xff, 0xff, 0xff})
 }
 
 // checkSeparators requires exactly one valid separator in each of PCR 0 to 7,
@@ -51,16 +50,16 @@ func (v *verification) checkSeparators(l *EventLog, sound map[int]bool) {
 		}
 		n := 0
 		for _, e := range l.ForPCR(pcr) {
-			valid := isSeparator(e.SHA256())
+			valid := e.isSeparator()
 			switch {
 			case valid && e.UntrustedType != EventSeparator:
 				bad(e, "the digest of a separator in a %s event: %s", e.UntrustedType, reasonRetyped)
 			case !valid && e.UntrustedType == EventSeparator:
-				bad(e, "an invalid separator, digest %s: the firmware reports an error, or the log was altered", e.SHA256())
+				bad(e, "an invalid separator, digest %s: the firmware reports an error, or the log was altered", e.digest())
 			case valid:
 				n++
 			case n > 0 && (pcr == 0 || pcr == 2 || pcr == 3 || pcr == 6):
-				bad(e, "a %s event after the separator, digest %s", e.UntrustedType, e.SHA256())
+				bad(e, "a %s event after the separator, digest %s", e.UntrustedType, e.digest())
 			}
 		}
 		if n != 1 {
@@ -101,12 +100,15 @@ func (v *verification) checkUntouched(l *EventLog, banks []*quoted) {
 	}
 }
 
-// measuredBoot judges what booted, PCR by PCR. A PCR whose SHA-256 digests are
+// measuredBoot judges what booted, PCR by PCR. A PCR whose digests are
 // not authentic is not judged: replay has found it.
 type measuredBoot struct {
 	v     *verification
 	log   *EventLog
 	sound map[int]bool
+	// in384 has the SHA-384 digests of an image's reference values by their
+	// SHA-256 digests, for the images that were asked for.
+	in384 map[*manifest.Manifest]map[manifest.SHA256]digest
 
 	secureBootOff bool               // measured as off
 	image         *manifest.Manifest // in PCR 4, nil if unknown
@@ -138,6 +140,7 @@ func (b *measuredBoot) appraise() {
 	}
 	b.appraisePartitions()
 	b.appraiseConfiguration()
+	b.appraisePlatform()
 	for _, pcr := range []int{2, 3, 6} {
 		b.appraiseNothingElse(pcr)
 	}
@@ -151,8 +154,8 @@ func (b *measuredBoot) unknown(e *Event, what, hint string) {
 	}
 	b.v.findPCR(e.PCR, Finding{
 		Code: CodeEventUnknown, Component: unknownComponents(e.PCR),
-		Message: fmt.Sprintf("PCR %d, event %d: %s, a %s event with the digest %s%s", e.PCR, e.Number, what, e.UntrustedType, e.SHA256(), dataHint(e)),
-		Got:     e.SHA256().String(), Hint: hint,
+		Message: fmt.Sprintf("PCR %d, event %d: %s, a %s event with the digest %s%s", e.PCR, e.Number, what, e.UntrustedType, e.digest(), dataHint(e)),
+		Got:     e.digest().String(), Hint: hint,
 	})
 }
 
@@ -165,7 +168,7 @@ func (b *measuredBoot) retyped(e *Event, what string) {
 	b.v.findPCR(e.PCR, Finding{
 		Code:    CodeLogStructure,
 		Message: fmt.Sprintf("PCR %d, event %d: the digest of %s in a %s event: %s", e.PCR, e.Number, what, e.UntrustedType, reasonRetyped),
-		Got:     e.SHA256().String(), Hint: hintInspectLog,
+		Got:     e.digest().String(), Hint: hintInspectLog,
 	})
 }
 
@@ -190,7 +193,7 @@ func dataHint(e *Event) string {
 // digest; its type must agree.
 func (b *measuredBoot) isAction(e *Event, actions ...string) bool {
 	for _, a := range actions {
-		if e.SHA256() != sha256.Sum256([]byte(a)) {
+		if !e.isOf([]byte(a)) {
 			continue
 		}
 		if e.UntrustedType != EventAction {
@@ -211,11 +214,11 @@ func (b *measuredBoot) appraiseApplications() []*Event {
 	}
 	var unknown []*Event
 	for _, e := range b.log.ForPCR(4) {
-		d := e.SHA256()
-		if isSeparator(d) || b.isAction(e, actionCalling, actionReturning) {
+		d := e.digest()
+		if e.isSeparator() || b.isAction(e, actionCalling, actionReturning) {
 			continue
 		}
-		if m := imageOf(b.v.p.Images, d); m != nil {
+		if m := b.imageOf(d); m != nil {
 			if e.UntrustedType != EventBootApplication {
 				b.retyped(e, "the UKI of image "+imageName(m))
 			}
@@ -225,7 +228,7 @@ func (b *measuredBoot) appraiseApplications() []*Event {
 		if b.isDenied(d) {
 			continue
 		}
-		if b.secureBootOff && b.image != nil && d == b.image.UKI.Kernel && !d.IsZero() {
+		if b.secureBootOff && b.image != nil && d == b.expected(b.image, b.image.UKI.Kernel) {
 			if e.UntrustedType != EventBootApplication {
 				b.retyped(e, "the kernel of image "+imageName(b.image))
 			}
@@ -242,9 +245,9 @@ func (b *measuredBoot) appraiseApplications() []*Event {
 }
 
 // imageOf returns the image whose UKI has this Authenticode digest.
-func imageOf(images []*manifest.Manifest, d manifest.SHA256) *manifest.Manifest {
-	for _, m := range images {
-		if m != nil && d == m.UKI.Authenticode && !d.IsZero() {
+func (b *measuredBoot) imageOf(d digest) *manifest.Manifest {
+	for _, m := range b.v.p.Images {
+		if m != nil && d == b.expected(m, m.UKI.Authenticode) {
 			return m
 		}
 	}
@@ -261,18 +264,18 @@ func (b *measuredBoot) findUnknownApplications(apps []*Event) {
 			allowed = append(allowed, "...")
 			break
 		}
-		allowed = append(allowed, m.UKI.Authenticode.String())
+		allowed = append(allowed, b.want(m, m.UKI.Authenticode))
 	}
 	likely := ""
 	if b.image == nil && b.reference != nil {
-		likely = fmt.Sprintf("; what was measured is most like image %s, whose UKI has %s", imageName(b.reference), b.reference.UKI.Authenticode)
+		likely = fmt.Sprintf("; what was measured is most like image %s, whose UKI has %s", imageName(b.reference), b.want(b.reference, b.reference.UKI.Authenticode))
 	}
 	for _, e := range apps {
 		b.v.findPCR(4, Finding{
 			Code: CodeImageUnknown,
 			Message: fmt.Sprintf("PCR 4, event %d: the boot application or driver with the Authenticode digest %s is the UKI of none of %d allowed images%s",
-				e.Number, e.SHA256(), len(b.v.p.Images), likely),
-			Got: e.SHA256().String(), Want: strings.Join(allowed, " "),
+				e.Number, e.digest(), len(b.v.p.Images), likely),
+			Got: e.digest().String(), Want: strings.Join(allowed, " "),
 			Hint: "install an allowed image, or give the service the signed manifest of this one",
 		})
 	}
@@ -292,15 +295,15 @@ func (b *measuredBoot) appraiseKernel() {
 		return
 	}
 	u := &b.reference.UKI
-	cmdline := manifest.SHA256(sha256.Sum256(encodeUTF16(u.Cmdline)))
-	seen := map[manifest.SHA256]bool{}
+	cmdline, initrd := encodeUTF16(u.Cmdline), b.expected(b.reference, u.Initrd)
+	seen := map[digest]bool{}
 	for _, e := range b.log.ForPCR(9) {
-		d := e.SHA256()
+		d := e.digest()
 		what, code := "", CodeEventUnknown
 		switch {
-		case d == cmdline:
+		case e.isOf(cmdline):
 			what = "the command line"
-		case d == u.Initrd && !d.IsZero():
+		case d == initrd:
 			what = "the initrd"
 		case bytes.Contains(e.UntrustedData, []byte("LoadOptions")):
 			code = CodeCmdline
@@ -310,8 +313,8 @@ func (b *measuredBoot) appraiseKernel() {
 			b.v.findPCR(9, Finding{
 				Code: CodeCmdline,
 				Message: fmt.Sprintf("PCR 9, event %d: the kernel got another command line than image %s has: digest %s, want %s (%q)",
-					e.Number, imageName(b.reference), d, cmdline, u.Cmdline),
-				Got: d.String(), Want: cmdline.String(), Hint: hintReinstall,
+					e.Number, imageName(b.reference), d, hashOf(e.hash, cmdline), u.Cmdline),
+				Got: d.String(), Want: hashOf(e.hash, cmdline).String(), Hint: hintReinstall,
 			})
 		case what == "":
 			b.unknown(e, "neither the initrd nor the command line of image "+imageName(b.reference), hintReinstall)
@@ -331,10 +334,10 @@ func (b *measuredBoot) appraisePartitions() {
 		return
 	}
 	for _, e := range b.log.ForPCR(5) {
-		if isSeparator(e.SHA256()) || b.isAction(e, actionExit, actionExitDone, actionExitFailed) {
+		if e.isSeparator() || b.isAction(e, actionExit, actionExitDone, actionExitFailed) {
 			continue
 		}
-		if name, ok := b.v.component(5, e.SHA256()); ok {
+		if name, ok := b.v.component(5, e.reference()); ok {
 			b.v.fact("component", "PCR 5: "+name, TrustQuoted)
 			continue
 		}
@@ -367,9 +370,9 @@ func (b *measuredBoot) appraiseNothingElse(pcr int) {
 		return
 	}
 	for _, e := range b.log.ForPCR(pcr) {
-		if name, ok := b.v.component(pcr, e.SHA256()); ok {
+		if name, ok := b.v.component(pcr, e.reference()); ok {
 			b.v.fact("component", fmt.Sprintf("PCR %d: %s", pcr, name), TrustQuoted)
-		} else if !isSeparator(e.SHA256()) {
+		} else if !e.isSeparator() {
 			b.unknown(e, map[int]string{
 				2: "a driver or option ROM that no policy allows",
 				3: "the configuration of a driver that no policy allows",
@@ -380,9 +383,9 @@ func (b *measuredBoot) appraiseNothingElse(pcr int) {
 }
 
 // isDenied notes a UKI of an image that the policy knows and refuses.
-func (b *measuredBoot) isDenied(d manifest.SHA256) bool {
+func (b *measuredBoot) isDenied(d digest) bool {
 	for i := range b.v.p.DeniedImages {
-		if m := b.v.p.DeniedImages[i].Manifest; m != nil && d == m.UKI.Authenticode && !d.IsZero() {
+		if m := b.v.p.DeniedImages[i].Manifest; m != nil && d == b.expected(m, m.UKI.Authenticode) {
 			b.denied = &b.v.p.DeniedImages[i]
 			return true
 		}

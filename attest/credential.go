@@ -16,7 +16,7 @@ const activationSecretSize = 32
 // AKName returns the TPM Name of an attestation key after the checks that
 // MakeCredential and Verify make: ECC P-256, ECDSA with SHA-256, name
 // algorithm SHA-256, and exactly the attributes fixedTPM, fixedParent,
-// sensitiveDataOrigin, userWithAuth, restricted and sign, with noDA allowed.
+// sensitiveDataOrigin, userWithAuth, noDA, restricted and sign.
 // Such a key signs nothing but what its TPM made (Part 1, "Attestation").
 func AKName(akPublic []byte) ([]byte, error) {
 	if _, err := checkAK(akPublic); err != nil {
@@ -34,8 +34,8 @@ func checkAK(akPublic []byte) (*ecdsa.PublicKey, error) {
 	if p.Type != tpm2.TPMAlgECC || p.NameAlg != tpm2.TPMAlgSHA256 {
 		return nil, fmt.Errorf("attestation key: type %#04x with name algorithm %#04x, want ECC with SHA-256", uint16(p.Type), uint16(p.NameAlg))
 	}
-	const want = attrFixedTPM | attrFixedParent | attrSensitiveDataOrigin | attrUserWithAuth | attrRestricted | attrSign
-	if err := checkAttributes(akPublic, want, attrNoDA); err != nil {
+	const want = attrFixedTPM | attrFixedParent | attrSensitiveDataOrigin | attrUserWithAuth | attrNoDA | attrRestricted | attrSign
+	if err := checkAttributes(akPublic, want, 0); err != nil {
 		return nil, fmt.Errorf("attestation key: %w: it must be a restricted signing key that never left its TPM", err)
 	}
 	if len(p.AuthPolicy.Buffer) != 0 {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -23,6 +24,10 @@ type EndorsementKey struct {
 	machine     MachineID
 	class       TPMClass
 	certificate *x509.Certificate
+	model       TPMModel
+	quirks      []string
+	expired     bool
+	imported    bool
 }
 
 // Machine returns the identity that the key proves.
@@ -34,6 +39,16 @@ func (k *EndorsementKey) Class() TPMClass { return k.class }
 // Certificate returns the verified endorsement certificate.
 func (k *EndorsementKey) Certificate() *x509.Certificate { return k.certificate }
 
+// Model returns what the certificate says of the TPM.
+func (k *EndorsementKey) Model() TPMModel { return k.model }
+
+// Quirks names what is wrong with the certificate's form and was tolerated.
+func (k *EndorsementKey) Quirks() []string { return k.quirks }
+
+// Imported reports whether the certificate came from the policy and not from
+// the machine.
+func (k *EndorsementKey) Imported() bool { return k.imported }
+
 // EKMachineID returns the identity of an endorsement key, given as TPMT_PUBLIC,
 // without asking who vouches for it.
 func EKMachineID(ekPublic []byte) (MachineID, error) {
@@ -41,6 +56,10 @@ func EKMachineID(ekPublic []byte) (MachineID, error) {
 	if err != nil {
 		return MachineID{}, err
 	}
+	return machineOf(key)
+}
+
+func machineOf(key crypto.PublicKey) (MachineID, error) {
 	spki, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
 		return MachineID{}, fmt.Errorf("endorsement key: %w", err)
@@ -48,10 +67,14 @@ func EKMachineID(ekPublic []byte) (MachineID, error) {
 	return MachineIDOf(spki), nil
 }
 
+// errWeakKey says that a modulus can be factored.
+var errWeakKey = errors.New("its modulus has the form that an attacker can factor (ROCA, CVE-2017-15361)")
+
 // checkEK checks that a TPMT_PUBLIC is an endorsement key of a kind that
 // TPM2_MakeCredential works with: a restricted decryption key that never left
-// its TPM, RSA-2048, ECC P-256 or ECC P-384, with AES-CFB (TCG EK Credential
-// Profile for TPM Family 2.0, annex B).
+// its TPM, RSA-2048, RSA-3072, ECC P-256 or ECC P-384, with AES-CFB (TCG EK
+// Credential Profile for TPM Family 2.0, annex B). The error wraps errWeakKey
+// for a key of the right kind that is weak.
 func checkEK(ekPublic []byte) (*tpm2.TPMTPublic, crypto.PublicKey, error) {
 	const what = "endorsement key"
 	p, err := decodePublic(what, ekPublic)
@@ -79,12 +102,15 @@ func checkEK(ekPublic []byte) (*tpm2.TPMTPublic, crypto.PublicKey, error) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", what, err)
 		}
-		if parms.KeyBits != 2048 || k.N.BitLen() != 2048 || k.E != 65537 || parms.Scheme.Scheme != tpm2.TPMAlgNull {
-			return nil, nil, fmt.Errorf("%s: RSA with %d bits, modulus of %d, exponent %d, scheme %#04x, want 2048, 2048, 65537, none",
+		if parms.KeyBits != 2048 && parms.KeyBits != 3072 || k.N.BitLen() != int(parms.KeyBits) || k.E != 65537 || parms.Scheme.Scheme != tpm2.TPMAlgNull {
+			return nil, nil, fmt.Errorf("%s: RSA with %d bits, modulus of %d, exponent %d, scheme %#04x, want 2048 or 3072, the same, 65537, none",
 				what, parms.KeyBits, k.N.BitLen(), k.E, uint16(parms.Scheme.Scheme))
 		}
 		if weakROCA(k.N) {
-			return nil, nil, fmt.Errorf("%s: its modulus has the form that an attacker can factor (ROCA, CVE-2017-15361)", what)
+			return nil, nil, fmt.Errorf("%s: %w", what, errWeakKey)
+		}
+		if parms.KeyBits == 3072 {
+			nameAlg, bits = tpm2.TPMAlgSHA384, 256
 		}
 		key, cipher = k, &parms.Symmetric
 	} else {
@@ -126,56 +152,158 @@ func isOID(want string) func(asn1.ObjectIdentifier) bool {
 
 // VerifyEK checks that a certificate of an allowed class of TPM vouches for an
 // endorsement key:
-//   - the public area is of an endorsement key (restricted, fixed, AES-CFB);
+//   - the public area is of an endorsement key (restricted, fixed, AES-CFB), and
+//     its modulus is not weak (ROCA);
 //   - the first certificate is of exactly this key;
 //   - it is an endorsement certificate: extended key usage 2.23.133.8.1, key
-//     usage keyEncipherment or keyAgreement, no authority, and no critical
-//     extension but the subject alternative name is left unread;
-//   - it is valid at the time now and leads to a root of the policy, through
-//     the policy's intermediates and the certificates that came with it;
+//     usage keyEncipherment or keyAgreement, no authority, a subject alternative
+//     name that can be read, and no other critical extension that is left unread;
+//   - it is valid at the time now, or has expired and the policy allows that,
+//     and leads to a root of the policy through the policy's intermediates and
+//     the certificates that came with it, all of them valid;
+//   - the root may vouch for TPMs of the manufacturer that the certificate names;
+//   - no certificate of the chain is on a revocation list of the policy, and
+//     each one's issuer has a list in force if the policy requires that;
 //   - the root's class is allowed.
+//
+// Where the machine brings no certificate that passes for its key, the policy's
+// own for this key is checked instead, in the same way.
 //
 // It returns findings instead of the key if one of these does not hold.
 func VerifyEK(ekPublic []byte, certificates [][]byte, p *TPMPolicy, now time.Time) (*EndorsementKey, []Finding) {
 	_, key, err := checkEK(ekPublic)
-	if err != nil {
-		return nil, []Finding{{Code: CodeMalformed, Message: err.Error(), Hint: "use an agent that makes the key from a template of the TCG EK Credential Profile"}}
+	machine, err := machineIfGood(key, err)
+	return p.verifyEK(machine, key, err, certificates, now)
+}
+
+// machineIfGood names the machine of a key that was checked.
+func machineIfGood(key crypto.PublicKey, fault error) (MachineID, error) {
+	if fault != nil {
+		return MachineID{}, fault
 	}
-	untrusted := func(err error, hint string) (*EndorsementKey, []Finding) {
-		return nil, []Finding{{Code: CodeEKCertificate, Message: "endorsement certificate: " + err.Error(), Hint: hint}}
+	return machineOf(key)
+}
+
+// verifyEK is VerifyEK for a key that was read, or could not be.
+func (p *TPMPolicy) verifyEK(machine MachineID, key crypto.PublicKey, fault error, certificates [][]byte, now time.Time) (*EndorsementKey, []Finding) {
+	if errors.Is(fault, errWeakKey) {
+		return nil, []Finding{{Code: CodeEKWeak, Message: fault.Error(), Hint: "update the TPM's firmware, clear the TPM, and have the maker's new certificate imported; or replace the TPM"}}
+	}
+	if fault != nil {
+		return nil, []Finding{{Code: CodeMalformed, Message: fault.Error(), Hint: "use an agent that makes the key from a template of the TCG EK Credential Profile"}}
 	}
 	leaf, chain, err := parseCertificates(certificates)
-	if err != nil {
-		return untrusted(err, "this TPM brings no usable certificate: import the maker's, or exclude this kind of TPM")
+	ek, finding := p.certified(machine, key, leaf, chain, err, now)
+	if finding == nil {
+		return ek, nil
 	}
-	spki, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil {
-		return untrusted(err, "")
+	own := p.Imported[machine]
+	switch finding.Code {
+	case CodeEKCertificate, CodeEKMismatch, CodeEKExpired:
+		if own == nil {
+			break
+		}
+		// What the machine sent is still of use as links of the chain.
+		if leaf != nil {
+			chain = append(chain, leaf)
+		}
+		if ek, finding = p.certified(machine, key, own, chain, nil, now); finding == nil {
+			ek.imported = true
+			return ek, nil
+		}
 	}
+	return nil, []Finding{*finding}
+}
+
+// certified checks one certificate of an endorsement key. fault is why there is
+// none.
+func (p *TPMPolicy) certified(machine MachineID, key crypto.PublicKey, leaf *x509.Certificate, chain []*x509.Certificate, fault error, now time.Time) (*EndorsementKey, *Finding) {
+	untrusted := func(err error, hint string) (*EndorsementKey, *Finding) {
+		return nil, &Finding{Code: CodeEKCertificate, Message: "endorsement certificate: " + err.Error(), Hint: hint}
+	}
+	if fault != nil {
+		return untrusted(fault, "this TPM brings no usable certificate: import the maker's (docs/tpm-roots.md), or exclude this kind of TPM")
+	}
+	name := certificateName(leaf)
 	if !certifiesKey(leaf, key) {
-		return nil, []Finding{{
+		return nil, &Finding{
 			Code:    CodeEKMismatch,
-			Message: fmt.Sprintf("endorsement certificate %s is of another key than the one sent", certificateName(leaf)),
-			Got:     MachineIDOf(leaf.RawSubjectPublicKeyInfo).String(), Want: MachineIDOf(spki).String(),
+			Message: fmt.Sprintf("endorsement certificate %s is of another key than the one sent", name),
+			Got:     MachineIDOf(leaf.RawSubjectPublicKeyInfo).String(), Want: machine.String(),
 			Hint: "the TPM's certificate and key do not belong together: its NV indices were overwritten, or the message was",
-		}}
+		}
 	}
 	if err := checkEKUsage(leaf); err != nil {
 		return untrusted(err, "this is no endorsement certificate")
 	}
-	class, err := verifyChain(leaf, chain, p.Roots, now)
+	ek := &EndorsementKey{machine: machine, certificate: leaf}
+	var err error
+	if ek.model, ek.quirks, err = tpmModel(leaf); err != nil {
+		return untrusted(fmt.Errorf("%s: %w", name, err), "the certificate is damaged or of an unknown form: ask the TPM's maker")
+	}
+	if now.After(leaf.NotAfter) {
+		ek.expired = true
+		if !p.AllowExpired {
+			return nil, &Finding{
+				Code:    CodeEKExpired,
+				Message: fmt.Sprintf("endorsement certificate %s expired on %s", name, leaf.NotAfter.UTC().Format(time.DateOnly)),
+				Got:     leaf.NotAfter.UTC().Format(time.RFC3339), Want: "after " + now.UTC().Format(time.RFC3339),
+				Hint: "import a new certificate, or allow expired endorsement certificates in the policy (tpm.allowExpired): a TPM does not get worse with age",
+			}
+		}
+	}
+	chains, err := p.buildChains(leaf, chain, ek.expired, now)
 	if err != nil {
-		return untrusted(fmt.Errorf("%s: %w", certificateName(leaf), err), "add the TPM maker's root certificate to the policy, if you trust it")
+		return untrusted(fmt.Errorf("%s: %w", name, err), "add the TPM maker's root certificate, or the missing intermediate, to the policy, if you trust it (docs/tpm-roots.md)")
 	}
-	if !slices.Contains(p.Allowed, class) {
-		return nil, []Finding{{
+	var vendors []string
+	for _, c := range chains {
+		state := p.Revocations.check(c, now)
+		if state.revoked != "" {
+			return nil, &Finding{Code: CodeEKRevoked, Message: "endorsement certificate: " + state.revoked,
+				Hint: "the authority has withdrawn its word for this TPM: replace it"}
+		}
+		for _, root := range p.rootsOf(c) {
+			if len(root.Vendors) > 0 && !slices.Contains(root.Vendors, ek.model.Vendor) {
+				vendors = append(vendors, fmt.Sprint(root.Vendors))
+				continue
+			}
+			if state.unknown != "" && p.RequireRevocation {
+				return nil, &Finding{Code: CodeEKRevocation, Message: fmt.Sprintf("endorsement certificate %s: %s", name, state.unknown),
+					Hint: "give the service the authority's current list (tpm.revocationLists)"}
+			}
+			// If chains lead to roots of several classes, the least protected one counts.
+			if classRank(root.Class) > classRank(ek.class) {
+				ek.class = root.Class
+			}
+		}
+	}
+	if ek.class == "" && len(vendors) > 0 {
+		slices.Sort(vendors)
+		want := strings.Join(slices.Compact(vendors), " ")
+		got := "no manufacturer"
+		if ek.model.Vendor != 0 {
+			got = "the manufacturer " + ek.model.Vendor.String()
+		}
+		return nil, &Finding{
+			Code:    CodeTPMVendor,
+			Message: fmt.Sprintf("endorsement certificate %s names %s, its root may vouch for %s only", name, got, want),
+			Got:     ek.model.Vendor.String(), Want: want,
+			Hint: "the authority is trusted for its own TPMs only: look at the certificate, and at the vendors of this root in the policy",
+		}
+	}
+	if ek.class == "" {
+		return untrusted(errors.New("its root has no class"), "give the root a class in the policy")
+	}
+	if !slices.Contains(p.Allowed, ek.class) {
+		return nil, &Finding{
 			Code:    CodeTPMClass,
-			Message: fmt.Sprintf("endorsement certificate %s is of a %s TPM, the policy allows %q", certificateName(leaf), class, p.Allowed),
-			Got:     string(class), Want: fmt.Sprint(p.Allowed),
+			Message: fmt.Sprintf("endorsement certificate %s is of a %s TPM, the policy allows %q", name, ek.class, p.Allowed),
+			Got:     string(ek.class), Want: fmt.Sprint(p.Allowed),
 			Hint: "use a machine with an allowed class of TPM, or allow this class in the policy",
-		}}
+		}
 	}
-	return &EndorsementKey{machine: MachineIDOf(spki), class: class, certificate: leaf}, nil
+	return ek, nil
 }
 
 // parseCertificates returns the first certificate and the others. What cannot
@@ -211,7 +339,8 @@ func certifiesKey(c *x509.Certificate, key crypto.PublicKey) bool {
 	switch k := key.(type) {
 	case *rsa.PublicKey:
 		if c.PublicKey == nil {
-			return rsaOAEPKey(c.RawSubjectPublicKeyInfo, k)
+			sent, err := parseOAEPKey(c.RawSubjectPublicKeyInfo)
+			return err == nil && k.Equal(sent)
 		}
 		return k.Equal(c.PublicKey)
 	case *ecdsa.PublicKey:
@@ -220,18 +349,35 @@ func certifiesKey(c *x509.Certificate, key crypto.PublicKey) bool {
 	return false
 }
 
-// rsaOAEPKey compares with a key whose algorithm is id-RSAES-OAEP, which
-// crypto/x509 does not read: some makers mark endorsement keys so (RFC 4055, 4).
-func rsaOAEPKey(spki []byte, want *rsa.PublicKey) bool {
+// parseOAEPKey reads a key whose algorithm is id-RSAES-OAEP, which crypto/x509
+// leaves unread: some makers mark endorsement keys so (RFC 4055, 4).
+func parseOAEPKey(spki []byte) (*rsa.PublicKey, error) {
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier
 		Key       asn1.BitString
 	}
 	if rest, err := asn1.Unmarshal(spki, &info); err != nil || len(rest) != 0 || info.Algorithm.Algorithm.String() != oidRSAESOAEP {
-		return false
+		return nil, errors.New("its key is of an unknown algorithm")
 	}
-	key, err := x509.ParsePKCS1PublicKey(info.Key.RightAlign())
-	return err == nil && want.Equal(key)
+	return x509.ParsePKCS1PublicKey(info.Key.RightAlign())
+}
+
+// EKCertificateMachine returns the identity of the machine whose endorsement key
+// a certificate is of, for TPMPolicy.Imported. It does not ask who vouches for it.
+func EKCertificateMachine(c *x509.Certificate) (MachineID, error) {
+	key := crypto.PublicKey(c.PublicKey)
+	if c.PublicKey == nil {
+		k, err := parseOAEPKey(c.RawSubjectPublicKeyInfo)
+		if err != nil {
+			return MachineID{}, fmt.Errorf("endorsement certificate %s: %w", certificateName(c), err)
+		}
+		key = k
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return MachineID{}, fmt.Errorf("endorsement certificate %s: %w", certificateName(c), err)
+	}
+	return MachineIDOf(spki), nil
 }
 
 // checkEKUsage checks what makes a certificate an endorsement certificate (EK
@@ -249,15 +395,18 @@ func checkEKUsage(c *x509.Certificate) error {
 	return nil
 }
 
-// verifyChain builds a chain to one of the roots and returns the root's class.
-// If chains lead to roots of several classes, the least protected one counts.
-func verifyChain(leaf *x509.Certificate, sent []*x509.Certificate, roots []TPMRoot, now time.Time) (TPMClass, error) {
+// buildChains returns the chains from a certificate to roots of the policy.
+func (p *TPMPolicy) buildChains(leaf *x509.Certificate, sent []*x509.Certificate, expired bool, now time.Time) ([][]*x509.Certificate, error) {
 	// The TPM's make and model are in a critical subject alternative name of
 	// type directoryName, which crypto/x509 leaves unread and then refuses.
-	// Only this one extension may stay unread: a copy, so that the caller's
-	// certificate keeps what it says.
+	// tpmModel has read it. Only this one extension may stay unread: a copy, so
+	// that the caller's certificate keeps what it says.
 	c := *leaf
 	c.UnhandledCriticalExtensions = slices.DeleteFunc(slices.Clone(leaf.UnhandledCriticalExtensions), isOID(oidSubjectAlt))
+	if expired {
+		// The authorities must be valid now all the same.
+		c.NotAfter = now
+	}
 	opts := x509.VerifyOptions{
 		Roots:         x509.NewCertPool(),
 		Intermediates: x509.NewCertPool(),
@@ -265,7 +414,7 @@ func verifyChain(leaf *x509.Certificate, sent []*x509.Certificate, roots []TPMRo
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, // checkEKUsage has looked
 	}
 	n := 0
-	for _, r := range roots {
+	for _, r := range p.Roots {
 		switch {
 		case r.Certificate == nil:
 		case r.Intermediate:
@@ -276,28 +425,24 @@ func verifyChain(leaf *x509.Certificate, sent []*x509.Certificate, roots []TPMRo
 		}
 	}
 	if n == 0 {
-		return "", errors.New("the policy has no trusted root")
+		return nil, errors.New("the policy has no trusted root")
 	}
 	for _, s := range sent {
 		opts.Intermediates.AddCert(s)
 	}
-	chains, err := c.Verify(opts)
-	if err != nil {
-		return "", err
-	}
-	var class TPMClass
-	for _, chain := range chains {
-		top := chain[len(chain)-1]
-		for _, r := range roots {
-			if !r.Intermediate && r.Certificate != nil && bytes.Equal(r.Certificate.Raw, top.Raw) && classRank(r.Class) > classRank(class) {
-				class = r.Class
-			}
+	return c.Verify(opts)
+}
+
+// rootsOf returns the policy's entries for the root of a chain.
+func (p *TPMPolicy) rootsOf(chain []*x509.Certificate) []*TPMRoot {
+	var out []*TPMRoot
+	top := chain[len(chain)-1]
+	for i := range p.Roots {
+		if r := &p.Roots[i]; !r.Intermediate && r.Certificate != nil && bytes.Equal(r.Certificate.Raw, top.Raw) {
+			out = append(out, r)
 		}
 	}
-	if class == "" {
-		return "", errors.New("its root has no class")
-	}
-	return class, nil
+	return out
 }
 
 // classRank orders the classes from the best protected, 1, to the least; an

@@ -94,7 +94,7 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 			want: CodeEKCertificate, says: "keyAgreement"},
 		"another unread critical extension": {certs: cert(otherExtension), want: CodeEKCertificate, says: "unhandled critical extension"},
 		"not yet valid":                     {certs: good, now: now.Add(-2 * time.Hour), want: CodeEKCertificate, says: "expired or is not yet valid"},
-		"expired":                           {certs: good, now: now.Add(2 * time.Hour), want: CodeEKCertificate, says: "expired"},
+		"expired":                           {certs: good, now: now.Add(2 * time.Hour), want: CodeEKExpired, says: "expired on 2026-03-04"},
 		"another authority": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Certificate = newCA(t).Root },
 			want: CodeEKCertificate, says: "authority"},
 		"a root that is only an intermediate": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Intermediate = true },

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	_ "crypto/sha512" // replay of the SHA-384 and SHA-512 banks
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -164,6 +165,8 @@ type EventLog struct {
 	Banks           []string // digests of every event, in this order, e.g. sha256
 	Events          []Event  // without the header and other EV_NO_ACTION events
 	StartupLocality byte     // from which PCR 0 starts: 0, 3 or 4
+
+	main string // bank that it is appraised by
 }
 
 // Event is one event that was extended into a PCR.
@@ -174,11 +177,68 @@ type Event struct {
 	UntrustedData []byte
 
 	digests [][]byte // one for each of EventLog.Banks; authenticated through replay
-	sha256  int      // index of the SHA-256 digest
+	sha256  int      // index of the SHA-256 digest, -1 if the log has none
+	main    int      // index of the digest that the event is appraised by
+	hash    crypto.Hash
 }
 
-// SHA256 returns the digest that was extended into the SHA-256 bank.
-func (e *Event) SHA256() manifest.SHA256 { return manifest.SHA256(e.digests[e.sha256]) }
+// SHA256 returns the digest that was extended into the SHA-256 bank. It is unset
+// if the log has no such bank.
+func (e *Event) SHA256() manifest.SHA256 {
+	if e.sha256 < 0 {
+		return manifest.SHA256{}
+	}
+	return manifest.SHA256(e.digests[e.sha256])
+}
+
+// reference returns the SHA-256 digest by which a policy names the event: that of
+// the SHA-256 bank if the log is appraised by it, or else of the event's data if
+// that was proven to be what was measured. It is unset if neither is.
+func (e *Event) reference() manifest.SHA256 {
+	if e.main == e.sha256 {
+		return e.SHA256()
+	}
+	if data, verified := e.VerifiedData(); verified {
+		return sha256.Sum256(data)
+	}
+	return manifest.SHA256{}
+}
+
+// digest is a digest in the bank that a log is appraised by. The unset digest
+// is equal to none that an event has.
+type digest string
+
+// String returns the digest in hex.
+func (d digest) String() string { return hex.EncodeToString([]byte(d)) }
+
+// IsZero reports whether the digest is unset.
+func (d digest) IsZero() bool { return d == "" }
+
+// digest returns the digest in the bank that the log is appraised by.
+func (e *Event) digest() digest { return digest(e.digests[e.main]) }
+
+// isOf reports whether the event's digest is that of the data.
+func (e *Event) isOf(data []byte) bool { return e.digest() == hashOf(e.hash, data) }
+
+func hashOf(hash crypto.Hash, data []byte) digest {
+	h := hash.New()
+	h.Write(data)
+	return digest(h.Sum(nil))
+}
+
+// appraiseBy chooses the bank whose digests the rules look at. The log must have
+// it.
+func (l *EventLog) appraiseBy(bank string) {
+	main := slices.Index(l.Banks, bank)
+	hash, ok := bankHash(bank)
+	if main < 0 || !ok {
+		panic("attest: BUG: a log is appraised by a bank that it does not have")
+	}
+	l.main = bank
+	for i := range l.Events {
+		l.Events[i].main, l.Events[i].hash = main, hash
+	}
+}
 
 // Digest returns the digest that an event of the log extended into a bank, or
 // false if the log has no such bank.
@@ -191,11 +251,11 @@ func (l *EventLog) Digest(e *Event, bank string) ([]byte, bool) {
 }
 
 // VerifiedData returns the event's data if it is what was measured, that is if
-// its SHA-256 is the digest. For firmware blobs and boot applications it never
-// is: their digest is of something else than the data.
+// its hash is the digest, in the bank that the log is appraised by (SHA-256
+// where the log has it). For firmware blobs and boot applications it never is:
+// their digest is of something else than the data.
 func (e *Event) VerifiedData() ([]byte, bool) {
-	sum := sha256.Sum256(e.UntrustedData)
-	return e.UntrustedData, bytes.Equal(sum[:], e.digests[e.sha256])
+	return e.UntrustedData, e.isOf(e.UntrustedData)
 }
 
 // bankHash maps a bank's name to its hash.
@@ -329,7 +389,7 @@ const (
 var errTruncated = errors.New("it ends inside an event")
 
 // ParseEventLog reads a crypto-agile log strictly. It refuses another format
-// than Spec ID Event03, a log without SHA-256, an event that lacks a digest of
+// than Spec ID Event03, a log with neither SHA-256 nor SHA-384, an event that lacks a digest of
 // a declared bank or has one too many, a PCR beyond 23, an EV_NO_ACTION event
 // that the PFP does not name, StartupLocality after the first measurement or a
 // second time, and trailing bytes.
@@ -342,14 +402,13 @@ func ParseEventLog(b []byte) (*EventLog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("event log: header: %w", err)
 	}
-	sha256Index := -1
-	for i, n := range l.Banks {
-		if n == "sha256" {
-			sha256Index = i
-		}
-	}
+	sha256Index := slices.Index(l.Banks, "sha256")
+	main := "sha256"
 	if sha256Index < 0 {
-		return nil, fmt.Errorf("event log: it has the banks %q, want sha256 among them", l.Banks)
+		main = "sha384"
+	}
+	if !slices.Contains(l.Banks, main) {
+		return nil, fmt.Errorf("event log: it has the banks %q, want sha256 or sha384 among them", l.Banks)
 	}
 	locality := false
 	for n := 1; len(r.b) > 0; n++ {
@@ -380,6 +439,7 @@ func ParseEventLog(b []byte) (*EventLog, error) {
 			return nil, fmt.Errorf("event log: event %d: EV_NO_ACTION event with the unknown signature %s", n, printable(e.UntrustedData, 16))
 		}
 	}
+	l.appraiseBy(main)
 	return l, nil
 }
 

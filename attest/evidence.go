@@ -81,7 +81,7 @@ type Evidence struct {
 	EKCertificates [][]byte `json:"ekCertificates"` // DER: the EK certificate first, then chain certificates found in NV
 	AKPublic       []byte   `json:"akPublic"`       // TPMT_PUBLIC of the attestation key
 
-	Quotes    []Quote      `json:"quotes"`   // one for each active PCR bank
+	Quotes    []Quote      `json:"quotes"`   // one for each active PCR bank, and one for SHA-256 if it is off
 	EventLog  []byte       `json:"eventLog"` // TCG crypto-agile event log
 	Transport TransportKey `json:"transport"`
 
@@ -89,7 +89,8 @@ type Evidence struct {
 	Disk   Disk   `json:"disk"`
 }
 
-// Quote is one TPM2_Quote (TPM 2.0 Library Part 3, 18.4) over PolicyPCRs of one bank.
+// Quote is one TPM2_Quote (TPM 2.0 Library Part 3, 18.4) over PolicyPCRs of one
+// bank. Without PCR values it is the TPM's statement that the bank is off.
 type Quote struct {
 	Bank      string         `json:"bank"`      // sha1, sha256, sha384, sha512
 	Attest    []byte         `json:"attest"`    // TPMS_ATTEST

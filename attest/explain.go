@@ -1,7 +1,7 @@
 package attest
 
 import (
-	"crypto/sha256"
+	"crypto"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -92,6 +92,11 @@ func readBoot(ev *Evidence) *loggedBoot {
 	l, err := ParseEventLog(ev.EventLog)
 	if err != nil {
 		return b
+	}
+	// As Verify: by SHA-384 where SHA-256 is off, whose digests are no one's word then.
+	off := slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == "sha256" && len(q.PCRs) == 0 })
+	if off && slices.Contains(l.Banks, "sha384") {
+		l.appraiseBy("sha384")
 	}
 	b.log = l
 	if d, err := DecodeLog(ev.EventLog); err == nil {
@@ -194,6 +199,8 @@ func mends(c Code) (component, command string) {
 		return "the TPM's clock", "sealift machine approve ID --reason TEXT"
 	case CodeTPMFirmware:
 		return "the TPM's firmware", "sealift machine approve ID --reason TEXT"
+	case CodeTPMDenied:
+		return "the TPM's firmware", "sealift attest explain ID --json"
 	case CodeSecureBootOff:
 		return "Secure Boot", commandSetup
 	case CodeSecureBootKeys:
@@ -283,7 +290,7 @@ func (x *explainer) commandLine(digest string) string {
 	}
 	for text, from := range known {
 		for _, measured := range [][]byte{[]byte(text), []byte(text + "\x00"), encodeUTF16(text)} {
-			if d := sha256.Sum256(measured); hex.EncodeToString(d[:]) == digest {
+			if hashOf(crypto.SHA256, measured).String() == digest || hashOf(crypto.SHA384, measured).String() == digest {
 				return fmt.Sprintf("it is that of %s: %s", from, diffWords(want.UKI.Cmdline, text))
 			}
 		}
@@ -377,9 +384,21 @@ func (x *explainer) compare(ev, last *Evidence) {
 	if x.now.log.StartupLocality != x.was.log.StartupLocality {
 		plain("the TPM's startup locality", signed, fmt.Sprint(x.was.log.StartupLocality), fmt.Sprint(x.now.log.StartupLocality))
 	}
-	for _, pcr := range PolicyPCRs() {
-		x.comparePCR(pcr)
+	// By a bank that both logs have and both TPMs quoted.
+	has := func(b *loggedBoot, ev *Evidence, bank string) bool {
+		return slices.Contains(b.log.Banks, bank) && slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == bank })
 	}
+	for _, bank := range []string{"sha256", "sha384"} {
+		if has(x.was, last, bank) && has(x.now, ev, bank) {
+			x.was.log.appraiseBy(bank)
+			x.now.log.appraiseBy(bank)
+			for _, pcr := range PolicyPCRs() {
+				x.comparePCR(pcr)
+			}
+			return
+		}
+	}
+	x.add(Difference{Component: "the event log", Text: "the log has no bank in common with that of the last good boot: its events cannot be compared", Trust: TrustClaimed})
 }
 
 func orNothing(s string) string {
@@ -492,12 +511,12 @@ func (x *explainer) comparePCR(pcr int) {
 	for _, a := range added {
 		t := x.trust(x.now, a.event)
 		at := fmt.Sprintf("PCR %d: ", pcr)
-		d := Difference{PCR: &pcr, Event: a.event.Number, Component: a.key, Is: a.event.SHA256().String(), Trust: t}
+		d := Difference{PCR: &pcr, Event: a.event.Number, Component: a.key, Is: a.event.digest().String(), Trust: t}
 		i := slices.IndexFunc(gone, func(g measuredPart) bool { return g.key == a.key })
 		if i < 0 {
 			d.Text = fmt.Sprintf("%s%s is new: %s", at, a.key, x.now.text(a.event))
 		} else {
-			d.Was = gone[i].event.SHA256().String()
+			d.Was = gone[i].event.digest().String()
 			d.Text = at + x.changed(a.key, gone[i].event, a.event)
 			gone = slices.Delete(gone, i, i+1)
 		}
@@ -508,14 +527,14 @@ func (x *explainer) comparePCR(pcr int) {
 		if !x.rooted || x.unsound(pcr) {
 			t = TrustClaimed
 		}
-		x.add(Difference{PCR: &pcr, Component: g.key, Text: fmt.Sprintf("PCR %d: %s is gone: %s", pcr, g.key, x.was.text(g.event)), Was: g.event.SHA256().String(), Trust: t})
+		x.add(Difference{PCR: &pcr, Component: g.key, Text: fmt.Sprintf("PCR %d: %s is gone: %s", pcr, g.key, x.was.text(g.event)), Was: g.event.digest().String(), Trust: t})
 	}
 }
 
 // diffParts returns what only the one or the other list has. The order counts:
 // what stays is a longest common subsequence, for logs of usual size.
 func diffParts(was, is []measuredPart) (gone, added []measuredPart) {
-	same := func(a, b measuredPart) bool { return a.key == b.key && a.event.SHA256() == b.event.SHA256() }
+	same := func(a, b measuredPart) bool { return a.key == b.key && a.event.digest() == b.event.digest() }
 	for len(was) > 0 && len(is) > 0 && same(was[0], is[0]) {
 		was, is = was[1:], is[1:]
 	}
@@ -575,7 +594,7 @@ func (x *explainer) changed(key string, was, is *Event) string {
 			return key + ": " + text
 		}
 	case key == "the kernel command line":
-		if words := x.commandLine(is.SHA256().String()); words != "" {
+		if words := x.commandLine(is.digest().String()); words != "" {
 			return key + " differs; " + words
 		}
 	}
@@ -683,12 +702,31 @@ func diffGPT(was, is []byte) string {
 	return strings.Join(parts, ", ")
 }
 
-// Bounded returns x with at most n refusals and differences, for a log.
+// maxBoundedText bounds a text of a bounded Explanation, in bytes.
+const maxBoundedText = 1024
+
+// Bounded returns x with at most n refusals and differences, of bounded texts and
+// without the facts, for a log.
 func (x *Explanation) Bounded(n int) *Explanation {
 	b := *x
 	b.Omitted += max(0, len(b.Refusals)-n) + max(0, len(b.Differences)-n)
 	b.Refusals, b.Differences = b.Refusals[:min(n, len(b.Refusals))], b.Differences[:min(n, len(b.Differences))]
-	b.Facts = []Fact{}
+	b.Refusals, b.Differences, b.Facts = slices.Clone(b.Refusals), slices.Clone(b.Differences), []Fact{}
+	clip := func(texts ...*string) {
+		for _, t := range texts {
+			if len(*t) > maxBoundedText {
+				*t = strings.ToValidUTF8((*t)[:maxBoundedText], "") + "…"
+			}
+		}
+	}
+	for i := range b.Refusals {
+		r := &b.Refusals[i]
+		clip(&r.Component, &r.Message, &r.Got, &r.Want, &r.Hint)
+	}
+	for i := range b.Differences {
+		d := &b.Differences[i]
+		clip(&d.Component, &d.Text, &d.Was, &d.Is)
+	}
 	return &b
 }
 

@@ -358,6 +358,10 @@ func TestHostileLogsCannotFillAnExplanation(t *testing.T) {
 	if len(x.Differences) != 64 || x.Omitted == 0 {
 		t.Errorf("%d differences, %d omitted", len(x.Differences), x.Omitted)
 	}
+	x.Refusals[0].Message = strings.Repeat("x", 5000)
+	if b := x.Bounded(8); len(b.Refusals[0].Message) > 1100 || len(x.Refusals[0].Message) != 5000 {
+		t.Error("a text is not bounded, or was cut in the original")
+	}
 	if b := x.Bounded(8); len(b.Differences) != 8 || len(b.Refusals) != 8 || len(b.Facts) != 0 || b.Omitted <= x.Omitted {
 		t.Errorf("bounded: %d differences, %d refusals, %d omitted", len(b.Differences), len(b.Refusals), b.Omitted)
 	}
@@ -382,4 +386,23 @@ func FuzzExplain(f *testing.F) {
 			}
 		}
 	})
+}
+
+// BenchmarkExplain is what a refusal costs beside its verdict.
+func BenchmarkExplain(b *testing.B) {
+	s := realBoot(b)
+	s.collect()
+	last := s.ev
+	bend(b, s.Boot, variableOf("dbx"), func(m *papertpm.Measurement) {
+		setVariable(b, m, func([]byte) []byte { return hashList(1, "a", "b") })
+	})
+	s.policy.DBX = []manifest.SHA256{digestOf("x")}
+	s.collect()
+	r := s.verify()
+	b.ReportAllocs()
+	for b.Loop() {
+		if x := Explain(r, s.ev, s.policy, last); len(x.Differences) != 1 {
+			b.Fatal(x.Differences)
+		}
+	}
 }

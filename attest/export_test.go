@@ -62,14 +62,18 @@ func DecodeStructures(b []byte) map[string][]byte {
 // AppraiseLog judges a log as if a TPM had quoted what it leads to.
 func AppraiseLog(l *EventLog, ev *Evidence, ch *Challenge, ses *Session, known *Known, p *Policy) error {
 	v := &verification{ev: ev, ch: ch, ses: ses, known: known, p: p, r: &Result{}}
-	q := &quoted{bank: "sha256", values: map[int][]byte{}}
-	for _, pcr := range PolicyPCRs() {
-		var err error
-		if q.values[pcr], err = l.Replay("sha256", pcr); err != nil {
-			return err
+	var banks []*quoted
+	for _, bank := range l.Banks {
+		q := &quoted{bank: bank, values: map[int][]byte{}}
+		for _, pcr := range PolicyPCRs() {
+			var err error
+			if q.values[pcr], err = l.Replay(bank, pcr); err != nil {
+				return err
+			}
 		}
+		banks = append(banks, q)
 	}
-	v.appraise(l, []*quoted{q}, &SMBIOS{})
+	v.appraise(l, banks, l.main, &SMBIOS{})
 	return nil
 }
 
@@ -81,4 +85,19 @@ func (v *Verified) Clone() *Verified {
 	c := *v
 	c.transport, c.pcrs = bytes.Clone(v.transport), cloneValues(v.pcrs)
 	return &c
+}
+
+// Disagreements returns what the comparison of a log's banks finds.
+func Disagreements(l *EventLog) []Finding {
+	v := &verification{p: &Policy{}, r: &Result{}}
+	sound := map[int]bool{}
+	for pcr := range maxPCR + 1 {
+		sound[pcr] = true
+	}
+	var banks []*quoted
+	for _, bank := range l.Banks {
+		banks = append(banks, &quoted{bank: bank})
+	}
+	v.checkAgreement(l, sound, banks)
+	return v.r.Findings
 }

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,8 +15,8 @@ const maxCRTMVersion = 512
 
 // measuredFirmware is what PCR 0 proves of the firmware.
 type measuredFirmware struct {
-	crtm  string            // text of EV_S_CRTM_VERSION, empty if it was not measured as text
-	blobs []manifest.SHA256 // digest of every other event but the separator, in order
+	crtm  string   // text of EV_S_CRTM_VERSION, empty if it was not measured as text
+	blobs []digest // digest of every other event but the separator, in order, in the bank that is appraised
 }
 
 // readFirmware decodes PCR 0. A type is not authenticated, so whatever is not
@@ -25,7 +26,7 @@ func readFirmware(l *EventLog) *measuredFirmware {
 	f := &measuredFirmware{}
 	text := false
 	for _, e := range l.ForPCR(0) {
-		if isSeparator(e.SHA256()) {
+		if e.isSeparator() {
 			continue
 		}
 		data, verified := e.VerifiedData()
@@ -34,7 +35,7 @@ func readFirmware(l *EventLog) *measuredFirmware {
 			f.crtm = versionText(data)
 			continue
 		}
-		f.blobs = append(f.blobs, e.SHA256())
+		f.blobs = append(f.blobs, e.digest())
 	}
 	return f
 }
@@ -47,16 +48,39 @@ func versionText(b []byte) string {
 	return cleanText(strings.TrimRight(string(b), "\x00"))
 }
 
-// matches reports whether the measured blobs are the build's: each of Digests
-// once, and as many others as the build leaves unpinned.
-func (r *FirmwareReference) matches(blobs []manifest.SHA256) bool {
-	if len(r.Digests) == 0 || len(blobs) != len(r.Digests)+r.Unpinned {
+// digests returns the build's digests in a bank, none if they are not known.
+func (r *FirmwareReference) digests(bank string) []digest {
+	var out []digest
+	if bank == "sha384" {
+		for _, text := range r.SHA384 {
+			d, err := hex.DecodeString(text)
+			if err != nil || len(d) != 48 {
+				return nil
+			}
+			out = append(out, digest(d))
+		}
+		return out
+	}
+	for _, d := range r.Digests {
+		if d.IsZero() {
+			return nil
+		}
+		out = append(out, digest(d[:]))
+	}
+	return out
+}
+
+// matches reports whether the measured blobs are the build's: each of its
+// digests once, and as many others as the build leaves unpinned.
+func (r *FirmwareReference) matches(bank string, blobs []digest) bool {
+	want := r.digests(bank)
+	if len(want) == 0 || len(blobs) != len(want)+r.Unpinned {
 		return false
 	}
 	rest := slices.Clone(blobs)
-	for _, d := range r.Digests {
+	for _, d := range want {
 		i := slices.Index(rest, d)
-		if i < 0 || d.IsZero() {
+		if i < 0 {
 			return false
 		}
 		rest = slices.Delete(rest, i, i+1)
@@ -72,11 +96,11 @@ func (r *FirmwareReference) forModel(s *SMBIOS) bool {
 // findReference returns the reference of what was measured, or of what is only
 // claimed, and how far that is proven. Denied references win over allowed ones of
 // the same build.
-func findReference(refs []FirmwareReference, m *measuredFirmware, s *SMBIOS) (*FirmwareReference, FirmwareVerdict) {
+func findReference(refs []FirmwareReference, bank string, m *measuredFirmware, s *SMBIOS) (*FirmwareReference, FirmwareVerdict) {
 	var best *FirmwareReference
 	for i := range refs {
 		r := &refs[i]
-		if r.forModel(s) && r.matches(m.blobs) && (best == nil || r.Status != FirmwareAllowed) {
+		if r.forModel(s) && r.matches(bank, m.blobs) && (best == nil || r.Status != FirmwareAllowed) {
 			best = r
 		}
 	}
@@ -122,12 +146,14 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBI
 		return
 	}
 	m := readFirmware(l)
-	fw.Digests = m.blobs[:min(maxFindings, len(m.blobs))]
 	v.fact("firmware.crtm", m.crtm, TrustQuoted)
-	for _, d := range fw.Digests {
+	for _, d := range m.blobs[:min(maxFindings, len(m.blobs))] {
+		if l.main == "sha256" {
+			fw.Digests = append(fw.Digests, manifest.SHA256([]byte(d)))
+		}
 		v.fact("firmware.digest", d.String(), TrustDigest)
 	}
-	ref, verdict := findReference(v.p.Firmware.References, m, s)
+	ref, verdict := findReference(v.p.Firmware.References, l.main, m, s)
 	fw.Verdict = verdict
 	switch released := v.p.Firmware.releases(verdict); {
 	case ref == nil || verdict == FirmwareClaimedOnly && !released:
@@ -139,7 +165,7 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBI
 			Code: CodeFirmwareUnknown,
 			Message: fmt.Sprintf("PCR 0: the firmware of %q %q %s, but what was measured (%s) is none of %d known builds",
 				s.Manufacturer, s.Product, claim, listDigests(m.blobs), len(v.p.Firmware.References)),
-			Got: listDigests(m.blobs), Want: expectedDigests(v.p.Firmware.References, s),
+			Got: listDigests(m.blobs), Want: expectedDigests(v.p.Firmware.References, l.main, s),
 			Hint: "compare with the known builds: sealift firmware catalogue; add this one if you trust it",
 		})
 		return
@@ -186,7 +212,7 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBI
 	}
 }
 
-func listDigests(ds []manifest.SHA256) string {
+func listDigests(ds []digest) string {
 	var parts []string
 	for _, d := range ds[:min(maxListed, len(ds))] {
 		parts = append(parts, d.String())
@@ -201,11 +227,11 @@ func listDigests(ds []manifest.SHA256) string {
 }
 
 // expectedDigests lists the digests of the allowed builds for the model.
-func expectedDigests(refs []FirmwareReference, s *SMBIOS) string {
+func expectedDigests(refs []FirmwareReference, bank string, s *SMBIOS) string {
 	var parts []string
 	for i := range refs {
 		if r := &refs[i]; r.Status == FirmwareAllowed && r.forModel(s) && len(parts) < maxListed {
-			parts = append(parts, fmt.Sprintf("%s: %s", cleanText(r.Version), listDigests(r.Digests)))
+			parts = append(parts, fmt.Sprintf("%s: %s", cleanText(r.Version), listDigests(r.digests(bank))))
 		}
 	}
 	return strings.Join(parts, "; ")

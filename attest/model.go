@@ -194,10 +194,10 @@ func (b *measuredBoot) appraiseConfiguration() {
 		return
 	}
 	for _, e := range b.log.ForPCR(1) {
-		if isSeparator(e.SHA256()) {
+		if e.isSeparator() {
 			continue
 		}
-		if _, ok := b.v.component(1, e.SHA256()); !ok {
+		if _, ok := b.v.component(1, e.reference()); !ok {
 			b.unknown(e, "a setting or table that the policy does not list for this model", "set the firmware's setup back, or add the event to the policy: sealift attest log shows it")
 		}
 	}

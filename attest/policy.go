@@ -27,6 +27,10 @@ type Policy struct {
 	// NotInForce says why the policy gives nothing now, for example that it has
 	// expired. Empty: it is in force.
 	NotInForce string
+	// Bank is the PCR bank that evidence is appraised by, sha256 or sha384, and
+	// which therefore must be active. Empty: SHA-256, or SHA-384 where the TPM
+	// says that its SHA-256 bank is off.
+	Bank string
 }
 
 // DeniedImage is a known image that is given nothing.
@@ -50,6 +54,19 @@ const (
 type TPMPolicy struct {
 	Roots   []TPMRoot
 	Allowed []TPMClass // classes that may be given secrets
+
+	// Imported are endorsement certificates that the owner brings for machines
+	// whose TPM has none, or none that leads to a root.
+	Imported map[MachineID]*x509.Certificate
+	// AllowExpired accepts an endorsement certificate that has expired; the
+	// authorities above it must be valid all the same.
+	AllowExpired bool
+	// Revocations are the authorities' lists. RequireRevocation refuses a chain
+	// in which an issuer has no list that is in force.
+	Revocations       *Revocations
+	RequireRevocation bool
+	// Denied are TPM firmwares that are given nothing.
+	Denied []TPMDenial
 }
 
 // TPMRoot is a trusted certificate authority for endorsement keys.
@@ -57,6 +74,9 @@ type TPMRoot struct {
 	Class        TPMClass
 	Certificate  *x509.Certificate
 	Intermediate bool // not trusted by itself, only offered for building chains
+	// Vendors are the manufacturers whose TPMs the root may vouch for. Empty:
+	// any, as for an authority of the owner's own.
+	Vendors []TPMVendor
 }
 
 // FirmwarePolicy is the set of firmware that a machine may boot. Package
@@ -77,6 +97,9 @@ type FirmwareReference struct {
 	// Digests are the SHA-256 digests of the EV_EFI_PLATFORM_FIRMWARE_BLOB
 	// or _BLOB2 events that identify the build; all of them must be in PCR 0.
 	Digests []manifest.SHA256
+	// SHA384 are the digests of the same volumes in the SHA-384 bank, in hex,
+	// for machines that are appraised by it.
+	SHA384 []string
 	// Unpinned is the number of further firmware blob events that the build
 	// measures with a digest that is different on each configuration (OVMF's
 	// PEI volume, which writes into itself before it is measured).

@@ -15,9 +15,13 @@ import (
 // quoted is what a valid quote proves of one PCR bank.
 type quoted struct {
 	bank   string
-	values map[int][]byte // PolicyPCRs
+	values map[int][]byte // PolicyPCRs; nil if the TPM says that the bank is off
 	time   tpmTime
 }
+
+// off reports whether the bank has none of the PCRs: nothing can be extended
+// into it.
+func (q *quoted) off() bool { return q.values == nil }
 
 // tpmTime is what every TPMS_ATTEST says of its TPM (Part 2, 10.11.1).
 type tpmTime struct {
@@ -115,6 +119,10 @@ func timeOf(a *tpm2.TPMSAttest) tpmTime {
 // checkQuote checks one quote: the checks of checkAttest, the bank and exactly
 // PolicyPCRs as its selection, and that its digest is the one of the PCR
 // values sent beside it.
+//
+// A quote without values says that the bank is off: a TPM takes those PCRs out
+// of the selection that it does not have (Part 3, 18.4), so that its selection
+// must be empty.
 func checkQuote(q *Quote, key *ecdsa.PublicKey, akName, extra []byte) (*quoted, *checkError) {
 	what := "quote of bank " + printable([]byte(q.Bank), 8)
 	hash, ok := bankHash(q.Bank)
@@ -130,18 +138,25 @@ func checkQuote(q *Quote, key *ecdsa.PublicKey, akName, extra []byte) (*quoted, 
 	if err != nil {
 		return nil, failf(CodeMalformed, "%s: %v", what, err)
 	}
-	if want := selectionOf(bankAlg(q.Bank), PolicyPCRs()); !equalSelection(info.PCRSelect, want) {
+	pcrs := PolicyPCRs()
+	if len(q.PCRs) == 0 {
+		pcrs = nil
+	}
+	if want := selectionOf(bankAlg(q.Bank), pcrs); !equalSelection(info.PCRSelect, want) {
 		e := failf(CodeQuoteSelection, "%s: it covers %s, want %s", what, selectionText(info.PCRSelect), selectionText(want))
 		e.got, e.want = selectionText(info.PCRSelect), selectionText(want)
 		return nil, e
 	}
-	if len(q.PCRs) != len(PolicyPCRs()) {
+	if len(q.PCRs) != len(pcrs) {
 		return nil, failf(CodeQuoteDigest, "%s: %d PCR values were sent, want %d", what, len(q.PCRs), len(PolicyPCRs()))
 	}
-	for _, p := range PolicyPCRs() {
+	for _, p := range pcrs {
 		if len(q.PCRs[p]) != hash.Size() {
 			return nil, failf(CodeQuoteDigest, "%s: PCR %d has %d bytes, want %d", what, p, len(q.PCRs[p]), hash.Size())
 		}
+	}
+	if pcrs == nil {
+		return &quoted{bank: q.Bank, time: timeOf(a)}, nil
 	}
 	if got := pcrDigest(q.PCRs); !bytes.Equal(got, info.PCRDigest.Buffer) {
 		e := failf(CodeQuoteDigest, "%s: the PCR values sent have the digest %x, the quote has %x", what, got, info.PCRDigest.Buffer)
@@ -221,13 +236,13 @@ func checkClock(t tpmTime, known *Known) []string {
 // that nobody quotes could be extended with anything (CVE-2021-42299).
 func (v *verification) checkBanks(l *EventLog) {
 	for _, b := range l.Banks {
-		if slices.ContainsFunc(v.ev.Quotes, func(q Quote) bool { return q.Bank == b }) || b == "sha256" {
-			continue // that SHA-256 is not quoted was found before
+		if slices.ContainsFunc(v.ev.Quotes, func(q Quote) bool { return q.Bank == b }) {
+			continue
 		}
 		v.find(Finding{
 			Code:    CodeQuoteMissing,
 			Message: fmt.Sprintf("firmware measures into the bank %s, but it is not quoted", b),
-			Hint:    "activate in the firmware's setup only banks that the TPM can quote, SHA-256 among them",
+			Hint:    "activate in the firmware's setup only banks that the TPM can quote, SHA-256 or SHA-384 among them",
 		})
 	}
 }

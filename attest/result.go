@@ -39,10 +39,15 @@ const (
 	CodeActivation      Code = "ak.not-activated"   // AK and EK not proven to be in one TPM
 	CodeEKCertificate   Code = "ek.untrusted"       // no chain to a trusted root, or not an EK certificate
 	CodeEKMismatch      Code = "ek.mismatch"        // certificate and key differ
+	CodeEKExpired       Code = "ek.expired"
+	CodeEKWeak          Code = "ek.weak" // the key can be computed from its public part
+	CodeEKRevoked       Code = "ek.revoked"
+	CodeEKRevocation    Code = "ek.revocation-unknown" // the policy wants a list that is in force, and there is none
 	CodeTPMClass        Code = "tpm.class-not-allowed"
-	CodeAKAttributes    Code = "ak.attributes" // not a restricted, fixed signing key of the expected kind
+	CodeTPMVendor       Code = "tpm.vendor-not-allowed" // the root may not vouch for this manufacturer
+	CodeAKAttributes    Code = "ak.attributes"          // not a restricted, fixed signing key of the expected kind
 	CodeAKChanged       Code = "ak.changed"
-	CodeQuoteMissing    Code = "quote.missing" // no SHA-256 bank, or a bank of the log is not quoted
+	CodeQuoteMissing    Code = "quote.missing" // neither SHA-256 nor SHA-384, or a bank of the log is not quoted
 	CodeQuoteSignature  Code = "quote.signature"
 	CodeQuoteFormat     Code = "quote.format" // magic, type or scheme
 	CodeQuoteNonce      Code = "quote.nonce"  // extraData is not ours
@@ -50,6 +55,7 @@ const (
 	CodeQuoteDigest     Code = "quote.digest" // PCR values sent are not the ones quoted
 	CodeClock           Code = "tpm.clock"    // clock not safe or went backwards
 	CodeTPMFirmware     Code = "tpm.firmware" // the TPM's own firmware is older than before
+	CodeTPMDenied       Code = "tpm.firmware-denied"
 	CodeTransport       Code = "transport.invalid"
 	CodeLogMalformed    Code = "eventlog.malformed"
 	CodeLogReplay       Code = "eventlog.replay"    // log does not lead to the quoted value
@@ -127,7 +133,8 @@ type Verified struct {
 	machine      MachineID
 	akName       []byte
 	transport    []byte         // TPMT_PUBLIC of the transport key
-	pcrs         map[int][]byte // SHA-256 bank, PolicyPCRs
+	bank         string         // whose state the transport key is bound to
+	pcrs         map[int][]byte // PolicyPCRs of this bank
 	resetCount   uint32
 	restartCount uint32
 	clock        uint64

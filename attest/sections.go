@@ -1,11 +1,8 @@
 package attest
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"strings"
-
-	"github.com/sealift/sealift/image/manifest"
 )
 
 const hintReinstall = "the image on the disk was altered: install the machine anew, or give the service the signed manifest of this image"
@@ -13,7 +10,7 @@ const hintReinstall = "the image on the disk was altered: install the machine an
 // measuredSection is a UKI section as systemd-stub measured it into PCR 11.
 type measuredSection struct {
 	name   string
-	digest manifest.SHA256
+	digest digest
 	event  int // number of the event with the digest
 }
 
@@ -31,15 +28,17 @@ func (b *measuredBoot) readSections() []measuredSection {
 	if !b.sound[11] {
 		return nil
 	}
-	names := map[manifest.SHA256]string{}
-	for _, n := range sectionNames() {
-		names[sha256.Sum256([]byte(n+"\x00"))] = n
-	}
 	var out []measuredSection
 	events := b.log.ForPCR(11)
+	names := map[digest]string{}
+	for _, n := range sectionNames() {
+		if len(events) > 0 {
+			names[hashOf(events[0].hash, []byte(n+"\x00"))] = n
+		}
+	}
 	for i := 0; i < len(events); i += 2 {
 		e := events[i]
-		name, ok := names[e.SHA256()]
+		name, ok := names[e.digest()]
 		if !ok || i+1 == len(events) {
 			b.unknown(e, fmt.Sprintf("want a section's name and contents after %d sections", len(out)), hintReinstall)
 			break
@@ -49,7 +48,7 @@ func (b *measuredBoot) readSections() []measuredSection {
 				b.retyped(e, "section "+name)
 			}
 		}
-		out = append(out, measuredSection{name, events[i+1].SHA256(), events[i+1].Number})
+		out = append(out, measuredSection{name, events[i+1].digest(), events[i+1].Number})
 	}
 	return out
 }
@@ -71,7 +70,7 @@ func (b *measuredBoot) chooseReference(sections []measuredSection) {
 		equal := 0
 		for _, want := range m.UKI.Sections {
 			for _, got := range sections {
-				if got.name == want.Name && got.digest == want.SHA256 {
+				if got.name == want.Name && got.digest == b.expected(m, want.SHA256) {
 					equal++
 				}
 			}
@@ -90,7 +89,7 @@ func (b *measuredBoot) appraiseSections(sections []measuredSection) {
 	}
 	want := b.reference.UKI.Sections
 	image := imageName(b.reference)
-	bad := func(code Code, got, wanted manifest.SHA256, format string, args ...any) {
+	bad := func(code Code, got digest, wanted, format string, args ...any) {
 		f := Finding{Code: code, Message: "PCR 11: " + fmt.Sprintf(format, args...), Hint: hintReinstall}
 		if strings.HasPrefix(format, "section %s") {
 			f.Component = fmt.Sprintf("section %s", args[0])
@@ -98,12 +97,10 @@ func (b *measuredBoot) appraiseSections(sections []measuredSection) {
 		if !got.IsZero() {
 			f.Got = got.String()
 		}
-		if !wanted.IsZero() {
-			f.Want = wanted.String()
-		}
+		f.Want = wanted
 		b.v.findPCR(11, f)
 	}
-	none := manifest.SHA256{}
+	const none = ""
 	if len(want) == 0 {
 		bad(CodeSection, none, none, "the manifest of image %s names no sections to compare with", image)
 	}
@@ -121,15 +118,16 @@ func (b *measuredBoot) appraiseSections(sections []measuredSection) {
 	for _, w := range want {
 		known[w.Name] = true
 		got, ok := measured[w.Name]
+		reference, wanted := b.expected(b.reference, w.SHA256), b.want(b.reference, w.SHA256)
 		switch {
 		case !ok:
-			bad(CodeSection, none, w.SHA256, "section %s of image %s was not measured", w.Name, image)
+			bad(CodeSection, none, wanted, "section %s of image %s was not measured", w.Name, image)
 			continue
-		case (got.digest != w.SHA256 || w.SHA256.IsZero()) && w.Name == ".cmdline":
-			bad(CodeCmdline, got.digest, w.SHA256, "the kernel command line (section .cmdline) differs from that of image %s: measured %s, want %s (%q)",
-				image, got.digest, w.SHA256, b.reference.UKI.Cmdline)
-		case got.digest != w.SHA256 || w.SHA256.IsZero():
-			bad(CodeSection, got.digest, w.SHA256, "section %s differs from that of image %s: measured %s, want %s", w.Name, image, got.digest, w.SHA256)
+		case got.digest != reference && w.Name == ".cmdline":
+			bad(CodeCmdline, got.digest, wanted, "the kernel command line (section .cmdline) differs from that of image %s: measured %s, want %s (%q)",
+				image, got.digest, wanted, b.reference.UKI.Cmdline)
+		case got.digest != reference:
+			bad(CodeSection, got.digest, wanted, "section %s differs from that of image %s: measured %s, want %s", w.Name, image, got.digest, wanted)
 		}
 		ordered = ordered && got.event > last
 		last = got.event

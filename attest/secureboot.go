@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"slices"
@@ -22,6 +23,11 @@ type measuredVariable struct {
 	data  []byte
 }
 
+// reference returns the SHA-256 digest by which references name the variable. It
+// is of the event's data, which was proven to be what was measured, so that it
+// holds in whichever bank that was proven.
+func (v *measuredVariable) reference() manifest.SHA256 { return sha256.Sum256(v.event.UntrustedData) }
+
 // readSecureBoot decodes PCR 7 (PFP, "PCR[7] - Secure Boot Policy Measurements"). Each EV_EFI_VARIABLE_DRIVER_CONFIG
 // event must be of a variable that belongs there, with data that is what was
 // measured, once, and before the separator. It returns nil if the PCR's
@@ -34,7 +40,7 @@ func (b *measuredBoot) readSecureBoot() *secureBoot {
 	separated := false
 	for _, e := range b.log.ForPCR(7) {
 		switch {
-		case isSeparator(e.SHA256()):
+		case e.isSeparator():
 			separated = true
 		case e.UntrustedType == EventAuthority:
 			sb.authorities = append(sb.authorities, e)
@@ -131,10 +137,10 @@ func (b *measuredBoot) appraiseKeys(v *measuredVariable, name string, want manif
 	case want.IsZero():
 		f.Message, f.Want = fmt.Sprintf("the manifest of image %s has no digest of %s to compare with", image, name), ""
 		f.Hint = "build the image with a key directory, and give the service its manifest"
-	case v.event.SHA256() == want:
+	case v.reference() == want:
 		return
 	default:
-		f.Got = v.event.SHA256().String()
+		f.Got = v.reference().String()
 		f.Message = fmt.Sprintf("PCR 7: %s holds %s (digest %s), image %s was signed for another %s (digest %s)",
 			name, describeSignatures(v.data), f.Got, image, name, want)
 	}
@@ -146,7 +152,7 @@ func (b *measuredBoot) appraiseDBX(v *measuredVariable) {
 		b.v.findPCR(7, Finding{Code: CodeSecureBootKeys, Component: "dbx", Message: "PCR 7: the variable dbx was not measured", Hint: hintInspectLog})
 		return
 	}
-	d := v.event.SHA256()
+	d := v.reference()
 	b.v.fact("secureboot.dbx", d.String(), TrustQuoted)
 	b.appraiseDBXSuperset(v)
 	if len(b.v.p.DBX) > 0 && !slices.Contains(b.v.p.DBX, d) {
@@ -168,16 +174,16 @@ func (b *measuredBoot) appraiseAuthorities(sb *secureBoot) {
 	want := b.reference.SecureBoot.Authority
 	seen := false
 	for _, e := range sb.authorities {
-		if name, ok := b.v.component(7, e.SHA256()); ok {
+		if name, ok := b.v.component(7, e.reference()); ok {
 			b.v.fact("component", "PCR 7: "+name, TrustQuoted)
 			continue
 		}
-		f := Finding{Code: CodeAuthority, Got: e.SHA256().String(), Want: want.String(),
+		f := Finding{Code: CodeAuthority, Got: e.digest().String(), Want: b.want(b.reference, want),
 			Hint: "something signed with another certificate was loaded: " + hintRemoveHardware}
 		switch {
-		case e.SHA256() != want || want.IsZero():
+		case e.digest() != b.expected(b.reference, want):
 			f.Message = fmt.Sprintf("PCR 7, event %d: an image or driver was verified with %s (digest %s), want only the certificate of image %s (digest %s)",
-				e.Number, describeAuthority(e), f.Got, imageName(b.reference), want)
+				e.Number, describeAuthority(e), f.Got, imageName(b.reference), f.Want)
 		case seen:
 			f.Message, f.Hint = fmt.Sprintf("PCR 7, event %d: the certificate of image %s was measured twice", e.Number, imageName(b.reference)), hintInspectLog
 		default:

@@ -49,15 +49,15 @@ func pcrDigest(values map[int][]byte) []byte {
 	return h.Sum(nil)
 }
 
-// policyPCR returns the policy digest of one TPM2_PolicyPCR (Part 3, 23.7) over
-// PolicyPCRs of the SHA-256 bank with these values.
-func policyPCR(values map[int][]byte) ([]byte, error) {
+// policyPCR returns the policy digest of one TPM2_PolicyPCR (Part 3, 23.7), in a
+// SHA-256 session, over PolicyPCRs of a bank with these values.
+func policyPCR(bank string, values map[int][]byte) ([]byte, error) {
 	c, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA256)
 	if err != nil {
 		return nil, fmt.Errorf("pcr policy: %w", err)
 	}
 	p := tpm2.PolicyPCR{
-		Pcrs:      selectionOf(tpm2.TPMAlgSHA256, PolicyPCRs()),
+		Pcrs:      selectionOf(bankAlg(bank), PolicyPCRs()),
 		PcrDigest: tpm2.TPM2BDigest{Buffer: pcrDigest(values)},
 	}
 	if err := p.Update(c); err != nil {

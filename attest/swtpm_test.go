@@ -206,6 +206,7 @@ func TestCredentialsForEachKindOfEndorsementKeyAreActivated(t *testing.T) {
 		"P-256":    {config: tpmtest.Config{P256Certificate: true}, kind: "ECC P-256"},
 		"P-384":    {kind: "ECC P-384"},
 		"RSA-2048": {drop: 0x01c00016, kind: "RSA-2048"},
+		"RSA-3072": {config: tpmtest.Config{RSABits: 3072}, drop: 0x01c00016, kind: "RSA-3072"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -18,7 +18,7 @@ func transportName(t *TransportKey) []byte { return nameOf(t.Public) }
 //   - it is an ECC P-256 storage key with AES-128-CFB that never left its TPM
 //     (restricted, decrypt, fixedTPM, fixedParent, sensitiveDataOrigin), and
 //     no authorization value opens it (userWithAuth clear);
-//   - its policy is TPM2_PolicyPCR over exactly the SHA-256 values quoted;
+//   - its policy is TPM2_PolicyPCR over exactly the values quoted of q's bank;
 //   - the attestation key certifies (TPM2_CertifyCreation, Part 3, 18.3), for
 //     this challenge, that its TPM created the key of this Name;
 //   - the creation data (Part 2, 15.1) is the one certified, and names
@@ -26,10 +26,10 @@ func transportName(t *TransportKey) []byte { return nameOf(t.Public) }
 //     either no PCR or PolicyPCRs with the values quoted.
 //
 // It returns the counters in the certification.
-func checkTransport(t *TransportKey, pcrs map[int][]byte, key *ecdsa.PublicKey, akName, nonce []byte) (tpmTime, *checkError) {
+func checkTransport(t *TransportKey, q *quoted, key *ecdsa.PublicKey, akName, nonce []byte) (tpmTime, *checkError) {
 	const what = "transport key"
 	none := tpmTime{}
-	if err := checkTransportPublic(t.Public, pcrs); err != nil {
+	if err := checkTransportPublic(t.Public, q); err != nil {
 		return none, failf(CodeTransport, "%s: %v", what, err)
 	}
 	a, cerr := checkAttest(what+" certification", t.Certify, t.Signature, tpm2.TPMSTAttestCreation, key, akName, CertifyData(nonce))
@@ -47,13 +47,13 @@ func checkTransport(t *TransportKey, pcrs map[int][]byte, key *ecdsa.PublicKey, 
 	if h := sha256.Sum256(t.CreationData); !bytes.Equal(info.CreationHash.Buffer, h[:]) {
 		return none, failf(CodeTransport, "%s: the certified creation data has the digest %x, the data sent has %x", what, info.CreationHash.Buffer, h)
 	}
-	if err := checkCreation(t.CreationData, pcrs); err != nil {
+	if err := checkCreation(t.CreationData, q); err != nil {
 		return none, failf(CodeTransport, "%s: %v", what, err)
 	}
 	return timeOf(a), nil
 }
 
-func checkTransportPublic(public []byte, pcrs map[int][]byte) error {
+func checkTransportPublic(public []byte, q *quoted) error {
 	p, err := decodePublic("public area", public)
 	if err != nil {
 		return err
@@ -78,17 +78,17 @@ func checkTransportPublic(public []byte, pcrs map[int][]byte) error {
 	if _, err := eccPoint("key", p, parms); err != nil {
 		return err
 	}
-	policy, err := policyPCR(pcrs)
+	policy, err := policyPCR(q.bank, q.values)
 	if err != nil {
 		return err
 	}
 	if !bytes.Equal(p.AuthPolicy.Buffer, policy) {
-		return fmt.Errorf("its policy is %x, want %x, that of the quoted PCRs", p.AuthPolicy.Buffer, policy)
+		return fmt.Errorf("its policy is %x, want %x, that of the PCRs quoted of bank %s", p.AuthPolicy.Buffer, policy, q.bank)
 	}
 	return nil
 }
 
-func checkCreation(data []byte, pcrs map[int][]byte) error {
+func checkCreation(data []byte, q *quoted) error {
 	c, err := decodeCreation("creation data", data)
 	if err != nil {
 		return err
@@ -100,11 +100,11 @@ func checkCreation(data []byte, pcrs map[int][]byte) error {
 	if len(c.PCRSelect.PCRSelections) == 0 {
 		return nil
 	}
-	want := selectionOf(tpm2.TPMAlgSHA256, PolicyPCRs())
+	want := selectionOf(bankAlg(q.bank), PolicyPCRs())
 	if !equalSelection(c.PCRSelect, want) {
 		return fmt.Errorf("it was created under %s, want none or %s", selectionText(c.PCRSelect), selectionText(want))
 	}
-	if d := pcrDigest(pcrs); !bytes.Equal(c.PCRDigest.Buffer, d) {
+	if d := pcrDigest(q.values); !bytes.Equal(c.PCRDigest.Buffer, d) {
 		return fmt.Errorf("it was created in another state than the quoted one: PCR digest is %x, want %x", c.PCRDigest.Buffer, d)
 	}
 	return nil

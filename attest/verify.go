@@ -46,13 +46,14 @@ type verification struct {
 //   - the attestation key: AKName, proof of activation, and the same key as
 //     last time;
 //   - each quote: magic, type, signature and its scheme, extraData, signer,
-//     exact PCR selection, digest of the values sent; SHA-256 and every bank
-//     of the event log quoted, all of one boot;
+//     exact PCR selection, digest of the values sent; SHA-256, or SHA-384 with
+//     the TPM's word that SHA-256 is off, and every bank of the event log
+//     quoted, all of one boot;
 //   - the transport key: checkTransport, certified in the same boot;
 //   - the TPM's counters, clock and firmware version against the last accepted
-//     evidence;
+//     evidence, and its firmware against the policy's denials;
 //   - the event log: strict format, replay of every bank to the quoted values,
-//     one valid separator in each of PCR 0 to 7;
+//     the same events in every bank, one valid separator in each of PCR 0 to 7;
 //   - what booted: Secure Boot on with the image's keys (PCR 7), an allowed
 //     image and nothing else (PCR 4), its sections (PCR 11), initrd and command
 //     line (PCR 9), no other driver or event (PCR 2, 3, 5, 6), PCR 12 to 15
@@ -82,7 +83,7 @@ func Verify(ev *Evidence, ch *Challenge, s *Session, known *Known, p *Policy) *R
 	v.checkChallenge()
 	ek := v.checkEndorsement()
 	key, akName := v.checkAttestationKey()
-	v.rooted = ek && key != nil && len(v.r.Findings) == 0
+	v.rooted = ek != nil && key != nil && len(v.r.Findings) == 0
 	if p.NotInForce != "" {
 		v.find(Finding{Code: CodePolicyDates, Message: "the policy gives nothing now: " + p.NotInForce, Hint: "sign and enable a policy that is in force: sealift policy sign"})
 	}
@@ -92,13 +93,16 @@ func Verify(ev *Evidence, ch *Challenge, s *Session, known *Known, p *Policy) *R
 	if key != nil {
 		banks, proof = v.checkQuotes(key, akName)
 	}
+	if ek != nil && proof != nil {
+		v.checkDenied(ek, proof.tpmFirmware)
+	}
 	log := v.parseLog()
 	if log != nil {
 		v.checkBanks(log)
 	}
 	smbios := v.parseSMBIOS()
-	if log != nil && len(banks) > 0 {
-		v.appraise(log, banks, smbios)
+	if log != nil && proof != nil {
+		v.appraise(log, banks, proof.bank, smbios)
 	}
 	v.checkMachine(proof)
 	if v.dropped > 0 {
@@ -210,23 +214,33 @@ func (v *verification) checkChallenge() {
 }
 
 // checkEndorsement checks the endorsement key and names the machine. It
-// reports whether a trusted authority vouches for the key.
-func (v *verification) checkEndorsement() bool {
-	if id, err := EKMachineID(v.ev.EKPublic); err == nil {
-		v.r.Machine = id
-	}
-	ek, findings := VerifyEK(v.ev.EKPublic, v.ev.EKCertificates, &v.p.TPM, v.ses.Now)
+// returns the key if a trusted authority vouches for it.
+func (v *verification) checkEndorsement() *EndorsementKey {
+	_, key, err := checkEK(v.ev.EKPublic)
+	v.r.Machine, err = machineIfGood(key, err)
+	ek, findings := v.p.TPM.verifyEK(v.r.Machine, key, err, v.ev.EKCertificates, v.ses.Now)
 	for _, f := range findings {
 		v.find(f)
 	}
 	if ek == nil {
-		return false
+		return nil
 	}
 	// The certificate is what says these; that the TPM is the certificate's is
 	// what activation proves.
 	v.fact("tpm.class", string(ek.Class()), TrustRecorded)
 	v.fact("tpm.certificate", certificateName(ek.Certificate()), TrustRecorded)
-	return true
+	if m := ek.Model(); m.Vendor != 0 {
+		v.fact("tpm.vendor", m.Vendor.String(), TrustRecorded)
+		v.fact("tpm.model", m.Model, TrustRecorded)
+	}
+	v.fact("tpm.certificate.quirks", strings.Join(ek.quirks, " "), TrustRecorded)
+	if ek.imported {
+		v.fact("tpm.certificate.source", "imported", TrustRecorded)
+	}
+	if ek.expired {
+		v.fact("tpm.certificate.expired", ek.Certificate().NotAfter.UTC().Format(time.RFC3339), TrustRecorded)
+	}
+	return ek
 }
 
 // checkAttestationKey returns the attestation key and its Name, or nil.
@@ -259,14 +273,14 @@ func (v *verification) checkAttestationKey() (*ecdsa.PublicKey, []byte) {
 }
 
 // checkQuotes checks all that the attestation key signed. It returns the valid
-// quotes, none of them unless the SHA-256 bank is among them, and what they
+// quotes of active banks, none of them unless they suffice, and what they
 // prove. The proof is worth something only if there is no finding at all.
 func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quoted, *Verified) {
 	extra := QualifyingData(Binding{
 		Purpose: v.ch.Purpose, Nonce: v.ch.Nonce, Exporter: v.ses.Exporter, TransportID: transportName(&v.ev.Transport),
 	}, v.ev)
+	byBank := map[string]*quoted{}
 	var banks []*quoted
-	var main *quoted
 	seen := map[string]bool{}
 	for i := range v.ev.Quotes {
 		if bank := v.ev.Quotes[i].Bank; seen[bank] {
@@ -280,19 +294,14 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 			v.fail(err, quoteHint(err.code))
 			continue
 		}
+		byBank[q.bank] = q
 		banks = append(banks, q)
-		if q.bank == "sha256" {
-			main = q
-		}
 	}
+	main := v.mainBank(byBank, seen)
 	if main == nil {
-		if !seen["sha256"] {
-			v.find(Finding{Code: CodeQuoteMissing, Message: "the sha256 bank is not quoted: SHA-1 never suffices",
-				Hint: "activate the SHA-256 bank in the firmware's setup"})
-		}
 		return nil, nil
 	}
-	t, err := checkTransport(&v.ev.Transport, main.values, key, akName, v.ch.Nonce)
+	t, err := checkTransport(&v.ev.Transport, main, key, akName, v.ch.Nonce)
 	if err != nil {
 		v.fail(err, hintAgent)
 	}
@@ -315,6 +324,7 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 			Hint: "update the TPM's firmware; if it was set back on purpose: " + v.command("approve"),
 		})
 	}
+	banks = slices.DeleteFunc(banks, (*quoted).off)
 	v.fact("tpm.firmware", fmt.Sprintf("%#x", main.time.firmware), TrustQuoted)
 	v.fact("tpm.resets", fmt.Sprint(main.time.resetCount), TrustQuoted)
 	v.fact("tpm.restarts", fmt.Sprint(main.time.restartCount), TrustQuoted)
@@ -323,12 +333,55 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 		machine:      v.r.Machine,
 		akName:       akName,
 		transport:    bytes.Clone(v.ev.Transport.Public),
+		bank:         main.bank,
 		pcrs:         cloneValues(main.values),
 		resetCount:   main.time.resetCount,
 		restartCount: main.time.restartCount,
 		clock:        main.time.clock,
 		tpmFirmware:  main.time.firmware,
 	}
+}
+
+// mainBank returns the quote of the bank to whose state the agent binds the
+// transport key: SHA-256 if it is active, else SHA-384. It adds a finding and
+// returns nil if the quotes do not suffice.
+//
+// A bank that is not quoted could be the only one that the firmware extends, and
+// the one that is quoted could be an active but empty bank that an attacker's
+// system filled (CVE-2021-42299). So SHA-384 counts for itself only together with
+// the TPM's statement that SHA-256 is off.
+func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool) *quoted {
+	missing := func(hint, format string, args ...any) *quoted {
+		v.find(Finding{Code: CodeQuoteMissing, Message: fmt.Sprintf(format, args...), Hint: hint})
+		return nil
+	}
+	q := quotes["sha256"]
+	if q == nil && sent["sha256"] {
+		return nil // what is wrong with it was found
+	}
+	if q == nil {
+		return missing("activate the SHA-256 bank in the firmware's setup, or use an agent of this version",
+			"the sha256 bank is not quoted, nor the TPM's word that it is off: SHA-1 never suffices")
+	}
+	if q.off() {
+		if q = quotes["sha384"]; q == nil && sent["sha384"] {
+			return nil
+		}
+		if q == nil || q.off() {
+			return missing("activate the SHA-256 or the SHA-384 bank in the firmware's setup",
+				"the sha256 and sha384 banks are off: SHA-1 never suffices")
+		}
+	}
+	switch want := quotes[v.p.Bank]; {
+	case v.p.Bank == "":
+	case !slices.Contains(appraisalBanks(), v.p.Bank):
+		return missing("set the bank of the policy to sha256 or sha384", "the policy appraises by the bank %q, want one of %q", cleanText(v.p.Bank), appraisalBanks())
+	case want == nil && sent[v.p.Bank]:
+		return nil
+	case want == nil || want.off():
+		return missing("activate the bank in the firmware's setup", "the policy appraises by the bank %s, which is not active", v.p.Bank)
+	}
+	return q
 }
 
 func cloneValues(m map[int][]byte) map[int][]byte {
@@ -378,9 +431,20 @@ func (v *verification) parseSMBIOS() *SMBIOS {
 }
 
 // appraise judges the event log against the valid quotes.
-func (v *verification) appraise(l *EventLog, banks []*quoted, smbios *SMBIOS) {
+func (v *verification) appraise(l *EventLog, banks []*quoted, main string, smbios *SMBIOS) {
 	v.smbios = smbios
+	if v.p.Bank != "" {
+		main = v.p.Bank
+	}
+	if !slices.Contains(l.Banks, main) {
+		v.find(Finding{Code: CodeLogReplay, Message: fmt.Sprintf("bank %s is active and quoted, but the event log has only %q", main, l.Banks),
+			Hint: "activate in the firmware's setup only banks that the firmware measures into"})
+		return
+	}
+	l.appraiseBy(main)
+	v.fact("pcr.bank", main, TrustQuoted)
 	sound := v.replay(l, banks)
+	v.checkAgreement(l, sound, banks)
 	v.checkSeparators(l, sound)
 	v.checkUntouched(l, banks)
 	boot := &measuredBoot{v: v, log: l, sound: sound}
@@ -389,7 +453,7 @@ func (v *verification) appraise(l *EventLog, banks []*quoted, smbios *SMBIOS) {
 }
 
 // replay compares each PCR's replayed with its quoted value, in every bank.
-// It returns the PCRs whose SHA-256 digests are authentic.
+// It returns the PCRs whose digests are authentic in the bank that is appraised.
 func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
 	sound := map[int]bool{}
 	for _, q := range banks {
@@ -407,7 +471,7 @@ func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
 			}
 			got, err := l.Replay(q.bank, pcr)
 			if err == nil && bytes.Equal(got, q.values[pcr]) {
-				if q.bank == "sha256" {
+				if q.bank == l.main {
 					sound[pcr] = true
 				}
 				continue

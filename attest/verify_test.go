@@ -484,6 +484,18 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			before: func(s *scene) {
 				s.insertAfter(of("dxe volume"), papertpm.Measurement{PCR: 6, Type: 1, Data: []byte("Dell Configuration")})
 			}, want: []Code{CodeEventUnknown}, says: "Dell Configuration"},
+		"an event of an unknown type in PCR 1": {
+			before: func(s *scene) {
+				s.insertAfter(of("order"), papertpm.Measurement{PCR: 1, Type: 0x1234, Data: []byte("x")})
+			}, want: []Code{CodeEventUnknown}, says: "type 0x1234"},
+		"a boot application in PCR 1": {
+			before: func(s *scene) {
+				s.insertAfter(of("order"), papertpm.Measurement{PCR: 1, Type: EventBootApplication, Data: []byte("x")})
+			}, want: []Code{CodeEventUnknown}},
+		"the image's digest as configuration": {
+			before: func(s *scene) {
+				s.insertAfter(of("order"), papertpm.Measurement{PCR: 1, Type: EventVariableBoot, Data: []byte("x"), Measured: []byte("uki")})
+			}, want: []Code{CodeLogStructure}},
 		"an unknown event in PCR 5": {
 			before: func(s *scene) {
 				s.insertAfter(of(ActionExitDone), papertpm.Measurement{PCR: 5, Type: EventAction, Data: []byte("loader.conf")})

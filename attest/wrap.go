@@ -24,7 +24,7 @@ func Wrap(v *Verified, secret Secret) (WrappedKey, error) {
 	if len(secret) != SecretSize {
 		return WrappedKey{}, fmt.Errorf("wrap: secret has %d bytes, want %d", len(secret), SecretSize)
 	}
-	policy, err := policyPCR(v.pcrs)
+	policy, err := policyPCR(v.bank, v.pcrs)
 	if err != nil {
 		return WrappedKey{}, fmt.Errorf("wrap: %w", err)
 	}

@@ -9,6 +9,7 @@ package firmware
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -52,6 +53,9 @@ type Build struct {
 	// EV_EFI_PLATFORM_FIRMWARE_BLOB or _BLOB2 events carry them (TCG PC Client
 	// PFP, 10.4.1). Volumes and `sealift firmware digest` compute them.
 	Digests []manifest.SHA256 `yaml:"digests" json:"digests"`
+	// SHA384 has the digests of the same volumes in the SHA-384 bank, in hex,
+	// for machines whose SHA-256 bank is off. Optional.
+	SHA384 []string `yaml:"sha384,omitempty" json:"sha384,omitempty"`
 	// Unpinned counts the further blob events whose digest depends on the
 	// machine's configuration.
 	Unpinned int    `yaml:"unpinned,omitempty" json:"unpinned,omitempty"`
@@ -111,6 +115,14 @@ func (c *Catalogue) check() error {
 					return fmt.Errorf("%s: an empty digest", where)
 				}
 			}
+			if len(b.SHA384) != 0 && len(b.SHA384) != len(b.Digests) {
+				return fmt.Errorf("%s: %d SHA-384 digests, want one for each of %d volumes", where, len(b.SHA384), len(b.Digests))
+			}
+			for _, d := range b.SHA384 {
+				if raw, err := hex.DecodeString(d); err != nil || len(raw) != 48 {
+					return fmt.Errorf("%s: SHA-384 digest %.100q, want 96 hex digits", where, d)
+				}
+			}
 			switch b.Status {
 			case Allowed, Candidate, Denied:
 			default:
@@ -154,7 +166,7 @@ func References(c *Catalogue, campaigns []Campaign, machine attest.MachineID) at
 		for _, b := range m.Builds {
 			r := attest.FirmwareReference{
 				Vendor: m.Vendor, Product: m.Product, Version: b.Version, Date: b.Date,
-				Digests: b.Digests, Unpinned: b.Unpinned,
+				Digests: b.Digests, SHA384: b.SHA384, Unpinned: b.Unpinned,
 				Status: attest.FirmwareDenied, Reason: b.Reason,
 			}
 			switch b.Status {

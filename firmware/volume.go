@@ -3,6 +3,7 @@ package firmware
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ var lzmaSection = []byte{0x98, 0x58, 0x4e, 0xee, 0x14, 0x39, 0x59, 0x42, 0x9d, 0
 type Volume struct {
 	Size   int64           `json:"size"`
 	SHA256 manifest.SHA256 `json:"sha256"`
+	SHA384 string          `json:"sha384"` // hex
 }
 
 // Section types (UEFI PI 1.8, Volume 3, 2.1.5.1).
@@ -111,7 +113,7 @@ func Volumes(image []byte) ([]Volume, error) {
 		}
 		if raw[o+3] == sectionVolume {
 			v := raw[o+header : o+size]
-			out = append(out, Volume{Size: int64(len(v)), SHA256: sha256.Sum256(v)})
+			out = append(out, Volume{Size: int64(len(v)), SHA256: sha256.Sum256(v), SHA384: fmt.Sprintf("%x", sha512.Sum384(v))})
 		}
 		o = (o + size + 3) &^ 3
 	}

@@ -82,6 +82,10 @@ type BuildInput struct {
 	// Provenance is what the caller knows of the build. Optional.
 	Provenance provenance.Parameters
 
+	// PolicyDBX is the file that the profile's policy names in
+	// secureBoot.dbx.superset. Optional unless it does.
+	PolicyDBX []byte
+
 	// Output is the directory that the image appears in, complete or not at
 	// all. An image that is there is replaced, other files are not.
 	Output string
@@ -125,6 +129,9 @@ func (in *BuildInput) check() error {
 		return errors.New("the db key is not that of the enrolment")
 	case in.Output == "":
 		return errors.New("no output directory")
+	}
+	if _, err := in.policyText(); err != nil {
+		return err
 	}
 	if in.KernelRelease != "" {
 		release, err := uki.KernelRelease(in.Kernel)
@@ -422,7 +429,7 @@ func (b *builder) sign(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.out.write(FileManifest, text), b.out.write(FileBundle, bundle), b.provenance(ctx, text))
+	return errors.Join(b.out.write(FileManifest, text), b.out.write(FileBundle, bundle), b.policy(ctx), b.provenance(ctx, text))
 }
 
 // signed returns a manifest's bytes and bundle, after reading back what a

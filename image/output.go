@@ -147,7 +147,7 @@ func checkOutput(output string) error {
 		return err
 	}
 	for _, e := range entries {
-		if !slices.Contains(append(outputFiles(), FileTest, FileTestBundle), e.Name()) || !e.Type().IsRegular() {
+		if !slices.Contains(slices.Concat(outputFiles(), policyFiles(), []string{FileTest, FileTestBundle}), e.Name()) || !e.Type().IsRegular() {
 			return fmt.Errorf("it holds %s, which is not part of an image: choose a directory of its own", e.Name())
 		}
 	}

@@ -106,6 +106,15 @@ func OpenRegular(name string) (*os.File, error) {
 	return f, nil
 }
 
+// PolicyDBX reads the file that a profile's policy names in
+// secureBoot.dbx.superset. It is nil if the policy names none.
+func (p *Profile) PolicyDBX(profile string) ([]byte, error) {
+	if p.Policy.SecureBoot.DBX.Superset.File == "" {
+		return nil, nil
+	}
+	return readSource(profile, p.Policy.SecureBoot.DBX.Superset.File, MaxPolicyFile)
+}
+
 // readSource reads a file beside a profile of at most max bytes.
 func readSource(profile, source string, max int64) (_ []byte, err error) {
 	f, _, err := OpenSource(profile, source)

@@ -14,6 +14,10 @@ import (
 // MaxPolicy bounds a policy file, in bytes.
 const MaxPolicy = 256 << 10
 
+// MaxPolicyFile bounds a file that a policy names, in bytes. dbx of today has 25
+// KiB.
+const MaxPolicyFile = 1 << 20
+
 // Bounds of lists in a policy. What a service does for one piece of evidence
 // grows with them.
 const (

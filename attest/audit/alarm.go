@@ -28,7 +28,21 @@ const (
 	// AlarmForeignNode: while a join token was open, a node appeared that had
 	// none. The token was taken back, as nothing else tells whether it was used.
 	AlarmForeignNode AlarmName = "token.foreign-node"
+	// AlarmWrongListener: somebody asked for the operator API on the listener of
+	// the nodes, as no agent does.
+	AlarmWrongListener AlarmName = "operator-api.from-nodes"
+	// AlarmRevokedOperator: a revoked certificate of an operator was shown by
+	// somebody who has its key.
+	AlarmRevokedOperator AlarmName = "operator.revoked"
 )
+
+// AlarmNames returns all of them.
+func AlarmNames() []AlarmName {
+	return []AlarmName{
+		AlarmReleaseRepeated, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
+		AlarmWrongListener, AlarmRevokedOperator, AlarmRecoveryGiven, AlarmRecoveryRefused,
+	}
+}
 
 // Alarm records what a person must look at. The entry's machine is the one
 // whose secret or identity it is about.

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -171,6 +172,17 @@ type Restore struct {
 	// NotReplayed counts the entries after Backup, by kind, whose effect could
 	// not be repeated.
 	NotReplayed map[Kind]int64 `json:"notReplayed,omitempty"`
+}
+
+func (d Restore) text() string {
+	s := fmt.Sprintf("store restored by %s from a backup of %s that ends at entry %d", d.By, stamp(d.Taken), d.Backup.Seq)
+	if d.Log.Seq > d.Backup.Seq {
+		s += fmt.Sprintf(", and the log that goes on to entry %d", d.Log.Seq)
+	}
+	if d.Complete {
+		return s + ", with nothing lost: " + d.Reason
+	}
+	return s + "; later decisions may be lost, so nothing is released until this is accepted: " + d.Reason
 }
 
 // AcceptRestore records that a person took it upon them that what a restore may

@@ -197,7 +197,7 @@ func (b *builder) add(e Entry) error {
 			b.r.Chain.Entries++
 		}
 	}
-	if !b.o.Machine.IsZero() && e.Machine != b.o.Machine && e.Kind != KindCampaign && e.Kind != KindStart && e.Kind != KindKEK {
+	if !b.o.Machine.IsZero() && e.Machine != b.o.Machine && e.Kind != KindCampaign && e.Kind != KindStart && e.Kind != KindKEK && e.Kind != KindRestore && e.Kind != KindAcceptRestore {
 		return nil
 	}
 	if !b.o.From.IsZero() && e.Time.Before(b.o.From) || !b.o.To.IsZero() && !e.Time.Before(b.o.To) {
@@ -271,6 +271,23 @@ func (b *builder) describe(e Entry, l *Line) error {
 			return err
 		}
 		l.Text = d.text()
+		b.r.Service = append(b.r.Service, *l)
+		return nil
+	case KindRestore:
+		var d Restore
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text = d.text()
+		l.Bad = !d.Complete
+		b.r.Service = append(b.r.Service, *l)
+		return nil
+	case KindAcceptRestore:
+		var d AcceptRestore
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text = fmt.Sprintf("restore of entry %d accepted by %s: %s", d.Restore.Seq, d.By, d.Reason)
 		b.r.Service = append(b.r.Service, *l)
 		return nil
 	case KindPolicy:

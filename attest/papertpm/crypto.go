@@ -42,12 +42,12 @@ func pcrDigest(values map[int][]byte) []byte {
 }
 
 // policyPCR returns the digest of one TPM2_PolicyPCR (Part 3, 23.7).
-func policyPCR(values map[int][]byte) ([]byte, error) {
+func policyPCR(bank string, values map[int][]byte) ([]byte, error) {
 	c, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA256)
 	if err != nil {
 		return nil, fmt.Errorf("paper TPM: %w", err)
 	}
-	p := tpm2.PolicyPCR{Pcrs: Selection(tpm2.TPMAlgSHA256, attest.PolicyPCRs()), PcrDigest: tpm2.TPM2BDigest{Buffer: pcrDigest(values)}}
+	p := tpm2.PolicyPCR{Pcrs: Selection(algOf(bank), attest.PolicyPCRs()), PcrDigest: tpm2.TPM2BDigest{Buffer: pcrDigest(values)}}
 	if err := p.Update(c); err != nil {
 		return nil, fmt.Errorf("paper TPM: %w", err)
 	}

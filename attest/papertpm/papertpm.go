@@ -239,7 +239,8 @@ func (t *TPM) Attest(typ tpm2.TPMST, extra []byte, attested tpm2.TPMUAttest) tpm
 // MakeTransport makes the transport key for the present PCRs in the NULL
 // hierarchy and certifies its creation for the nonce of a challenge.
 func (t *TPM) MakeTransport(nonce []byte) (attest.TransportKey, error) {
-	policy, err := policyPCR(t.PCRs["sha256"])
+	bank := t.mainBank()
+	policy, err := policyPCR(bank, t.PCRs[bank])
 	if err != nil {
 		return attest.TransportKey{}, err
 	}
@@ -260,8 +261,8 @@ func (t *TPM) MakeTransport(nonce []byte) (attest.TransportKey, error) {
 	}
 	null := binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMRHNull))
 	c := tpm2.TPMSCreationData{
-		PCRSelect:     Selection(tpm2.TPMAlgSHA256, attest.PolicyPCRs()),
-		PCRDigest:     tpm2.TPM2BDigest{Buffer: pcrDigest(t.PCRs["sha256"])},
+		PCRSelect:     Selection(algOf(bank), attest.PolicyPCRs()),
+		PCRDigest:     tpm2.TPM2BDigest{Buffer: pcrDigest(t.PCRs[bank])},
 		ParentNameAlg: tpm2.TPMAlgNull, ParentName: tpm2.TPM2BName{Buffer: null}, ParentQualifiedName: tpm2.TPM2BName{Buffer: null},
 	}
 	if t.OnCreation != nil {
@@ -283,12 +284,25 @@ func (t *TPM) MakeTransport(nonce []byte) (attest.TransportKey, error) {
 	return k, nil
 }
 
-// Quote quotes attest.PolicyPCRs of one bank.
+// mainBank is the bank whose state an agent binds the transport key to.
+func (t *TPM) mainBank() string {
+	if t.PCRs["sha256"] == nil && t.PCRs["sha384"] != nil {
+		return "sha384"
+	}
+	return "sha256"
+}
+
+// Quote quotes attest.PolicyPCRs of one bank, or says that it is off.
 func (t *TPM) Quote(bank string, extra []byte) (attest.Quote, error) {
-	a := t.Attest(tpm2.TPMSTAttestQuote, extra, tpm2.NewTPMUAttest(tpm2.TPMSTAttestQuote, &tpm2.TPMSQuoteInfo{
-		PCRSelect: Selection(algOf(bank), attest.PolicyPCRs()),
-		PCRDigest: tpm2.TPM2BDigest{Buffer: pcrDigest(t.PCRs[bank])},
-	}))
+	info := &tpm2.TPMSQuoteInfo{PCRSelect: Selection(algOf(bank), nil)}
+	if t.PCRs[bank] != nil {
+		info.PCRSelect = Selection(algOf(bank), attest.PolicyPCRs())
+		info.PCRDigest.Buffer = pcrDigest(t.PCRs[bank])
+	} else {
+		none := sha256.Sum256(nil)
+		info.PCRDigest.Buffer = none[:]
+	}
+	a := t.Attest(tpm2.TPMSTAttestQuote, extra, tpm2.NewTPMUAttest(tpm2.TPMSTAttestQuote, info))
 	if t.OnQuote != nil {
 		t.OnQuote(bank, &a)
 	}
@@ -320,12 +334,16 @@ func (t *TPM) Evidence(b *Boot, purpose attest.Purpose, nonce, exporter []byte) 
 	return ev, t.QuoteAll(ev, purpose, nonce, exporter)
 }
 
-// QuoteAll quotes every active bank over what ev holds by now, in place of the
+// QuoteAll quotes every active bank, and SHA-256 where it is off, over what ev holds by now, in place of the
 // quotes that are there.
 func (t *TPM) QuoteAll(ev *attest.Evidence, purpose attest.Purpose, nonce, exporter []byte) error {
 	extra := attest.QualifyingData(attest.Binding{Purpose: purpose, Nonce: nonce, Exporter: exporter, TransportID: nameOf(ev.Transport.Public)}, ev)
 	ev.Quotes = nil
-	for _, bank := range slices.Sorted(maps.Keys(t.PCRs)) {
+	banks := slices.Sorted(maps.Keys(t.PCRs))
+	if !slices.Contains(banks, "sha256") {
+		banks = append(banks, "sha256")
+	}
+	for _, bank := range banks {
 		q, err := t.Quote(bank, extra)
 		if err != nil {
 			return err
@@ -371,7 +389,8 @@ func (t *TPM) Unwrap(w attest.WrappedKey) (attest.Secret, error) {
 	if err != nil {
 		return nil, fmt.Errorf("paper TPM: unwrap: public area: %w", err)
 	}
-	policy, err := policyPCR(t.PCRs["sha256"])
+	bank := t.mainBank()
+	policy, err := policyPCR(bank, t.PCRs[bank])
 	if err != nil {
 		return nil, err
 	}

@@ -23,8 +23,8 @@ import (
 	"github.com/sealift/sealift/profiles"
 )
 
-// MaxFile bounds a file that a policy names, in bytes. dbx of today has 25 KiB.
-const MaxFile = 1 << 20
+// MaxFile bounds a file that a policy names, in bytes.
+const MaxFile = profiles.MaxPolicyFile
 
 // Document is a policy with the files that belong to it. Make it with Parse.
 type Document struct {
@@ -43,8 +43,8 @@ func Parse(name string, text []byte, read func(name string) ([]byte, error)) (*D
 	}
 	d := &Document{Policy: p, Text: text, Digest: sha256.Sum256(text)}
 	for i, v := range p.TPM.Firmware {
-		if _, err := TPMFirmware(v.Minimum); err != nil {
-			return nil, fmt.Errorf("policy %s: tpm.firmware[%d].minimum: %w", name, i, err)
+		if _, err := tpmMinimum(v); err != nil {
+			return nil, fmt.Errorf("policy %s: tpm.firmware[%d]: %w", name, i, err)
 		}
 	}
 	f := p.SecureBoot.DBX.Superset
@@ -124,6 +124,16 @@ func (d *Document) Compile(in Inputs) (*attest.Policy, error) {
 		p.TPM.Allowed = nil
 		for _, c := range d.TPM.Allowed {
 			p.TPM.Allowed = append(p.TPM.Allowed, attest.TPMClass(c))
+		}
+	}
+	p.TPM.Denied = slices.Clone(in.TPM.Denied)
+	for _, v := range d.TPM.Firmware {
+		rule, err := tpmMinimum(v)
+		if err != nil {
+			return nil, fmt.Errorf("policy %s: tpm.firmware: %w", d, err)
+		}
+		if rule.To > 0 {
+			p.TPM.Denied = append(p.TPM.Denied, rule)
 		}
 	}
 	for _, v := range d.Firmware.Release {
@@ -228,6 +238,23 @@ func parseDigest(s string) (manifest.SHA256, error) {
 		return d, errors.New("an empty digest")
 	}
 	return d, nil
+}
+
+// tpmMinimum denies all versions below a minimum.
+func tpmMinimum(v profiles.PolicyTPMFirmware) (attest.TPMDenial, error) {
+	vendor, err := attest.ParseTPMVendor(v.Vendor)
+	if err != nil {
+		return attest.TPMDenial{}, err
+	}
+	minimum, err := TPMFirmware(v.Minimum)
+	if err != nil || minimum == 0 {
+		return attest.TPMDenial{}, err
+	}
+	reason := "it is below the minimum " + v.Minimum
+	if v.Reason != "" {
+		reason += ", " + v.Reason
+	}
+	return attest.TPMDenial{Vendor: vendor, To: minimum - 1, Reason: reason}, nil
 }
 
 // TPMFirmware reads a version of a TPM's firmware: up to four numbers of 16 bits

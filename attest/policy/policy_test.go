@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -121,6 +122,10 @@ func TestPoliciesBecomeWhatTheVerifierReads(t *testing.T) {
 	}
 	if !slices.Equal(p.TPM.Allowed, []attest.TPMClass{attest.TPMHardware}) {
 		t.Errorf("classes are %q: the policy's count, not the configuration's", p.TPM.Allowed)
+	}
+	ifx, err := attest.ParseTPMVendor("IFX")
+	if want := (attest.TPMDenial{Vendor: ifx, To: 0x0007005511caffff, Reason: "it is below the minimum 7.85.4555.0"}); err != nil || !slices.Equal(p.TPM.Denied, []attest.TPMDenial{want}) {
+		t.Errorf("denied TPMs are %+v", p.TPM.Denied)
 	}
 	if len(p.DBXSuperset) == 0 || len(p.Models) != 1 || len(p.Firmware.References) != 1 {
 		t.Errorf("%+v", p)
@@ -316,4 +321,26 @@ func FuzzParse(f *testing.F) {
 		}
 		Lint(d, lintInputs())
 	})
+}
+
+// The document lists each code that Lint can give, with its severity.
+func TestTheDocumentListsEveryCodeOfLint(t *testing.T) {
+	source, err := os.ReadFile("lint.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`l\.add\((Error|Warning|Notice), "([a-z0-9.-]+)"`).FindAllStringSubmatch(string(source), -1)
+	if len(found) < 30 {
+		t.Fatalf("found %d codes", len(found))
+	}
+	for _, f := range found {
+		row := regexp.MustCompile("(?m)^\\| [^|]*`" + regexp.QuoteMeta(f[2]) + "`[^|]*\\| " + strings.ToLower(f[1]) + " \\|")
+		if !row.Match(doc) {
+			t.Errorf("docs/policy.md does not list %s as %s", f[2], strings.ToLower(f[1]))
+		}
+	}
 }

@@ -3,27 +3,11 @@ package server
 import (
 	"context"
 	"fmt"
-	"maps"
-	"sync"
 	"time"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
 )
-
-// alarmCounts counts the alarms since the start by their names.
-type alarmCounts struct {
-	mu     sync.Mutex
-	byName map[audit.AlarmName]uint64 // guarded by mu
-}
-
-// Alarms returns how many alarms there were since this process began, by name.
-// Those of other replicas are not in it.
-func (s *Server) Alarms() map[audit.AlarmName]uint64 {
-	s.alarms.mu.Lock()
-	defer s.alarms.mu.Unlock()
-	return maps.Clone(s.alarms.byName)
-}
 
 // alarm is the audit event of an alarm, to be committed with the decision that
 // it is about.
@@ -31,7 +15,7 @@ func alarm(id attest.MachineID, now time.Time, a audit.Alarm) audit.Event {
 	return audit.Event{Time: now, Kind: audit.KindAlarm, Machine: id, Data: a}
 }
 
-// sound logs and counts the alarms among events that were committed.
+// sound logs the alarms among events that were committed.
 func (s *Server) sound(events []audit.Event) {
 	for _, e := range events {
 		a, ok := e.Data.(audit.Alarm)
@@ -39,12 +23,6 @@ func (s *Server) sound(events []audit.Event) {
 			continue
 		}
 		s.c.Log.Error("alarm", "name", string(a.Name), "machine", e.Machine.Short(), "what", a.What, "peer", a.Peer)
-		s.alarms.mu.Lock()
-		if s.alarms.byName == nil {
-			s.alarms.byName = map[audit.AlarmName]uint64{}
-		}
-		s.alarms.byName[a.Name]++
-		s.alarms.mu.Unlock()
 	}
 }
 

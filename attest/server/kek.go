@@ -61,8 +61,9 @@ func newKEKs(present attest.Secret, former []attest.Secret, lost []string) (*kek
 		}
 		k.byID[w.id] = w
 	}
+	isID := regexp.MustCompile(`^[0-9a-f]{16}$`)
 	for _, id := range k.lost {
-		if ok, err := regexp.MatchString(`^[0-9a-f]{16}$`, id); err != nil || !ok {
+		if !isID.MatchString(id) {
 			return nil, fmt.Errorf("lost key-encryption key %.40q: it is not 16 hex digits", id)
 		}
 		if k.byID[id] != nil {

@@ -11,7 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
 )
 
 // ErrCannotTell is wrapped by an Authenticator's error if it could not find out
@@ -78,7 +80,7 @@ func (s *Server) authenticate(r *http.Request) (Operator, *failure) {
 		// in the name of the other.
 		return Operator{}, &failure{status: http.StatusBadRequest, code: "two-identities", text: "the request has a client certificate and a token", hint: "use one of them"}
 	case certified:
-		return s.certified(r.TLS.VerifiedChains[0][0])
+		return s.certified(r, r.TLS.VerifiedChains[0][0])
 	case s.c.Bearer == nil:
 		return Operator{}, forbidden("no client certificate was verified")
 	case len(header) == 0:
@@ -111,7 +113,7 @@ func (s *Server) authenticate(r *http.Request) (Operator, *failure) {
 
 // certified returns the operator whose certificate the listener verified. Its
 // organizational units are the roles; those that are none of ours give nothing.
-func (s *Server) certified(leaf *x509.Certificate) (Operator, *failure) {
+func (s *Server) certified(r *http.Request, leaf *x509.Certificate) (Operator, *failure) {
 	subject := leaf.Subject
 	switch {
 	case !slices.Contains(subject.Organization, api.OperatorOrganization):
@@ -131,17 +133,36 @@ func (s *Server) certified(leaf *x509.Certificate) (Operator, *failure) {
 			return Operator{}, unavailable("the list of revoked certificates", err)
 		}
 		if revoked {
-			s.c.Log.Warn("revoked certificate shown", "operator", subject.CommonName, "serial", leaf.SerialNumber.Text(16))
+			if f := s.revokedShown(r, leaf); f != nil {
+				return Operator{}, f
+			}
 			return Operator{}, &failure{status: http.StatusForbidden, code: "certificate-revoked", text: "the client certificate was revoked"}
 		}
 	}
 	op := Operator{Name: subject.CommonName}
 	for _, unit := range subject.OrganizationalUnit {
-		if r := api.Role(unit); r.Known() {
-			op.Roles = append(op.Roles, r)
+		if role := api.Role(unit); role.Known() {
+			op.Roles = append(op.Roles, role)
 		}
 	}
 	return op, nil
+}
+
+// revokedShown raises the alarm for a revoked certificate, within the budget
+// for one machine's refusals.
+func (s *Server) revokedShown(r *http.Request, leaf *x509.Certificate) *failure {
+	now, serial := s.c.Clock(), leaf.SerialNumber.Text(16)
+	if ok, _ := s.refusals.log("operator "+serial, now); !ok {
+		return nil
+	}
+	err := s.Record(r.Context(), alarm(attest.MachineID{}, now, audit.Alarm{
+		Name: audit.AlarmRevokedOperator, Peer: addressText(r.RemoteAddr),
+		What: fmt.Sprintf("the revoked certificate %s of operator %s was shown", serial, leaf.Subject.CommonName),
+	}))
+	if err != nil {
+		return unavailable("the store", err)
+	}
+	return nil
 }
 
 // CheckCertificateName refuses names of operators' certificates that somebody

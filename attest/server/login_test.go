@@ -37,13 +37,13 @@ func (tokens) Authenticate(_ context.Context, token string) (server.Operator, er
 	return op, nil
 }
 
-// bearer is a client that shows a token in each request, and certificates.
-type bearer struct {
+// showing is a client that has these Authorization headers in each request.
+type showing struct {
 	http.RoundTripper
 	header []string
 }
 
-func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+func (b showing) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	for _, h := range b.header {
 		r.Header.Add("Authorization", h)
@@ -52,7 +52,7 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func withHeader(c *http.Client, header ...string) *http.Client {
-	return &http.Client{Transport: bearer{c.Transport, header}}
+	return &http.Client{Transport: showing{c.Transport, header}}
 }
 
 func TestOperatorsMayShowAToken(t *testing.T) {
@@ -179,6 +179,7 @@ func TestARevokedCertificateIsRefusedOnAnOpenConnection(t *testing.T) {
 	if status, code := ask(); status != 403 || code != "certificate-revoked" {
 		t.Errorf("revoked: HTTP %d, %s", status, code)
 	}
+	s.wantAlarms(audit.AlarmRevokedOperator)
 	mu.Lock()
 	revoked, broken = false, errors.New("no file")
 	mu.Unlock()
@@ -316,12 +317,12 @@ func TestEachAPIIsOnItsOwnListenerOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var d audit.ChallengeRefused
-		if entry.Kind == audit.KindChallengeRefused && json.Unmarshal(entry.Data, &d) == nil && strings.Contains(d.Reason, "the operator API was asked for on the node listener") {
+		var d audit.Alarm
+		if entry.Kind == audit.KindAlarm && json.Unmarshal(entry.Data, &d) == nil && d.Name == audit.AlarmWrongListener && d.Peer == "127.0.0.1" && strings.Contains(d.What, "/v1/") {
 			found++
 		}
 	}
 	if found != 15 {
-		t.Errorf("the audit log tells of %d requests for the operator API on the node listener, want 15", found)
+		t.Errorf("the audit log has alarms of %d requests for the operator API on the node listener, want 15", found)
 	}
 }

@@ -34,15 +34,20 @@ func (s *Server) NodeHandler() http.Handler {
 }
 
 // trespass answers who asks for the operator API where only nodes are. No
-// agent does, so it goes into the audit log, within the budget for senders
+// agent does, so it is an alarm, within the budget for senders
 // that proved nothing.
 func (s *Server) trespass(r *http.Request) *failure {
-	p := peer{address: addressText(r.RemoteAddr), group: addressKey(r.RemoteAddr)}
-	s.c.Log.Warn("operator API asked for on the node listener", "peer", p.address, "method", r.Method, "path", clip(r.URL.Path))
+	now := s.c.Clock()
+	if ok, _ := s.unproven.log("", now); !ok {
+		return wrongListener("operator")
+	}
 	// net/http leaves methods of any length to us, and the log is for people.
-	what := fmt.Sprintf("%.16q %.128q", r.Method, r.URL.Path)
-	if f := s.refusedUnproven(r.Context(), s.c.Clock(), p, "the operator API was asked for on the node listener: "+what); f != nil {
-		return f
+	err := s.Record(r.Context(), alarm(attest.MachineID{}, now, audit.Alarm{
+		Name: audit.AlarmWrongListener, Peer: addressText(r.RemoteAddr),
+		What: fmt.Sprintf("the operator API was asked for on the node listener: %.16q %.128q", r.Method, r.URL.Path),
+	}))
+	if err != nil {
+		return unavailable("the store", err)
 	}
 	return wrongListener("operator")
 }

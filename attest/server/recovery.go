@@ -121,6 +121,9 @@ func (s *Server) getRecovery(_ Operator, _ http.ResponseWriter, r *http.Request)
 // recovery. A quarantined one is not: that it may have secrets again is for
 // `machine reinstate` to say, which is in the log as such.
 func (s *Server) recoverable(ctx context.Context, id attest.MachineID, p person) (*Machine, *failure) {
+	if f := s.held(ctx); f != nil {
+		return nil, f
+	}
 	m, f := s.load(ctx, id)
 	switch {
 	case f != nil:

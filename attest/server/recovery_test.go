@@ -24,6 +24,7 @@ import (
 // recoveryScene is a machine with a disk key, and people.
 type recoveryScene struct {
 	*scene
+	config    server.Config
 	box       *box
 	half      attest.Secret // the service's half of the disk key
 	boot      *recovery.BootKey
@@ -37,16 +38,25 @@ func (s *scene) identity(name string, roles ...string) tls.Certificate {
 
 func newRecoveryScene(t *testing.T) *recoveryScene {
 	t.Helper()
-	s := newScene(t, func(c *server.Config) { c.Bearer = anybody{} })
-	r := &recoveryScene{scene: s, box: newBox(t, s.tpmCA)}
+	var config server.Config
+	s := newScene(t, func(c *server.Config) {
+		c.Bearer = anybody{}
+		config = *c
+	})
+	r := &recoveryScene{scene: s, config: config, box: newBox(t, s.tpmCA)}
 	s.enrol(r.box)
 	_, resp := s.attest(r.box)
 	_, secrets, _ := s.open(resp)
 	r.half = secrets.DiskKey
 	r.reboot()
-	r.alice = s.httpClient(s.identity("alice", "operator", "approver"))
-	r.bob, r.carl = s.httpClient(s.identity("bob", "approver")), s.httpClient(s.identity("carl", "approver"))
+	r.hire()
 	return r
+}
+
+// hire gives people their certificates.
+func (r *recoveryScene) hire() {
+	r.alice = r.httpClient(r.identity("alice", "operator", "approver"))
+	r.bob, r.carl = r.httpClient(r.identity("bob", "approver")), r.httpClient(r.identity("carl", "approver"))
 }
 
 // anybody takes a token for the name of an approver.
@@ -54,23 +64,6 @@ type anybody struct{}
 
 func (anybody) Authenticate(_ context.Context, token string) (server.Operator, error) {
 	return server.Operator{Name: token, Roles: []api.Role{api.RoleApprover}}, nil
-}
-
-// approver is a client that shows a token.
-type approver struct {
-	http.RoundTripper
-	token string
-}
-
-func (b approver) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set("Authorization", "Bearer "+b.token)
-	return b.RoundTripper.RoundTrip(r)
-}
-
-func (s *scene) bearer(token string) *http.Client {
-	c := s.httpClient()
-	return &http.Client{Transport: approver{c.Transport, token}}
 }
 
 // reboot gives the machine a new boot key.
@@ -235,7 +228,7 @@ func TestOnePersonIsNotTwo(t *testing.T) {
 		"the name in other letters":    r.httpClient(r.identity("BOB", "approver")),
 		"the key under another name":   r.httpClient(r.renamed(bob, "frank", "approver")),
 		"the opener's, under another":  r.httpClient(r.renamed(shared, "gus", "approver")),
-		"the name in a token":          r.bearer("bob"),
+		"the name in a token":          withHeader(r.httpClient(), "Bearer bob"),
 		"an operator without the role": r.httpClient(r.identity("hal", "operator", "auditor")),
 		"an auditor":                   r.httpClient(r.identity("ida", "auditor")),
 	} {
@@ -248,7 +241,7 @@ func TestOnePersonIsNotTwo(t *testing.T) {
 	}
 	refused := audit.AlarmRecoveryRefused
 	r.wantAlarms(refused, refused, refused, refused, refused, refused)
-	if a := r.approve(r.bearer("kim"), req.ID); a.status != 200 || len(a.Approvals) != 2 {
+	if a := r.approve(withHeader(r.httpClient(), "Bearer kim"), req.ID); a.status != 200 || len(a.Approvals) != 2 {
 		t.Errorf("another person with a token: HTTP %d, %+v", a.status, a)
 	}
 	if a := r.step(r.bob, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 403 {
@@ -484,5 +477,69 @@ func TestTheCodeOfAKeyThatIsBeingChangedHoldsBoth(t *testing.T) {
 	got, err := r.opens(code.Code)
 	if err != nil || !bytes.Equal(got.DiskKey, secrets.DiskKey) || !bytes.Equal(got.NextDiskKey, secrets.NextDiskKey) {
 		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// A recovery whose code may have been given after a backup was made does not
+// come back with it.
+func TestARestoreForgetsOpenRecoveries(t *testing.T) {
+	r := newRecoveryScene(t)
+	req := r.opened(r.alice)
+	r.approve(r.alice, req.ID)
+	doc, err := r.memory.Document(t.Context(), "recovery", r.box.id.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored := server.NewRecovery()
+	restored.Add(server.Record{Machine: r.machine(r.box)})
+	if restored.Add(server.Record{Document: doc}) {
+		t.Error("a recovery is written as it was")
+	}
+	for e, err := range r.memory.Audit(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == audit.KindRecovery || e.Kind == audit.KindAlarm {
+			if err := restored.Replay(e); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	records, entries, err := restored.Finish(audit.Head{}, audit.Restore{Complete: true}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rec := range records {
+		if rec.Document != nil && rec.Document.Kind == "recovery" {
+			t.Error("the recovery is in the restored store")
+		}
+	}
+	var summary audit.Restore
+	if err := json.Unmarshal(entries[0].Data, &summary); err != nil || !summary.Complete {
+		t.Errorf("the restore is not complete: %+v, %v", summary, err)
+	}
+}
+
+// A store that was restored and that nobody has accepted gives no codes.
+func TestNoCodeIsGivenWhileReleasesAreHeld(t *testing.T) {
+	r := newRecoveryScene(t)
+	req := r.opened(r.alice)
+	r.approve(r.alice, req.ID)
+	r.approve(r.bob, req.ID)
+	held := &server.Document{Kind: "restore", Name: "last", Body: json.RawMessage(`{"status":{"held":true}}`)}
+	if err := r.memory.Commit(t.Context(), &server.Change{Documents: []*server.Document{held}}); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if r.srv, err = server.New(r.config); err != nil {
+		t.Fatal(err)
+	}
+	r.listen()
+	r.hire()
+	if status, code, e := r.take(r.alice, req.ID); status != 503 || e.Code != "held" || code.Code != nil {
+		t.Errorf("HTTP %d, %+v", status, e)
+	}
+	if a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 503 {
+		t.Errorf("open: HTTP %d", a.status)
 	}
 }

@@ -233,7 +233,7 @@ func TestAnInstallRecordNeedsATrustedEndorsementCertificate(t *testing.T) {
 		"none":                   {func(_ *scene, r *api.InstallRecord) { r.EKCertificates = nil }, attest.CodeEKCertificate},
 		"another authority's":    {func(s *scene, r *api.InstallRecord) { *r = *record(newBox(s, tpmtest.NewCA(s))) }, attest.CodeEKCertificate},
 		"another key's":          {func(s *scene, r *api.InstallRecord) { r.EKCertificates = [][]byte{newBox(s, s.tpmCA).cert} }, attest.CodeEKMismatch},
-		"one that is over today": {func(s *scene, r *api.InstallRecord) { s.set(func() { s.offset = 48 * time.Hour }) }, attest.CodeEKCertificate},
+		"one that is over today": {func(s *scene, r *api.InstallRecord) { s.set(func() { s.offset = 48 * time.Hour }) }, attest.CodeEKExpired},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(t, nil)

@@ -51,6 +51,9 @@ func (r *Recovery) Add(rec Record) (asIs bool) {
 	case rec.Machine != nil:
 		r.machines[rec.Machine.ID] = rec.Machine
 		r.names[rec.Machine.NodeName] = rec.Machine.ID
+	case rec.Document != nil && rec.Document.Kind == documentRecovery:
+		// A recovery's code is given once, and this one may have been given
+		// since. Who needs it opens another.
 	case rec.Document != nil:
 		r.documents[[2]string{rec.Document.Kind, rec.Document.Name}] = rec.Document
 	case rec.Release != nil && rec.Release.Outcome == "":
@@ -98,8 +101,9 @@ func (r *Recovery) Replay(e audit.Entry) error {
 		return err == nil
 	}
 	switch e.Kind {
-	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore:
-		// They change no record.
+	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore, audit.KindKEK, audit.KindAlarm, audit.KindRecovery:
+		// They change no record that is restored. Of a rewrap the keys are lost;
+		// those of the backup are under the key-encryption key that it names.
 	case audit.KindVerdict:
 		var d audit.Verdict
 		if decode(&d) && !e.Machine.IsZero() && d.Result != nil {
@@ -129,6 +133,11 @@ func (r *Recovery) Replay(e audit.Entry) error {
 		var d audit.Token
 		if decode(&d) {
 			r.token(r.machine(e.Machine), &d)
+		}
+	case audit.KindDiskKey:
+		var d audit.DiskKey
+		if decode(&d) {
+			r.diskKey(r.machine(e.Machine), &d)
 		}
 	case audit.KindCampaign:
 		var d audit.Campaign
@@ -165,7 +174,7 @@ func (r *Recovery) install(m *Machine, d *audit.Install) {
 	}
 	m.Generation++
 	m.DiskGUID, m.Serial, m.Installed, m.Next = d.DiskGUID, d.Serial, d.Finished, nil
-	m.StateMade, m.Joined, m.DiskKey = false, false, nil
+	m.StateMade, m.Joined, m.DiskKey, m.NextKey, m.Rotation = false, false, nil, nil, nil
 	m.ResetCount, m.RestartCount, m.Clock, m.Released = 0, 0, 0, false
 }
 
@@ -179,7 +188,7 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) {
 	if m.Released && cmp.Or(cmp.Compare(d.ResetCount, m.ResetCount), cmp.Compare(d.RestartCount, m.RestartCount)) <= 0 {
 		m.Generation++
 	}
-	m.ResetCount, m.RestartCount, m.Released, m.Rebased = d.ResetCount, d.RestartCount, true, false
+	m.ResetCount, m.RestartCount, m.Released, m.Rebased, m.ReleaseID = d.ResetCount, d.RestartCount, true, false, d.ID
 	if d.NewDiskKey {
 		m.DiskKey = nil
 		r.lost[m.ID] = d.DiskGUID
@@ -189,6 +198,7 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) {
 	}
 	r.released[d.ID] = &Release{
 		ID: d.ID, Machine: m.ID, Generation: m.Generation, ResetCount: d.ResetCount, RestartCount: d.RestartCount, Issued: at,
+		Rotation: d.Rotation,
 	}
 }
 
@@ -201,9 +211,23 @@ func (r *Recovery) confirm(e audit.Entry, d *audit.Confirm) {
 		return // of a release that the backup has as confirmed
 	}
 	rel.Outcome, rel.Confirmed = d.Outcome, e.Time
-	if m := r.machine(rel.Machine); d.Outcome == audit.OutcomeUnlocked && m.Generation == rel.Generation {
+	if m := r.machine(rel.Machine); api.Opened(d.Outcome) && m.Generation == rel.Generation {
 		m.StateMade = true
 	}
+}
+
+// diskKey repeats the change of a disk key, if the backup has the other key. A
+// change that was asked for later is not asked for any more.
+func (r *Recovery) diskKey(m *Machine, d *audit.DiskKey) {
+	if d.Event != audit.DiskKeyChanged {
+		return
+	}
+	if m.Rotation != nil && m.Rotation.ID == d.Rotation {
+		m.DiskKey, m.NextKey, m.Rotation = m.NextKey, nil, nil
+		return
+	}
+	m.DiskKey, m.NextKey, m.Rotation = nil, nil, nil
+	r.lost[m.ID] = d.DiskGUID
 }
 
 func (r *Recovery) token(m *Machine, d *audit.Token) {

@@ -270,8 +270,6 @@ type Server struct {
 	// trying lets one proposal be tried at a time.
 	trying slots
 
-	alarms alarmCounts
-
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
 }

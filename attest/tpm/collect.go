@@ -76,6 +76,10 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 	if len(banks) > attest.MaxBanks {
 		return nil, fmt.Errorf("got %d active pcr banks, want at most %d", len(banks), attest.MaxBanks)
 	}
+	main, err := mainBank(banks)
+	if err != nil {
+		return nil, err
+	}
 	values := make([]map[int][]byte, len(banks))
 	var policy map[int][]byte
 	for i, b := range banks {
@@ -85,12 +89,9 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 		if values[i], err = t.readPCRs(b, attest.PolicyPCRs()); err != nil {
 			return nil, err
 		}
-		if b.alg == tpm2.TPMAlgSHA256 {
+		if b == main {
 			policy = values[i]
 		}
-	}
-	if policy == nil {
-		return nil, errors.New("the sha256 pcr bank is not active: turn it on in the firmware's setup")
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -103,7 +104,7 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 		SMBIOS:         in.SMBIOS,
 		Disk:           in.Disk,
 	}
-	if ev.Transport, err = t.makeTransport(policy, in.Nonce); err != nil {
+	if ev.Transport, err = t.makeTransport(main, policy, in.Nonce); err != nil {
 		return nil, err
 	}
 	qualifying := attest.QualifyingData(attest.Binding{
@@ -122,11 +123,25 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 		}
 		ev.Quotes = append(ev.Quotes, *q)
 	}
+	if main.name == "sha256" {
+		return ev, nil
+	}
+	off, err := bankNamed("sha256")
+	if err != nil {
+		return nil, err
+	}
+	q, err := t.quote(off, nil, qualifying)
+	if err != nil {
+		return nil, err
+	}
+	ev.Quotes = append(ev.Quotes, *q)
 	return ev, nil
 }
 
 // quote quotes attest.PolicyPCRs of one bank (TPM2_Quote, Part 3, 18.4) and
-// fails with errPCRsChanged if they do not have the given values.
+// fails with errPCRsChanged if they do not have the given values. Without values
+// it is the TPM's statement that the bank is off: of the PCRs asked for, the TPM
+// names those that it has.
 func (t *TPM) quote(b bank, values map[int][]byte, qualifying []byte) (*attest.Quote, error) {
 	rsp, err := tpm2.Quote{
 		SignHandle:     t.ak.auth(tpm2.PasswordAuth(nil)),
@@ -145,12 +160,16 @@ func (t *TPM) quote(b bank, values map[int][]byte, qualifying []byte) (*attest.Q
 	if err != nil {
 		return nil, fmt.Errorf("quote %s PCRs: decode: %w", b.name, err)
 	}
-	if got := selected(info.PCRSelect, b.alg); !slices.Equal(got, attest.PolicyPCRs()) {
-		return nil, fmt.Errorf("quote %s PCRs: got PCRs %d, want %d: the bank is incomplete", b.name, got, attest.PolicyPCRs())
+	want := attest.PolicyPCRs()
+	if values == nil {
+		want = nil
+	}
+	if got := selected(info.PCRSelect, b.alg); !slices.Equal(got, want) {
+		return nil, fmt.Errorf("quote %s PCRs: got PCRs %d, want %d: the bank is incomplete", b.name, got, want)
 	}
 	// The digest is by the hash of the signature scheme, whatever the bank.
 	h := sha256.New()
-	for _, p := range attest.PolicyPCRs() {
+	for _, p := range want {
 		h.Write(values[p])
 	}
 	if !bytes.Equal(h.Sum(nil), info.PCRDigest.Buffer) {
@@ -182,31 +201,27 @@ func transportTemplate(policy []byte) tpm2.TPMTPublic {
 	}
 }
 
-// makeTransport makes the transport key for a state of the SHA-256 PCRs and
+// makeTransport makes the transport key for a state of a bank's PCRs and
 // has the attestation key certify it (TPM2_CertifyCreation, Part 3, 18.3).
 //
 // The key is in the NULL hierarchy, whose seed changes at each TPM reset: what
 // was wrapped to it cannot be opened after a reboot, by anyone. Its creation
-// data names attest.PolicyPCRs of the SHA-256 bank, its parent TPM_RH_NULL,
+// data names attest.PolicyPCRs of this bank, its parent TPM_RH_NULL,
 // and has no outside info.
-func (t *TPM) makeTransport(pcrs map[int][]byte, nonce []byte) (attest.TransportKey, error) {
+func (t *TPM) makeTransport(b bank, pcrs map[int][]byte, nonce []byte) (attest.TransportKey, error) {
 	none := attest.TransportKey{}
 	if err := t.flush(&t.tk); err != nil {
 		return none, err
 	}
-	policy, err := pcrsig.PolicyDigest(pcrs)
+	policy, err := pcrsig.PolicyDigest(b.name, pcrs)
 	if err != nil {
 		return none, fmt.Errorf("transport key: %w", err)
 	}
-	sha256Bank, err := bankNamed("sha256")
+	tk, rsp, err := t.createPrimary(tpm2.TPMRHNull, "transport key", transportTemplate(policy), b.selection(attest.PolicyPCRs()...))
 	if err != nil {
 		return none, err
 	}
-	tk, rsp, err := t.createPrimary(tpm2.TPMRHNull, "transport key", transportTemplate(policy), sha256Bank.selection(attest.PolicyPCRs()...))
-	if err != nil {
-		return none, err
-	}
-	t.tk, t.tkPolicy = tk, policy
+	t.tk, t.tkPolicy, t.tkBank = tk, policy, b
 	cert, err := tpm2.CertifyCreation{
 		SignHandle:     t.ak.auth(tpm2.PasswordAuth(nil)),
 		ObjectHandle:   tk.named(),

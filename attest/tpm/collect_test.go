@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -119,7 +120,7 @@ func TestTransportKeyIsCertified(t *testing.T) {
 	if !bytes.Equal(info.CreationHash.Buffer, hashed(ev.Transport.CreationData)) {
 		t.Errorf("creation hash: got %x, want %x", info.CreationHash.Buffer, hashed(ev.Transport.CreationData))
 	}
-	policy, err := pcrsig.PolicyDigest(sha256Quote(t, ev).PCRs)
+	policy, err := pcrsig.PolicyDigest("sha256", sha256Quote(t, ev).PCRs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,16 +177,65 @@ func TestCollectRefusesBadInput(t *testing.T) {
 	empty(t, d, dev)
 }
 
-func TestCollectNeedsTheSHA256Bank(t *testing.T) {
-	d := tpmtest.Config{Banks: []string{"sha384"}}.Open(t)
-	dev := New(d)
-	if _, err := dev.Identify("test"); err != nil {
+// Of a bank that is off the TPM quotes no PCR, which is how a service knows that
+// nothing can be in it.
+func TestCollectUsesSHA384WhereSHA256IsOff(t *testing.T) {
+	d, dev, ev, _ := collected(t, tpmtest.Config{Banks: []string{"sha1", "sha384"}})
+	var got []string
+	for _, q := range ev.Quotes {
+		a, err := tpm2.Unmarshal[tpm2.TPMSAttest](q.Attest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := a.Attested.Quote()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, s := range info.PCRSelect.PCRSelections {
+			n += len(selected(info.PCRSelect, s.Hash))
+		}
+		got = append(got, fmt.Sprintf("%s %d %d", q.Bank, len(q.PCRs), n))
+	}
+	if want := []string{"sha1 14 14", "sha384 14 14", "sha256 0 0"}; !slices.Equal(got, want) {
+		t.Errorf("got quotes of %q (bank, values, PCRs), want %q", got, want)
+	}
+	policy, err := pcrsig.PolicyDigest("sha384", ev.Quotes[1].PCRs)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := dev.Collect(t.Context(), input()); err == nil || !strings.Contains(err.Error(), "sha256") {
-		t.Errorf("got %v, want an error that names the sha256 bank", err)
+	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](ev.Transport.Public)
+	if err != nil || !bytes.Equal(public.AuthPolicy.Buffer, policy) {
+		t.Errorf("the transport key has another policy than that of the SHA-384 PCRs: %v", err)
+	}
+	key, pub := signingKey(t)
+	secret := random(32)
+	blob, err := dev.SealDeviceHalf(secret, pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signatures, err := pcrsig.Sign(key, map[string][]byte{"sha256": random(32), "sha384": d.PCR("sha384", 11)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if half, err := dev.UnsealDeviceHalf(blob, pub, signatures); err != nil || !bytes.Equal(half, secret) {
+		t.Errorf("device half: %v", err)
 	}
 	empty(t, d, dev)
+}
+
+func TestCollectNeedsSHA256OrSHA384(t *testing.T) {
+	for _, bank := range []string{"sha1", "sha512"} {
+		d := tpmtest.Config{Banks: []string{bank}}.Open(t)
+		dev := New(d)
+		if _, err := dev.Identify("test"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dev.Collect(t.Context(), input()); err == nil || !strings.Contains(err.Error(), "sha256") {
+			t.Errorf("%s: got %v, want an error that names the sha256 bank", bank, err)
+		}
+		empty(t, d, dev)
+	}
 }
 
 func TestCollectReadsAgainWhenAPCRChangesBeforeTheQuote(t *testing.T) {

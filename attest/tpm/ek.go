@@ -15,7 +15,7 @@ import (
 
 // EK is an endorsement key and what the TPM's maker says about it.
 type EK struct {
-	Kind   string // "ECC P-256", "ECC P-384" or "RSA-2048"
+	Kind   string // "ECC P-256", "ECC P-384", "RSA-2048" or "RSA-3072"
 	Public []byte // TPMT_PUBLIC
 	// Certificates are DER: the certificate of this key first, then the chain
 	// certificates that are in NV. Empty if there is none for this key.
@@ -47,7 +47,8 @@ const (
 // chip takes seconds to make an RSA primary key; P-256 before P-384 because
 // each of them can do it. Each kind works with credential activation: go-tpm's
 // CreateCredential follows the key's name algorithm, SHA-384 with AES-256 for
-// P-384. Certificates of P-521, SM2 and longer RSA keys are passed over.
+// P-384 and RSA-3072. Certificates of P-521, SM2 and RSA-4096 keys (H-4, H-5 and
+// H-7) are passed over.
 func ekKinds() []ekKind {
 	return []ekKind{
 		{"ECC P-256", 0x01c0000a, 0x01c0000b, 0x01c0000c, tpm2.ECCEKTemplate},
@@ -55,6 +56,7 @@ func ekKinds() []ekKind {
 		{"ECC P-384", 0x01c00016, 0, 0x01c00017, highRange(tpm2.TPMECCNistP384)},
 		{"RSA-2048", 0x01c00002, 0x01c00003, 0x01c00004, tpm2.RSAEKTemplate},
 		{"RSA-2048", 0x01c00012, 0, 0x01c00013, highRange(0)},
+		{"RSA-3072", 0x01c0001c, 0, 0x01c0001d, highRSA3072()},
 	}
 }
 
@@ -98,6 +100,15 @@ func highRange(curve tpm2.TPMECCCurve) tpm2.TPMTPublic {
 	return p
 }
 
+// highRSA3072 returns the template H-6.
+func highRSA3072() tpm2.TPMTPublic {
+	p := highRange(0)
+	p.NameAlg = tpm2.TPMAlgSHA384
+	p.AuthPolicy = tpm2.TPM2BDigest{Buffer: policyB(p.NameAlg)}
+	p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{Symmetric: aesCFB(256), KeyBits: 3072})
+	return p
+}
+
 func aesCFB(bits tpm2.TPMKeyBits) tpm2.TPMTSymDefObject {
 	return tpm2.TPMTSymDefObject{
 		Algorithm: tpm2.TPMAlgAES,
@@ -107,7 +118,7 @@ func aesCFB(bits tpm2.TPMKeyBits) tpm2.TPMTSymDefObject {
 }
 
 // EK chooses the endorsement key, always the same one on the same TPM: the
-// first of ECC P-256, ECC P-384 and RSA-2048 for which NV holds a certificate
+// first of ECC P-256, ECC P-384, RSA-2048 and RSA-3072 for which NV holds a certificate
 // and whose key, made from its template, is the certificate's. Where there is
 // none it is the ECC P-256 key without a certificate, and the service's policy
 // decides.
@@ -258,6 +269,9 @@ func (t *TPM) chain(indices []uint32, ek *EK) [][]byte {
 		var more [][]byte
 		more, rest, err = splitCertificates(append(rest, data...))
 		certs = append(certs, more...)
+		if len(certs) >= attest.MaxCertificates {
+			break // too many already, see below
+		}
 		if err != nil {
 			ek.Problems = append(ek.Problems, fmt.Errorf("nv index %#x: %w", i, err))
 			return certs

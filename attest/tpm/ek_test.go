@@ -65,6 +65,11 @@ func TestEachKindOfEndorsementKeyIsChosenAndActivates(t *testing.T) {
 		{name: "RSA of the high range", conf: tpmtest.Config{NoCertificates: true}, kind: "RSA-2048", certs: 1, with: func(d *tpmtest.TPM) {
 			d.DefineNV(0x01c00012, certify(t, d, highRange(0)))
 		}},
+		{name: "RSA-3072 as swtpm makes it", conf: tpmtest.Config{RSABits: 3072}, kind: "RSA-3072", certs: 1,
+			with: func(d *tpmtest.TPM) { d.UndefineNV(0x01c00016) }},
+		{name: "RSA-3072", conf: tpmtest.Config{NoCertificates: true}, kind: "RSA-3072", certs: 1, with: func(d *tpmtest.TPM) {
+			d.DefineNV(0x01c0001c, certify(t, d, highRSA3072()))
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := tt.conf.Open(t)

@@ -11,8 +11,12 @@ import (
 	"github.com/sealift/sealift/attest"
 )
 
-// maxNV bounds what is read from one NV index, in bytes.
-const maxNV = 16 << 10
+// maxNV bounds what is read from one NV index, in bytes, and minNVChunk the number
+// of commands for that.
+const (
+	maxNV      = 16 << 10
+	minNVChunk = 64
+)
 
 // nvIndices lists the NV indices that exist from first to last.
 func (t *TPM) nvIndices(first, last uint32) ([]uint32, error) {
@@ -91,7 +95,7 @@ func (t *TPM) nvChunk() (int, error) {
 	}
 	if len(props.TPMProperty) == 1 && props.TPMProperty[0].Property == tpm2.TPMPTNVBufferMax {
 		// The upper bound leaves room in a 4096-byte response.
-		if v := props.TPMProperty[0].Value; v > 0 {
+		if v := props.TPMProperty[0].Value; v >= minNVChunk {
 			return int(min(v, 1024)), nil
 		}
 	}

@@ -5,7 +5,9 @@ import (
 	_ "crypto/sha1" // of a PCR bank, where one is active
 	_ "crypto/sha256"
 	_ "crypto/sha512"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -82,6 +84,19 @@ next:
 	return banks, nil
 }
 
+// mainBank returns the bank to whose state secrets are bound: SHA-256 if it is
+// active, else SHA-384. attest.Verify expects the same choice.
+func mainBank(active []bank) (bank, error) {
+	for _, name := range []string{"sha256", "sha384"} {
+		for _, b := range active {
+			if b.name == name {
+				return b, nil
+			}
+		}
+	}
+	return bank{}, errors.New("neither the sha256 nor the sha384 pcr bank is active: turn one of them on in the firmware's setup")
+}
+
 // ReadPCR returns the value of PCR index, 0 to 23, of the bank sha1, sha256,
 // sha384 or sha512.
 func (t *TPM) ReadPCR(bankName string, index int) ([]byte, error) {
@@ -119,6 +134,9 @@ func (t *TPM) readPCRs(b bank, pcrs []int) (map[int][]byte, error) {
 			return nil, fmt.Errorf("read %s PCRs %d: got %d values for PCRs %d: the bank is not active or incomplete", b.name, missing, len(rsp.PCRValues.Digests), got)
 		}
 		for i, p := range got {
+			if !slices.Contains(missing, p) {
+				return nil, fmt.Errorf("read %s PCRs %d: got PCR %d, which was not asked for", b.name, missing, p)
+			}
 			v := rsp.PCRValues.Digests[i].Buffer
 			if len(v) != b.hash.Size() {
 				return nil, fmt.Errorf("read %s PCR %d: got %d bytes, want %d", b.name, p, len(v), b.hash.Size())

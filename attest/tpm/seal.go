@@ -176,11 +176,19 @@ func (d *deviceHalf) check(key *rsa.PublicKey) error {
 }
 
 func (t *TPM) unsealDeviceHalf(d *deviceHalf, key *rsa.PublicKey, entries []pcrsig.Entry) (secret attest.Secret, err error) {
-	pcr11, err := t.ReadPCR("sha256", pcrsig.KernelPCR)
+	banks, err := t.activeBanks()
 	if err != nil {
 		return nil, err
 	}
-	entry, err := choose(entries, key, pcr11)
+	bank, err := mainBank(banks)
+	if err != nil {
+		return nil, err
+	}
+	pcr11, err := t.ReadPCR(bank.name, pcrsig.KernelPCR)
+	if err != nil {
+		return nil, err
+	}
+	entry, err := choose(entries, key, bank.name, pcr11)
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +218,7 @@ func (t *TPM) unsealDeviceHalf(d *deviceHalf, key *rsa.PublicKey, entries []pcrs
 		err = errors.Join(err, t.flush(&o))
 	}()
 	return t.unseal(item, srk, func(s tpm2.Session) error {
-		if err := t.policyPCR(s, pcrsig.KernelPCR); err != nil {
+		if err := t.policyPCR(s, bank, pcrsig.KernelPCR); err != nil {
 			return err
 		}
 		authorize.PolicySession = s.Handle()
@@ -221,20 +229,21 @@ func (t *TPM) unsealDeviceHalf(d *deviceHalf, key *rsa.PublicKey, entries []pcrs
 	})
 }
 
-// choose returns the entry in which key allows PCR 11 to have the given value.
-func choose(entries []pcrsig.Entry, key *rsa.PublicKey, pcr11 []byte) (*pcrsig.Entry, error) {
-	policy, err := pcrsig.PolicyDigest(map[int][]byte{pcrsig.KernelPCR: pcr11})
+// choose returns the entry in which key allows PCR 11 of a bank to have the given
+// value.
+func choose(entries []pcrsig.Entry, key *rsa.PublicKey, bank string, pcr11 []byte) (*pcrsig.Entry, error) {
+	policy, err := pcrsig.PolicyDigest(bank, map[int][]byte{pcrsig.KernelPCR: pcr11})
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range entries {
-		if !bytes.Equal(e.Policy[:], policy) || e.KeyID != pcrsig.KeyID(key) {
+		if e.Bank != bank || !bytes.Equal(e.Policy[:], policy) || e.KeyID != pcrsig.KeyID(key) {
 			continue
 		}
 		// The TPM will check it again; this tells which signature is wrong.
 		return &e, e.Verify(key)
 	}
-	return nil, fmt.Errorf("none of %d signatures by key %x is for PCR 11 = %x: the booted image is not the one that they belong to, or PCR 11 was extended since", len(entries), pcrsig.KeyID(key), pcr11)
+	return nil, fmt.Errorf("none of %d signatures by key %x is for PCR 11 of bank %s = %x: the booted image is not the one that they belong to, or PCR 11 was extended since", len(entries), pcrsig.KeyID(key), bank, pcr11)
 }
 
 // approve lets the TPM verify the signature of an entry and returns the

@@ -32,7 +32,7 @@ func signingKey(t testing.TB) (*rsa.PrivateKey, []byte) {
 
 func signed(t testing.TB, key *rsa.PrivateKey, pcr11 []byte) []byte {
 	t.Helper()
-	file, err := pcrsig.Sign(key, pcr11)
+	file, err := pcrsig.Sign(key, map[string][]byte{"sha256": pcr11})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,8 @@ func TestDeviceHalfOpensInSignedStatesOnly(t *testing.T) {
 	open("an image signed by another key", blob, pub, signed(t, otherKey, d.PCR("sha256", 11)), "none of 1 signatures")
 	open("an image that brings another key", blob, otherPub, signed(t, otherKey, d.PCR("sha256", 11)), "sealed to the policy")
 	open("no signatures", blob, pub, []byte("{}"), "none of 0 signatures")
-	open("signatures of another bank", blob, pub, bytes.Replace(image2, []byte("sha256"), []byte("sha384"), 1), "none of 0 signatures")
+	open("signatures of another bank", blob, pub, bytes.Replace(image2, []byte("sha256"), []byte("sha384"), 1), "none of 1 signatures")
+	open("signatures of a bank that policies are not made for", blob, pub, bytes.Replace(image2, []byte("sha256"), []byte("sha512"), 1), "none of 0 signatures")
 	open("damaged signatures", blob, pub, image2[:100], "pcr signatures")
 	open("no key", blob, nil, image2, "pcr key")
 	open("two signatures, the second of this state", blob, pub,

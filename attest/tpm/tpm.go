@@ -42,6 +42,7 @@ type TPM struct {
 	ak       *object // attestation key
 	tk       *object // transport key
 	tkPolicy []byte  // authPolicy of tk
+	tkBank   bank    // of which tkPolicy is
 }
 
 // Open connects to the TPM at path: a device such as /dev/tpmrm0. If path is

@@ -42,7 +42,7 @@ func wrap(t testing.TB, transport []byte, pcrs map[int][]byte, secret []byte) at
 	if err != nil {
 		t.Fatal(err)
 	}
-	policy, err := pcrsig.PolicyDigest(pcrs)
+	policy, err := pcrsig.PolicyDigest("sha256", pcrs)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -134,17 +134,13 @@ func (t *TPM) stateSession() (tpm2.Session, func() error, error) {
 	return s, flush, nil
 }
 
-// policyState is TPM2_PolicyPCR over attest.PolicyPCRs of the SHA-256 bank in
-// their present state.
+// policyState is TPM2_PolicyPCR over attest.PolicyPCRs of the transport key's
+// bank in their present state.
 func (t *TPM) policyState(s tpm2.Session) error {
-	return t.policyPCR(s, attest.PolicyPCRs()...)
+	return t.policyPCR(s, t.tkBank, attest.PolicyPCRs()...)
 }
 
-func (t *TPM) policyPCR(s tpm2.Session, pcrs ...int) error {
-	b, err := bankNamed("sha256")
-	if err != nil {
-		return err
-	}
+func (t *TPM) policyPCR(s tpm2.Session, b bank, pcrs ...int) error {
 	if _, err := (tpm2.PolicyPCR{PolicySession: s.Handle(), Pcrs: b.selection(pcrs...)}).Execute(t.transport); err != nil {
 		return fmt.Errorf("policy of PCRs %d: %w", pcrs, err)
 	}

@@ -113,7 +113,12 @@ configuration, and restore with --head as the backup printed it.
 
 Example:
   sealift restore sealift-backup.zst --config serve.yaml --audit audit.jsonl --reason 'disk of srv1 died'` + exitStatus,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("%s takes FILE, got %d arguments", cmd.CommandPath(), len(args))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error { return restore(cmd, e, &o, args[0]) },
 	}
 	f := cmd.Flags()

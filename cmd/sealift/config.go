@@ -2,8 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +14,6 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/token"
 
-	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/kek"
 	"github.com/sealift/sealift/cmd/sealift/internal/pgstore"
@@ -46,17 +43,6 @@ type serveConfig struct {
 type listenConfig struct {
 	Listen string   `yaml:"listen"` // address:port
 	Hosts  []string `yaml:"hosts"`  // names and IP addresses in the server certificate
-}
-
-type tpmConfig struct {
-	Allowed []attest.TPMClass `yaml:"allowed"` // hardware, firmware, virtual, software
-	Roots   []rootConfig      `yaml:"roots"`
-}
-
-type rootConfig struct {
-	Class        attest.TPMClass `yaml:"class"`
-	File         string          `yaml:"file"` // PEM
-	Intermediate bool            `yaml:"intermediate"`
 }
 
 type firmwareConfig struct {
@@ -140,9 +126,7 @@ func readServeConfig(file string) (*serveConfig, error) {
 	for i := range c.Images {
 		at(&c.Images[i])
 	}
-	for i := range c.TPM.Roots {
-		at(&c.TPM.Roots[i].File)
-	}
+	c.TPM.resolve(at)
 	if c.Cluster != nil {
 		if c.Cluster.Distro == "" {
 			c.Cluster.Distro = cluster.Kubernetes
@@ -187,12 +171,7 @@ func (c *serveConfig) check() error {
 	need("node.hosts", len(c.Node.Hosts) > 0)
 	need("operator.listen", c.Operator.Listen != "")
 	need("operator.hosts", len(c.Operator.Hosts) > 0)
-	need("tpm.allowed", len(c.TPM.Allowed) > 0)
-	need("tpm.roots", len(c.TPM.Roots) > 0)
-	for i, r := range c.TPM.Roots {
-		need(fmt.Sprintf("tpm.roots[%d].class", i), r.Class != "")
-		need(fmt.Sprintf("tpm.roots[%d].file", i), r.File != "")
-	}
+	c.TPM.need(need)
 	need("firmware.catalogue", c.Firmware.Catalogue != "")
 	if p := c.Policy; p != nil {
 		need("policy.file", (p.File != "") != (p.Off != ""))
@@ -227,15 +206,8 @@ func (c *serveConfig) checkValues() error {
 	if c.Node.Listen == c.Operator.Listen && !strings.HasSuffix(c.Node.Listen, ":0") {
 		return fmt.Errorf("node.listen and operator.listen are both %s: nodes and operators have separate listeners", c.Node.Listen)
 	}
-	for _, class := range c.TPM.Allowed {
-		if !knownClass(class) {
-			return fmt.Errorf("tpm.allowed: unknown class %q, want hardware, firmware, virtual or software", class)
-		}
-	}
-	for i, r := range c.TPM.Roots {
-		if !knownClass(r.Class) {
-			return fmt.Errorf("tpm.roots[%d].class: unknown class %q, want hardware, firmware, virtual or software", i, r.Class)
-		}
+	if err := c.TPM.check(); err != nil {
+		return err
 	}
 	if k := c.Cluster; k != nil {
 		if !slices.Contains(cluster.Distros(), k.Distro) {
@@ -255,39 +227,4 @@ func (c *serveConfig) checkValues() error {
 		}
 	}
 	return c.checkService()
-}
-
-func knownClass(c attest.TPMClass) bool {
-	switch c {
-	case attest.TPMHardware, attest.TPMFirmware, attest.TPMVirtual, attest.TPMSoftware:
-		return true
-	}
-	return false
-}
-
-// policy reads the trusted roots of endorsement certificates.
-func (c *tpmConfig) policy() (attest.TPMPolicy, error) {
-	p := attest.TPMPolicy{Allowed: c.Allowed}
-	for _, r := range c.Roots {
-		b, err := readFile(r.File, maxSmall)
-		if err != nil {
-			return p, fmt.Errorf("read TPM root: %w", err)
-		}
-		found := false
-		for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
-			if block.Type != "CERTIFICATE" {
-				continue
-			}
-			crt, err := x509.ParseCertificate(block.Bytes)
-			if err != nil {
-				return p, fmt.Errorf("read TPM root %s: %w", r.File, err)
-			}
-			p.Roots = append(p.Roots, attest.TPMRoot{Class: r.Class, Certificate: crt, Intermediate: r.Intermediate})
-			found = true
-		}
-		if !found {
-			return p, fmt.Errorf("read TPM root %s: no certificate in it", r.File)
-		}
-	}
-	return p, nil
 }

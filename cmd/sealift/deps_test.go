@@ -21,7 +21,7 @@ var layers = []struct {
 }{
 	{"profiles", 0}, {"image/manifest", 0}, {"provisioner/api", 0}, {"image/guid", 0}, {"image/iso9660", 0},
 	{"attest", 1},
-	{"attest/api", 2}, {"attest/papertpm", 2}, {"attest/tpm", 2}, {"attest/audit", 2}, {"attest/policy", 2}, {"attest/recovery", 2}, {"firmware", 2}, {"image/sign", 2},
+	{"attest/api", 2}, {"attest/papertpm", 2}, {"attest/tpm", 2}, {"attest/tpmroots", 2}, {"attest/audit", 2}, {"attest/policy", 2}, {"attest/recovery", 2}, {"firmware", 2}, {"image/sign", 2},
 	{"image", 3}, {"provisioner", 3}, {"attest/server", 3}, {"attest/client", 3},
 	{"cmd", 4},
 }

@@ -171,6 +171,7 @@ func addToCatalogue(file, image string, model firmware.Model, build firmware.Bui
 	}
 	for _, v := range volumes[build.Unpinned:] {
 		build.Digests = append(build.Digests, manifest.SHA256(v.SHA256))
+		build.SHA384 = append(build.SHA384, v.SHA384)
 	}
 	i := slices.IndexFunc(c.Models, func(m firmware.Model) bool { return m.Vendor == model.Vendor && m.Product == model.Product })
 	if i < 0 {

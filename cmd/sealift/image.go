@@ -298,6 +298,9 @@ func buildFrom(ctx context.Context, e *env, o buildOptions, outputs []image.Outp
 		Kernel: builder.Kernel, KernelRelease: builder.KernelVersion, Stub: builder.Stub, OSRelease: osRelease,
 		Output: o.out, Outputs: outputs, Progress: steps.update,
 	}
+	if build.PolicyDBX, err = profile.PolicyDBX(o.profile); err != nil {
+		return nil, err
+	}
 	if build.DB, err = ring.DB(); err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ import (
 type operatorOptions struct {
 	server, identity    string
 	serverCA, tokenFile string
-	in                  io.Reader // for --token-file -; nil if the command has no use for it
+	in                  func() io.Reader // for --token-file -
 }
 
 func (o *operatorOptions) addFlags(cmd *cobra.Command) {
@@ -34,7 +34,7 @@ func (o *operatorOptions) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.identity, "identity", os.Getenv("SEALIFT_IDENTITY"), "`directory` of 'sealift keys issue operator' (or SEALIFT_IDENTITY)")
 	f.StringVar(&o.tokenFile, "token-file", os.Getenv("SEALIFT_TOKEN_FILE"), "`file` with a token of the service's issuer, in place of a certificate; - is standard input (or SEALIFT_TOKEN_FILE, or the token itself in SEALIFT_TOKEN)")
 	f.StringVar(&o.serverCA, "server-ca", os.Getenv("SEALIFT_SERVER_CA"), "PEM `file` with the CA of the service; that of --identity if left out (or SEALIFT_SERVER_CA)")
-	o.in = cmd.InOrStdin()
+	o.in = cmd.InOrStdin
 }
 
 // do calls the service, and adds to an error what mends it.
@@ -93,11 +93,7 @@ func (o *operatorOptions) token() (attest.Secret, error) {
 	var err error
 	switch {
 	case o.tokenFile == "-":
-		in := o.in
-		if in == nil {
-			in = os.Stdin
-		}
-		b, err = io.ReadAll(io.LimitReader(in, oidc.MaxToken+2))
+		b, err = io.ReadAll(io.LimitReader(o.in(), oidc.MaxToken+2))
 	case o.tokenFile != "":
 		info, serr := os.Stat(o.tokenFile)
 		if serr == nil && info.Mode().Perm()&0o077 != 0 {

@@ -12,11 +12,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,56 +55,24 @@ func mustCLI(t *testing.T, args ...string) string {
 
 // service is a running `sealift serve`.
 type service struct {
+	t                *testing.T
 	dir              string
 	nodes, operators string // https URLs
+	monitor          string // http URL, if there is one
 	identity         string
 	tpmCA            *tpmtest.CA // that its policy trusts
 	stop             func() int  // ends it and returns its exit code
 }
 
-// startService makes keys, an image and a configuration, and runs serve with
-// only the keys that its help says it needs.
-func startService(t *testing.T) *service {
+// startService runs serve in this process, see newService.
+func startService(t *testing.T, settings ...string) *service {
 	t.Helper()
-	dir := t.TempDir()
-	at := func(name string) string { return filepath.Join(dir, name) }
-	mustCLI(t, "keys", "init", at("keys"))
-	mustCLI(t, "keys", "issue", "operator", "ana", "--role", "operator,approver,auditor", "--keys", at("keys"), "--out", at("ana"))
-	if err := makeImage(at("keys"), at("img")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(at("some"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"service-ca.key", "service-ca.crt", "release.key", "disk-kek.key", "image.pub"} {
-		if err := os.Rename(at("keys/"+name), at("some/"+name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ca := tpmtest.NewCA(t)
-	for name, content := range map[string]string{
-		"c.yaml":  "models: []\n",
-		"tpm.crt": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Raw})),
-		"serve.yaml": `keys: some
-kek: {file: some/disk-kek.key}
-store: s.db
-images: [img]
-node: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
-operator: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
-tpm: {allowed: [hardware], roots: [{class: hardware, file: tpm.crt}]}
-firmware: {catalogue: c.yaml}
-`} {
-		if err := os.WriteFile(at(name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-
-	s := &service{dir: dir, identity: at("ana"), tpmCA: ca}
+	s := newService(t, settings...)
 	s.start(t)
 	return s
 }
 
-// start runs serve with the configuration.
+// start runs serve in this process with the configuration.
 func (s *service) start(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -115,20 +85,116 @@ func (s *service) start(t *testing.T) {
 	}()
 	s.stop = func() int { cancel(); return <-ended }
 	t.Cleanup(cancel)
-	for d := json.NewDecoder(logs); ; {
-		var line map[string]any
-		if err := d.Decode(&line); err != nil {
-			t.Fatalf("serve ended before it served: %v, exit %d", err, s.stop())
-		}
-		if line["msg"] == "serving" {
-			s.nodes, s.operators = fmt.Sprintf("https://%s", line["nodes"]), fmt.Sprintf("https://%s", line["operators"])
-			break
-		} else if line["event"] == "error" {
-			t.Fatal(line["text"])
-		}
-	}
+	s.await(json.NewDecoder(logs))
 	go io.Copy(io.Discard, logs)
 }
+
+// await reads the log until the service serves.
+func (s *service) await(logs *json.Decoder) {
+	s.t.Helper()
+	for {
+		var line map[string]any
+		if err := logs.Decode(&line); err != nil {
+			s.t.Fatalf("serve ended before it served: %v, exit %d", err, s.stop())
+		}
+		if line["msg"] == "serving" {
+			s.nodes, s.operators, s.monitor = fmt.Sprintf("https://%s", line["nodes"]), fmt.Sprintf("https://%s", line["operators"]), fmt.Sprintf("http://%s", line["monitor"])
+			return
+		} else if line["event"] == "error" {
+			s.t.Fatal(line["text"])
+		}
+	}
+}
+
+// newService makes keys, an image and a configuration for a service with only
+// the keys that its help says it needs, and what may be beside them. settings
+// are added to the configuration; each replaces the line of its section.
+func newService(t *testing.T, settings ...string) *service {
+	t.Helper()
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	shared, err := testFleet()
+	if err == nil {
+		err = os.CopyFS(dir, os.DirFS(shared))
+	}
+	if err == nil {
+		// CopyFS makes what others can read.
+		err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.IsDir() {
+				return errors.Join(err, os.Chmod(path, 0o600))
+			}
+			return os.Chmod(path, 0o700)
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := `keys: some
+kek: {file: some/disk-kek.key}
+store: s.db
+images: [img]
+node: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
+operator: {listen: "127.0.0.1:0", hosts: ["127.0.0.1"]}
+tpm: {allowed: [hardware], roots: [{class: hardware, file: tpm.crt}]}
+firmware: {catalogue: c.yaml}
+`
+	for _, one := range settings {
+		section, _, _ := strings.Cut(one, ":")
+		var kept strings.Builder
+		for line := range strings.Lines(config) {
+			if !strings.HasPrefix(line, section+":") {
+				kept.WriteString(line)
+			}
+		}
+		config = kept.String() + one + "\n"
+	}
+	ca := tpmtest.NewCA(t)
+	for name, content := range map[string]string{
+		"c.yaml":     "models: []\n",
+		"tpm.crt":    string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Raw})),
+		"serve.yaml": config,
+	} {
+		if err := os.WriteFile(at(name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &service{t: t, dir: dir, identity: at("ana"), tpmCA: ca}
+}
+
+// fleetDir holds what testFleet makes. TestMain removes it.
+var fleetDir string
+
+// testFleet makes keys, an operator and an image once for all tests: RSA keys take
+// seconds under the race detector.
+var testFleet = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "sealift-test-")
+	if err != nil {
+		return "", err
+	}
+	fleetDir = dir
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, args := range [][]string{
+		{"keys", "init", at("keys")},
+		{"keys", "issue", "operator", "ana", "--role", "operator,approver,auditor", "--keys", at("keys"), "--out", at("ana")},
+	} {
+		var talk bytes.Buffer
+		if code := run(context.Background(), env{in: strings.NewReader(""), out: io.Discard, err: &talk}, args); code != exitOK {
+			return "", fmt.Errorf("sealift %s: exit %d: %s", strings.Join(args, " "), code, talk.String())
+		}
+	}
+	if err := makeImage(at("keys"), at("img")); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(at("some"), 0o700); err != nil {
+		return "", err
+	}
+	for _, name := range []string{"service-ca.key", "service-ca.crt", "release.key", "disk-kek.key", "image.pub", "operators.jsonl"} {
+		if err := os.Rename(at("keys/"+name), at("some/"+name)); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+})
 
 // install hands over an install record.
 func install(t *testing.T, s *service, rec *api.InstallRecord) {

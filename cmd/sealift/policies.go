@@ -30,6 +30,7 @@ import (
 type policySource struct {
 	images     []loadedImage
 	tpm        attest.TPMPolicy
+	bank       string // see attest.Policy
 	references func(context.Context, attest.MachineID) (attest.FirmwarePolicy, error)
 	document   *policy.Document // nil: none
 	clock      func() time.Time
@@ -60,6 +61,11 @@ func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*a
 		return nil, fmt.Errorf("name the policy: %w", err)
 	}
 	id.Write(rest)
+	// An imported certificate is part of the policy of its own machine only: else
+	// each import would rename all policies.
+	if crt := c.TPM.Imported[machine]; crt != nil {
+		id.Write(crt.Raw)
+	}
 	c.ID = fmt.Sprintf("sha256:%x", id.Sum(nil))
 	return &c, nil
 }
@@ -80,20 +86,21 @@ func (p *policySource) compiled() (*attest.Policy, []byte, error) {
 		images = append(images, policy.Image{Manifest: i.manifest, Digest: i.digest})
 		id.Write(i.digest[:])
 	}
-	for _, r := range p.tpm.Roots {
-		fmt.Fprintf(id, "%s %t %d:", r.Class, r.Intermediate, len(r.Certificate.Raw))
-		id.Write(r.Certificate.Raw)
-	}
 	base, err := p.document.Compile(policy.Inputs{Images: images, TPM: p.tpm, At: now})
 	if err != nil {
 		return nil, nil, err
 	}
+	base.Bank = p.bank
+	tpm, err := digestTPMPolicy(&base.TPM, p.bank)
+	if err != nil {
+		return nil, nil, err
+	}
+	id.Write(tpm[:])
 	rest, err := json.Marshal(struct {
-		Allowed    []attest.TPMClass
 		Release    []attest.FirmwareVerdict
 		Models     []attest.ModelRule
 		NotInForce string
-	}{base.TPM.Allowed, base.Firmware.Release, base.Models, base.NotInForce})
+	}{base.Firmware.Release, base.Models, base.NotInForce})
 	if err != nil {
 		return nil, nil, fmt.Errorf("name the policy: %w", err)
 	}
@@ -107,7 +114,7 @@ func (p *policySource) compiled() (*attest.Policy, []byte, error) {
 
 // with returns a source for another document and more images, at a time.
 func (p *policySource) with(d *policy.Document, more []loadedImage, at time.Time) *policySource {
-	next := &policySource{tpm: p.tpm, references: p.references, document: d, clock: p.clock, images: slices.Clone(p.images)}
+	next := &policySource{tpm: p.tpm, bank: p.bank, references: p.references, document: d, clock: p.clock, images: slices.Clone(p.images)}
 	if !at.IsZero() {
 		next.clock = func() time.Time { return at }
 	}

@@ -74,7 +74,7 @@ func sourceOf(e *env, file string) (*policySource, *firmware.Catalogue, error) {
 		return nil, nil, err
 	}
 	return &policySource{
-		images: images, tpm: tpm, document: d, clock: e.now,
+		images: images, tpm: tpm, bank: c.TPM.Bank, document: d, clock: e.now,
 		references: func(_ context.Context, machine attest.MachineID) (attest.FirmwarePolicy, error) {
 			return firmware.References(catalogue, nil, machine), nil
 		},

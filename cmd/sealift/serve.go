@@ -49,7 +49,8 @@ A configuration; docs/serve.md has every setting:
   monitor: {listen: "127.0.0.1:9464"}
   tpm:
     allowed: [hardware, firmware]
-    roots: [{class: hardware, file: infineon-root.pem}]
+    vendors: true
+    store: tpm-roots
   firmware: {catalogue: catalogue.yaml}
   policy: {file: policy.yaml}
   cluster: {distro: kubernetes, kubeconfig: admin.kubeconfig}
@@ -133,7 +134,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return err
 	}
-	policies := &policySource{images: images, tpm: tpm, references: moves.references, document: document, clock: e.now}
+	policies := &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, references: moves.references, document: document, clock: e.now}
 	lintAtStart(policies, catalogue, log)
 	keks, err := c.KEK.open(ctx)
 	if err != nil {

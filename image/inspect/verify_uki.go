@@ -325,29 +325,40 @@ func (v *verifier) checkPolicy(image []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := same("number of signed policies", len(entries), 1); err != nil {
-		return "", err
-	}
 	u, err := uki.Predict(image)
 	if err != nil {
 		return "", err
 	}
-	pcr11, err := hex.DecodeString(u.PCRs["sha256"][pcrsig.KernelPCR])
-	if err != nil {
-		return "", err
+	id := pcrsig.KeyID(key)
+	var banks []string
+	for _, e := range entries {
+		if slices.Contains(banks, e.Bank) {
+			return "", fmt.Errorf("bank %s has more than one signed policy", e.Bank)
+		}
+		banks = append(banks, e.Bank)
+		pcr11, err := hex.DecodeString(u.PCRs[e.Bank][pcrsig.KernelPCR])
+		if err != nil {
+			return "", err
+		}
+		want, err := pcrsig.PolicyDigest(e.Bank, map[int][]byte{pcrsig.KernelPCR: pcr11})
+		if err != nil {
+			return "", err
+		}
+		if !slices.Equal(e.PCRs, []int{pcrsig.KernelPCR}) || !bytes.Equal(e.Policy[:], want) {
+			return "", &Mismatch{What: fmt.Sprintf("signed policy of bank %s, for PCRs %v,", e.Bank, e.PCRs), Got: hex.EncodeToString(e.Policy[:]), Want: hex.EncodeToString(want) + " for PCR 11"}
+		}
+		if e.KeyID != id {
+			return "", &Mismatch{What: "key of the signed policy", Got: hex.EncodeToString(e.KeyID[:]), Want: hex.EncodeToString(id[:])}
+		}
+		if err := e.Verify(key); err != nil {
+			return "", err
+		}
 	}
-	want, err := pcrsig.PolicyDigest(map[int][]byte{pcrsig.KernelPCR: pcr11})
-	if err != nil {
-		return "", err
+	// Images of before have no policy of the SHA-384 bank.
+	if !slices.Contains(banks, "sha256") {
+		return "", errors.New("no policy of the sha256 bank is signed")
 	}
-	e := entries[0]
-	if !slices.Equal(e.PCRs, []int{pcrsig.KernelPCR}) || !bytes.Equal(e.Policy[:], want) {
-		return "", &Mismatch{What: fmt.Sprintf("signed policy, for PCRs %v,", e.PCRs), Got: hex.EncodeToString(e.Policy[:]), Want: hex.EncodeToString(want) + " for PCR 11"}
-	}
-	if id := pcrsig.KeyID(key); e.KeyID != id {
-		return "", &Mismatch{What: "key of the signed policy", Got: hex.EncodeToString(e.KeyID[:]), Want: hex.EncodeToString(id[:])}
-	}
-	return "PCR 11 as predicted is signed by the PCR key", e.Verify(key)
+	return "PCR 11 as predicted is signed by the PCR key", nil
 }
 
 // rsaPublic reads a public key, PKIX in one PEM block.

@@ -1,7 +1,6 @@
 package uki
 
 import (
-	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/binary"
@@ -116,15 +115,19 @@ func addPolicy(sections []named, does behaviour, key *rsa.PrivateKey) ([]named, 
 		return nil, fmt.Errorf("PCR key: %w", err)
 	}
 	sections = append(sections, named{sectionPCRKey, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})})
-	pcr := newPCR(crypto.SHA256)
-	for _, name := range does.measured {
-		for _, s := range sections {
-			if s.name == name && len(s.data) > 0 {
-				pcr.extendSection(s.name, s.data)
+	values := map[string][]byte{}
+	for bank, hash := range banks() {
+		pcr := newPCR(hash)
+		for _, name := range does.measured {
+			for _, s := range sections {
+				if s.name == name && len(s.data) > 0 {
+					pcr.extendSection(s.name, s.data)
+				}
 			}
 		}
+		values[bank] = pcr.value
 	}
-	sig, err := pcrsig.Sign(key, pcr.value)
+	sig, err := pcrsig.Sign(key, values)
 	if err != nil {
 		return nil, err
 	}

@@ -144,16 +144,17 @@ func TestThePolicyInTheImageIsForItsOwnPCR11(t *testing.T) {
 		t.Errorf("last section is %s, want .pcrsig", last.Name)
 	}
 	entries, err := pcrsig.Parse(last.Data())
-	if err != nil || len(entries) != 1 {
+	if err != nil || len(entries) != 2 {
 		t.Fatalf("%d entries: %v", len(entries), err)
 	}
-	if err := entries[0].Verify(&in.PCRKey.PublicKey); err != nil {
-		t.Error(err)
-	}
-	pcr11 := mustHex(t, u.PCRs["sha256"][11])
-	want, err := pcrsig.PolicyDigest(map[int][]byte{11: pcr11})
-	if err != nil || !bytes.Equal(want, entries[0].Policy[:]) {
-		t.Errorf("policy is %x, want %x (%v)", entries[0].Policy, want, err)
+	for i, bank := range []string{"sha256", "sha384"} {
+		if err := entries[i].Verify(&in.PCRKey.PublicKey); err != nil {
+			t.Error(err)
+		}
+		want, err := pcrsig.PolicyDigest(bank, map[int][]byte{11: mustHex(t, u.PCRs[bank][11])})
+		if err != nil || entries[i].Bank != bank || !bytes.Equal(want, entries[i].Policy[:]) {
+			t.Errorf("policy is %x of bank %s, want %x of bank %s (%v)", entries[i].Policy, entries[i].Bank, want, bank, err)
+		}
 	}
 	key, ok, err := f.Section(".pcrpkey")
 	if err != nil || !ok {

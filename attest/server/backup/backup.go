@@ -147,12 +147,13 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 		switch {
 		case r.Machine != nil:
 			l.Machine, l.Revision = r.Machine, r.Machine.Revision
-			if r.Machine.DiskKey != nil {
-				keks[r.Machine.DiskKey.KEK] = true
-			}
+			sealed := []*server.SealedKey{r.Machine.DiskKey, r.Machine.NextKey}
 			for _, f := range r.Machine.Former {
-				if f.DiskKey != nil {
-					keks[f.DiskKey.KEK] = true
+				sealed = append(sealed, f.DiskKey, f.NextKey)
+			}
+			for _, k := range sealed {
+				if k != nil {
+					keks[k.KEK] = true
 				}
 			}
 		case r.Release != nil:
@@ -253,20 +254,24 @@ func (r *Reader) records(yield func(server.Record) bool) error {
 	digest := sha256.New()
 	var count Count
 	var chain audit.Verifier
-	for n := int64(1); r.lines.Scan(); n++ {
+	if !r.lines.Scan() {
+		return refuse("the file is no backup of this service")
+	}
+	header, err := parse(r.lines.Bytes())
+	switch {
+	case err != nil || header.Sealift != "backup":
+		return refuse("the file is no backup of this service")
+	case header.Version != Version:
+		return refuse("it is of version %d, want %d", header.Version, Version)
+	}
+	addLine(digest, r.lines.Bytes())
+	for n := int64(2); r.lines.Scan(); n++ {
 		b := r.lines.Bytes()
 		l, err := parse(b)
-		switch {
-		case n == 1 && (err != nil || l.Sealift != "backup"):
-			return refuse("the file is no backup of this service")
-		case n == 1 && l.Version != Version:
-			return refuse("it is of version %d, want %d", l.Version, Version)
-		case err != nil:
+		if err != nil {
 			return refuse("line %d: %v", n, err)
-		case n == 1:
-			addLine(digest, b)
-			continue
-		case l.Manifest != nil:
+		}
+		if l.Manifest != nil {
 			return r.finish(l.Manifest, manifest.SHA256(digest.Sum(nil)), count, chain.Head())
 		}
 		addLine(digest, b)

@@ -4,9 +4,10 @@
 // whose policy is TPM2_PolicyAuthorize of the builder's key opens in each
 // state that the builder has signed, so that an update needs no resealing.
 //
-// Sign makes the file for a value of PCR 11, Parse reads one, and PolicyDigest
-// is the policy that is signed: TPM2_PolicyPCR (TPM 2.0 Library Part 3, 23.7)
-// over PCRs of the SHA-256 bank in a SHA-256 session. The package does no I/O.
+// Sign makes the file for a value of PCR 11 in each bank, Parse reads one, and
+// PolicyDigest is the policy that is signed: TPM2_PolicyPCR (TPM 2.0 Library
+// Part 3, 23.7) over PCRs of one bank in a SHA-256 session. The banks are SHA-256
+// and, for machines on which that is off, SHA-384. The package does no I/O.
 package pcrsig
 
 import (
@@ -40,12 +41,24 @@ const (
 
 const (
 	commandPolicyPCR = 0x0000017f // TPM_CC_PolicyPCR, Part 2, 6.5.2
-	algSHA256        = 0x000b     // TPM_ALG_SHA256, Part 2, 6.3
 )
 
-// Entry is one signed policy for PCRs of the SHA-256 bank. It proves nothing
-// until Verify has accepted it.
+// bankAlg returns the id (Part 2, 6.3) and the digest's size, bytes, of a bank
+// that policies are made for.
+func bankAlg(bank string) (alg uint16, size int, err error) {
+	switch bank {
+	case "sha256":
+		return 0x000b, 32, nil
+	case "sha384":
+		return 0x000c, 48, nil
+	}
+	return 0, 0, fmt.Errorf("bank is %.20q, want sha256 or sha384", bank)
+}
+
+// Entry is one signed policy for PCRs of the SHA-256 or the SHA-384 bank. It
+// proves nothing until Verify has accepted it.
 type Entry struct {
+	Bank      string   // sha256 or sha384
 	PCRs      []int    // ascending, without duplicates
 	KeyID     [32]byte // SHA-256 of the PKCS #1 form of the signer's RSA key
 	Policy    [32]byte // PolicyDigest of the PCRs in the state that is allowed
@@ -62,8 +75,12 @@ type fileEntry struct {
 }
 
 // PolicyDigest returns the digest of TPM2_PolicyPCR for a state in which PCRs
-// of the SHA-256 bank, by index, have the given values of 32 bytes each.
-func PolicyDigest(pcrs map[int][]byte) ([]byte, error) {
+// of a bank, sha256 or sha384, have the given values by their index.
+func PolicyDigest(bank string, pcrs map[int][]byte) ([]byte, error) {
+	alg, size, err := bankAlg(bank)
+	if err != nil {
+		return nil, fmt.Errorf("pcr policy: %w", err)
+	}
 	if len(pcrs) == 0 {
 		return nil, errors.New("pcr policy: no PCR is selected")
 	}
@@ -73,8 +90,8 @@ func PolicyDigest(pcrs map[int][]byte) ([]byte, error) {
 		if i < 0 || i > maxPCR {
 			return nil, fmt.Errorf("pcr policy: PCR %d: want 0 to %d", i, maxPCR)
 		}
-		if len(pcrs[i]) != sha256.Size {
-			return nil, fmt.Errorf("pcr policy: PCR %d: got a value of %d bytes, want %d", i, len(pcrs[i]), sha256.Size)
+		if len(pcrs[i]) != size {
+			return nil, fmt.Errorf("pcr policy: PCR %d: got a value of %d bytes, want %d in bank %s", i, len(pcrs[i]), size, bank)
 		}
 		bitmap[i/8] |= 1 << (i % 8)
 		values.Write(pcrs[i])
@@ -82,7 +99,7 @@ func PolicyDigest(pcrs map[int][]byte) ([]byte, error) {
 	b := make([]byte, sha256.Size) // the digest of the empty policy
 	b = binary.BigEndian.AppendUint32(b, commandPolicyPCR)
 	b = binary.BigEndian.AppendUint32(b, 1) // TPML_PCR_SELECTION: count, then hash, size, bitmap
-	b = binary.BigEndian.AppendUint16(b, algSHA256)
+	b = binary.BigEndian.AppendUint16(b, alg)
 	b = append(b, byte(len(bitmap)))
 	b = append(b, bitmap[:]...)
 	b = values.Sum(b)
@@ -90,31 +107,39 @@ func PolicyDigest(pcrs map[int][]byte) ([]byte, error) {
 	return d[:], nil
 }
 
-// Sign returns the contents of a .pcrsig section that allows PCR 11 of the
-// SHA-256 bank to have the value pcr11, of 32 bytes. The same inputs give the
-// same bytes. The key has 2048 bits, the size that every TPM can verify with.
-func Sign(key *rsa.PrivateKey, pcr11 []byte) ([]byte, error) {
+// Sign returns the contents of a .pcrsig section that allows PCR 11 to have the
+// values in pcr11, by the name of the bank: sha256, or sha256 and sha384. The
+// same inputs give the same bytes. The key has 2048 bits, the size that every
+// TPM can verify with.
+func Sign(key *rsa.PrivateKey, pcr11 map[string][]byte) ([]byte, error) {
 	if key.N.BitLen() != 2048 {
 		return nil, fmt.Errorf("sign pcr policy: got an RSA key of %d bits, want 2048", key.N.BitLen())
 	}
-	policy, err := PolicyDigest(map[int][]byte{KernelPCR: pcr11})
-	if err != nil {
-		return nil, fmt.Errorf("sign pcr policy: %w", err)
+	if len(pcr11) == 0 {
+		return nil, errors.New("sign pcr policy: no bank is named")
 	}
-	// PolicyAuthorize takes a signature over H(approvedPolicy || policyRef)
-	// (Part 3, 23.16), here with an empty policyRef.
-	digest := sha256.Sum256(policy)
-	sig, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, digest[:])
-	if err != nil {
-		return nil, fmt.Errorf("sign pcr policy: %w", err)
-	}
+	file := map[string][]fileEntry{}
 	id := KeyID(&key.PublicKey)
-	return json.Marshal(map[string][]fileEntry{"sha256": {{
-		PCRs:      []int{KernelPCR},
-		KeyID:     hex.EncodeToString(id[:]),
-		Policy:    hex.EncodeToString(policy),
-		Signature: base64.StdEncoding.EncodeToString(sig),
-	}}})
+	for bank, value := range pcr11 {
+		policy, err := PolicyDigest(bank, map[int][]byte{KernelPCR: value})
+		if err != nil {
+			return nil, fmt.Errorf("sign pcr policy: %w", err)
+		}
+		// PolicyAuthorize takes a signature over H(approvedPolicy || policyRef)
+		// (Part 3, 23.16), here with an empty policyRef.
+		digest := sha256.Sum256(policy)
+		sig, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, digest[:])
+		if err != nil {
+			return nil, fmt.Errorf("sign pcr policy: %w", err)
+		}
+		file[bank] = []fileEntry{{
+			PCRs:      []int{KernelPCR},
+			KeyID:     hex.EncodeToString(id[:]),
+			Policy:    hex.EncodeToString(policy),
+			Signature: base64.StdEncoding.EncodeToString(sig),
+		}}
+	}
+	return json.Marshal(file)
 }
 
 // KeyID returns the name of a key in a .pcrsig file: the SHA-256 of its
@@ -130,8 +155,9 @@ func (e Entry) Verify(key *rsa.PublicKey) error {
 	return nil
 }
 
-// Parse reads a .pcrsig file and returns the entries of its SHA-256 bank,
-// which may be none. Entries of other banks must be well-formed, too.
+// Parse reads a .pcrsig file and returns the entries of its SHA-256 and SHA-384
+// banks, in this order, which may be none. Entries of other banks must be
+// well-formed, too.
 func Parse(file []byte) ([]Entry, error) {
 	if len(file) > MaxSize {
 		return nil, fmt.Errorf("pcr signatures: got %d bytes, want at most %d", len(file), MaxSize)
@@ -161,7 +187,8 @@ func Parse(file []byte) ([]Entry, error) {
 			if err != nil {
 				return nil, fmt.Errorf("pcr signatures: bank %s, entry %d: %w", bank, i, err)
 			}
-			if bank == "sha256" {
+			if _, _, err := bankAlg(bank); err == nil {
+				e.Bank = bank
 				entries = append(entries, e)
 			}
 		}

@@ -85,7 +85,7 @@ func TestSignWritesWhatSystemdMeasureWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := pcrsig.Sign(key, pcr11)
+	got, err := pcrsig.Sign(key, map[string][]byte{"sha256": pcr11})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestPolicyDigestIsTheTPMLibrarys(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := pcrsig.PolicyDigest(pcrs)
+			got, err := pcrsig.PolicyDigest("sha256", pcrs)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,7 +135,7 @@ func TestPolicyDigestIsTheTPMLibrarys(t *testing.T) {
 	for name, pcrs := range map[string]map[int][]byte{
 		"none": {}, "negative": {-1: value("a")}, "above 23": {24: value("a")}, "of another bank": {11: make([]byte, 20)},
 	} {
-		if _, err := pcrsig.PolicyDigest(pcrs); err == nil {
+		if _, err := pcrsig.PolicyDigest("sha256", pcrs); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
@@ -144,11 +144,11 @@ func TestPolicyDigestIsTheTPMLibrarys(t *testing.T) {
 func TestSignedPolicyIsReadBackAndVerifies(t *testing.T) {
 	key, other := newKey(t, 2048), newKey(t, 2048)
 	pcr11 := bytes.Repeat([]byte{7}, 32)
-	file, err := pcrsig.Sign(key, pcr11)
+	file, err := pcrsig.Sign(key, map[string][]byte{"sha256": pcr11})
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := pcrsig.Sign(key, pcr11)
+	again, err := pcrsig.Sign(key, map[string][]byte{"sha256": pcr11})
 	if err != nil || !bytes.Equal(file, again) {
 		t.Errorf("a second signature differs, error %v", err)
 	}
@@ -159,7 +159,7 @@ func TestSignedPolicyIsReadBackAndVerifies(t *testing.T) {
 	if len(entries) != 1 || len(entries[0].PCRs) != 1 || entries[0].PCRs[0] != 11 || entries[0].KeyID != pcrsig.KeyID(&key.PublicKey) {
 		t.Fatalf("got %+v", entries)
 	}
-	policy, _ := pcrsig.PolicyDigest(map[int][]byte{11: pcr11})
+	policy, _ := pcrsig.PolicyDigest("sha256", map[int][]byte{11: pcr11})
 	if !bytes.Equal(entries[0].Policy[:], policy) {
 		t.Errorf("policy: got %x, want %x", entries[0].Policy, policy)
 	}
@@ -174,10 +174,10 @@ func TestSignedPolicyIsReadBackAndVerifies(t *testing.T) {
 	if err := changed.Verify(&key.PublicKey); err == nil {
 		t.Error("a changed policy verifies")
 	}
-	if _, err := pcrsig.Sign(newKey(t, 3072), pcr11); err == nil {
+	if _, err := pcrsig.Sign(newKey(t, 3072), map[string][]byte{"sha256": pcr11}); err == nil {
 		t.Error("a key of 3072 bits signs")
 	}
-	if _, err := pcrsig.Sign(key, pcr11[:31]); err == nil {
+	if _, err := pcrsig.Sign(key, map[string][]byte{"sha256": pcr11[:31]}); err == nil {
 		t.Error("a value of 31 bytes is signed")
 	}
 }
@@ -252,7 +252,7 @@ func TestParseKeyTakesOnlyRSA2048(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	key := newKey(f, 2048)
-	file, err := pcrsig.Sign(key, make([]byte, 32))
+	file, err := pcrsig.Sign(key, map[string][]byte{"sha256": make([]byte, 32)})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +40,9 @@ type Config struct {
 	P256Certificate bool
 	// Chain stores the issuing authority's certificate in NV index 0x01c00100.
 	Chain bool
+	// RSABits is the size of the RSA endorsement key; 2048 if 0. Its certificate is
+	// at NV index 0x01c0001c with 3072 bits.
+	RSABits int
 	// CA is the authority to issue the certificates; a new one if nil.
 	CA *CA
 }
@@ -83,6 +87,9 @@ func (c Config) Open(tb testing.TB) *TPM {
 		"--config", c.CA.configure(tb, dir, localca)}
 	if !c.NoCertificates {
 		args = append(args, "--create-ek-cert")
+	}
+	if c.RSABits != 0 {
+		args = append(args, "--rsa-keysize", strconv.Itoa(c.RSABits))
 	}
 	if out, err := exec.Command(setup, args...).CombinedOutput(); err != nil {
 		tb.Fatalf("tpmtest: swtpm_setup: %v\n%s", err, out)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sealift/sealift/attest/audit"
@@ -47,6 +49,10 @@ func Distros() []Distro { return []Distro{Kubernetes, K3s, RKE2, K0s} }
 // the API.
 func (d Distro) requests() bool { return d == Kubernetes || d == K0s }
 
+// passwordSuffix follows a node's name in the name of the secret in which a
+// supervisor keeps the hash of its password.
+func (c *Cluster) passwordSuffix() string { return ".node-password." + string(c.c.Distro) }
+
 // freeName makes a node's name free for the install that is about to join. A
 // supervisor ties a name to the password of the first node that had it, and
 // keeps the hash in a secret: the install that now has none of the passwords of
@@ -55,7 +61,7 @@ func (c *Cluster) freeName(ctx context.Context, nodeName string) error {
 	if c.c.Distro.requests() {
 		return nil
 	}
-	name := nodeName + ".node-password." + string(c.c.Distro)
+	name := nodeName + c.passwordSuffix()
 	if err := c.api.do(ctx, "DELETE", secretsPath+"/"+name, nil, nil); err != nil && !isStatus(err, 404) {
 		return fmt.Errorf("forget the password of the node's former install: %w", err)
 	}
@@ -96,12 +102,14 @@ func (c *Cluster) supervise(ctx context.Context, t *token, registered bool) erro
 	return nil
 }
 
-// nodesPage is how many nodes are asked for at once.
-const nodesPage = 500
+// listPage is how many objects are asked for at once.
+const listPage = 500
 
-// findForeign lists the nodes that appeared since the first of the tokens was
+// findForeign finds the nodes that appeared since the first of the tokens was
 // minted and that had no token of ours, once for all tokens of a round and at
-// most every lookUnused.
+// most every lookUnused. A node has appeared when it registers, and before that
+// when the supervisor keeps its password, which is when it gives it a
+// certificate.
 func (c *Cluster) findForeign(ctx context.Context, events Events, ts []*token) error {
 	now := c.c.Clock()
 	if c.c.Distro.requests() || now.Before(c.nextForeign) {
@@ -114,33 +122,48 @@ func (c *Cluster) findForeign(ctx context.Context, events Events, ts []*token) e
 		}
 	}
 	var foreign []objectMeta
-	for next := ""; ; {
-		q := url.Values{"limit": {fmt.Sprint(nodesPage)}}
-		if next != "" {
-			q.Set("continue", next)
+	for path, suffix := range map[string]string{nodesPath: "", secretsPath: c.passwordSuffix()} {
+		all, err := c.list(ctx, path)
+		if err != nil {
+			return err
 		}
-		var list metadataList
-		if err := c.api.call(ctx, "GET", nodesPath+"?"+q.Encode(), acceptMetadata, nil, &list); err != nil {
-			return fmt.Errorf("list nodes: %w", err)
-		}
-		for _, n := range list.Items {
-			if n.Metadata.CreationTimestamp.Before(first.Truncate(time.Second)) {
+		for _, o := range all {
+			var ok bool
+			if o.Name, ok = strings.CutSuffix(o.Name, suffix); !ok || o.CreationTimestamp.Before(first.Truncate(time.Second)) {
 				continue
 			}
-			expected, err := events.ExpectsNode(ctx, n.Metadata.Name)
+			expected, err := events.ExpectsNode(ctx, o.Name)
 			if err != nil {
 				return err
 			}
 			if !expected {
-				foreign = append(foreign, n.Metadata)
+				foreign = append(foreign, o)
 			}
-		}
-		if next = list.Metadata.Continue; next == "" {
-			break
 		}
 	}
 	c.foreign, c.nextForeign = foreign, now.Add(lookUnused)
 	return nil
+}
+
+// list returns the metadata of all objects of a collection.
+func (c *Cluster) list(ctx context.Context, path string) ([]objectMeta, error) {
+	var all []objectMeta
+	for next := ""; ; {
+		q := url.Values{"limit": {strconv.Itoa(listPage)}}
+		if next != "" {
+			q.Set("continue", next)
+		}
+		var list metadataList
+		if err := c.api.call(ctx, "GET", path+"?"+q.Encode(), acceptMetadata, nil, &list); err != nil {
+			return nil, fmt.Errorf("list what joined: %w", err)
+		}
+		for _, o := range list.Items {
+			all = append(all, o.Metadata)
+		}
+		if next = list.Metadata.Continue; next == "" {
+			return all, nil
+		}
+	}
 }
 
 // approverRole lets its subjects' signing requests for node certificates be

@@ -117,6 +117,12 @@ func (f *fakeAPI) serve(w http.ResponseWriter, r *http.Request) {
 		f.secrets[s.Metadata.Name] = &s
 		w.WriteHeader(201)
 		answer(s)
+	case r.Method == "GET" && r.URL.Path == secretsPath && r.Header.Get("Accept") == acceptMetadata:
+		created := map[string]time.Time{}
+		for name, s := range f.secrets {
+			created[name] = s.Metadata.CreationTimestamp
+		}
+		f.serveMetadata(w, r, created, status)
 	case r.Method == "GET" && r.URL.Path == secretsPath:
 		if r.URL.Query().Get("labelSelector") != managedLabel+"=true" {
 			status(400, "all secrets were asked for")
@@ -168,7 +174,7 @@ func (f *fakeAPI) serve(w http.ResponseWriter, r *http.Request) {
 	case r.Method == "PUT" && strings.HasSuffix(r.URL.Path, "/approval"):
 		f.serveApproval(w, r, status)
 	case r.Method == "GET" && r.URL.Path == nodesPath:
-		f.serveNodes(w, r, status)
+		f.serveMetadata(w, r, f.created, status)
 	case r.Method == "GET" && strings.HasPrefix(r.URL.Path, nodesPath+"/"):
 		if f.nodes[name] == nil {
 			status(404, "not found")
@@ -356,14 +362,14 @@ func (f *fakeAPI) setNode(name, boot string, ready bool) {
 	}
 }
 
-// serveNodes sends the metadata of nodes, two in a page.
-func (f *fakeAPI) serveNodes(w http.ResponseWriter, r *http.Request, status func(int, string)) {
+// serveMetadata sends the metadata of objects, two in a page.
+func (f *fakeAPI) serveMetadata(w http.ResponseWriter, r *http.Request, created map[string]time.Time, status func(int, string)) {
 	if r.Header.Get("Accept") != acceptMetadata || r.URL.Query().Get("limit") == "" {
-		status(400, "whole nodes were asked for")
+		status(400, "whole objects were asked for")
 		return
 	}
 	var all []string
-	for name := range f.nodes {
+	for name := range created {
 		all = append(all, name)
 	}
 	slices.Sort(all)
@@ -378,7 +384,7 @@ func (f *fakeAPI) serveNodes(w http.ResponseWriter, r *http.Request, status func
 	to := min(from+2, len(all))
 	items := []any{}
 	for _, name := range all[from:to] {
-		items = append(items, map[string]any{"metadata": map[string]any{"name": name, "creationTimestamp": f.created[name]}})
+		items = append(items, map[string]any{"metadata": map[string]any{"name": name, "creationTimestamp": created[name]}})
 	}
 	metadata := map[string]any{}
 	if to < len(all) {
@@ -407,7 +413,7 @@ func (f *fakeAPI) serveSupervisor(w http.ResponseWriter, r *http.Request, user s
 	}
 	secretName := strings.ToLower(name + ".node-password." + string(f.distro))
 	if have := f.secrets[secretName]; have == nil {
-		f.secrets[secretName] = &secret{Metadata: objectMeta{Name: secretName, Namespace: "kube-system"}, Data: map[string][]byte{"hash": []byte(password)}}
+		f.secrets[secretName] = &secret{Metadata: objectMeta{Name: secretName, Namespace: "kube-system", CreationTimestamp: f.clock().UTC().Truncate(time.Second)}, Data: map[string][]byte{"hash": []byte(password)}}
 	} else if string(have.Data["hash"]) != password {
 		status(403, "unable to verify password for node "+name)
 		return

@@ -47,7 +47,7 @@ type keyCipher interface {
 func openCipher(ctx context.Context, uri string, password func() ([]byte, error)) (keyCipher, error) {
 	scheme, rest, ok := strings.Cut(uri, ":")
 	if !ok || len(uri) > 4096 {
-		return nil, fmt.Errorf("URI %.40q names no key: want hashivault://, openbao://, awskms://, gcpkms://, azurekms:// or pkcs11:", redacted(uri))
+		return nil, fmt.Errorf("URI %.40q names no key: want one of hashivault, openbao, awskms, gcpkms, azurekms or pkcs11", redacted(uri))
 	}
 	var c keyCipher
 	var err error

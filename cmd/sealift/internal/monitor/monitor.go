@@ -44,6 +44,7 @@ type Monitor struct {
 	findings *prometheus.CounterVec
 	limited  *prometheus.CounterVec
 	events   *prometheus.CounterVec
+	alarms   *prometheus.CounterVec
 	store    *prometheus.HistogramVec
 	failed   *prometheus.CounterVec
 	tokens   *prometheus.HistogramVec
@@ -88,6 +89,7 @@ func New(c Config) *Monitor {
 	m.findings = counter("sealift_findings_total", "Refused evidence, by each finding code in it.", "code")
 	m.limited = counter("sealift_limited_total", "Requests and connections that a limit refused.", "api", "limit")
 	m.events = counter("sealift_audit_events_total", "Entries that this process wrote to the audit log, by kind.", "kind")
+	m.alarms = counter("sealift_alarms_total", "Alarms that this process wrote to the audit log, by name.", "name")
 	m.store = histogram("sealift_store_duration_seconds", "Time of an operation of the store.", "operation")
 	m.failed = counter("sealift_store_errors_total", "Operations of the store that could not be done.", "operation")
 	m.tokens = histogram("sealift_token_duration_seconds", "Time of an operation on join tokens, by result.", "operation", "result")
@@ -113,18 +115,19 @@ func New(c Config) *Monitor {
 	}
 	for _, k := range []audit.Kind{
 		audit.KindStart, audit.KindChallengeRefused, audit.KindVerdict, audit.KindRelease, audit.KindConfirm, audit.KindState,
-		audit.KindInstall, audit.KindToken, audit.KindCampaign, kindAlarm,
+		audit.KindInstall, audit.KindToken, audit.KindCampaign, audit.KindAlarm,
+		audit.KindPolicy, audit.KindDiskKey, audit.KindKEK, audit.KindRestore, audit.KindAcceptRestore, audit.KindRecovery,
 	} {
 		m.events.WithLabelValues(string(k))
+	}
+	for _, name := range audit.AlarmNames() {
+		m.alarms.WithLabelValues(string(name))
 	}
 	for _, op := range storeOperations() {
 		m.failed.WithLabelValues(op)
 	}
 	return m
 }
-
-// kindAlarm is the kind of the entries that somebody should look at.
-const kindAlarm audit.Kind = "alarm"
 
 // Request implements server.Meter.
 func (m *Monitor) Request(api, route string, status int, took time.Duration) {

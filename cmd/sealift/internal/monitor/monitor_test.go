@@ -92,7 +92,7 @@ func TestWhatHappensIsCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if err := store.Commit(t.Context(), &server.Change{Events: []audit.Event{{Time: time.Now(), Kind: audit.KindStart, Data: audit.Start{}}}}); err != nil {
+		if err := store.Commit(t.Context(), &server.Change{Events: []audit.Event{{Time: time.Now(), Kind: audit.KindStart, Data: audit.Start{}}, {Time: time.Now(), Kind: audit.KindAlarm, Data: audit.Alarm{Name: audit.AlarmTokenMisused}}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -113,7 +113,9 @@ func TestWhatHappensIsCounted(t *testing.T) {
 		`sealift_findings_total{code="` + string(attest.CodeQuoteNonce) + `"}`:            1,
 		`sealift_limited_total{api="node",limit="address"}`:                               1,
 		`sealift_audit_events_total{kind="service.start"}`:                                3,
-		`sealift_audit_events_total{kind="alarm"}`:                                        0,
+		`sealift_audit_events_total{kind="alarm"}`:                                        3,
+		`sealift_alarms_total{name="token.misused"}`:                                      3,
+		`sealift_alarms_total{name="operator.revoked"}`:                                   0,
 		`sealift_store_duration_seconds{operation="commit"}`:                              3,
 		`sealift_store_duration_seconds{operation="machine"}`:                             1,
 		`sealift_store_duration_seconds{operation="audit"}`:                               1,

@@ -73,6 +73,9 @@ func (t timed) Commit(ctx context.Context, c *server.Change) error {
 	if err == nil {
 		for i := range c.Events {
 			t.m.events.WithLabelValues(string(c.Events[i].Kind)).Inc()
+			if a, ok := c.Events[i].Data.(audit.Alarm); ok {
+				t.m.alarms.WithLabelValues(string(a.Name)).Inc()
+			}
 		}
 	}
 	return err

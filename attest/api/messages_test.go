@@ -1,0 +1,65 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+)
+
+// FuzzDecodeMessages decodes whatever is on the wire between node, operator and
+// service as each of its messages. What decodes is the same after it was encoded
+// and decoded again: nothing of it is lost or read in two ways.
+func FuzzDecodeMessages(f *testing.F) {
+	for _, s := range []string{
+		`{"version":1,"purpose":"unlock","ekPublic":"AA==","ekCertificates":["MAA="],"akPublic":"AA=="}`,
+		`{"id":"c","nonce":"AA==","credential":"AA==","secret":"AA==","pcrs":[0,1,2],"expires":"2026-01-02T03:04:05Z"}`,
+		`{"challengeID":"c","activationProof":"AA==","evidence":{"quotes":[{"bank":"sha256","attest":"AA==","pcrs":{"0":"AA=="}}],"disk":{"guid":"x"}}}`,
+		`{"result":{"machine":"","findings":[{"code":"quote.nonce","pcr":7,"message":"m"}],"facts":[]},"release":{"payloadType":"t","payload":"AA==","signatures":[{"keyid":"k","sig":"AA=="}]}}`,
+		`{"releaseID":"r","outcome":"unlocked","proof":"AA=="}`,
+		`{"id":"r","machine":"` + string(bytes.Repeat([]byte("ab"), 32)) + `","issued":"2026-01-02T03:04:05Z","key":{"public":"AA=="},"sealed":"AA=="}`,
+		`{"diskKey":"AA==","nodeName":"n","join":{"server":"https://x","ca":"AA==","token":"AA=="}}`,
+		`{"request":"00000 00000","reason":"r","minutes":10}`,
+		`{"recoveryCode":"AA==","recovery":{"id":"r","bootKey":"AA==","approvals":[{"by":"a","reason":"b","time":"2026-01-02T03:04:05Z"}]}}`,
+		`{"code":"c","message":"m","hint":"h"}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		roundTrip[ChallengeRequest](t, b)
+		roundTrip[Challenge](t, b)
+		roundTrip[EvidenceRequest](t, b)
+		roundTrip[EvidenceResponse](t, b)
+		roundTrip[ConfirmRequest](t, b)
+		roundTrip[Envelope](t, b)
+		roundTrip[Release](t, b)
+		roundTrip[Secrets](t, b)
+		roundTrip[InstallRecord](t, b)
+		roundTrip[StateChange](t, b)
+		roundTrip[StoredEvidence](t, b)
+		roundTrip[RecoveryOpen](t, b)
+		roundTrip[RecoveryApprove](t, b)
+		roundTrip[RecoveryTake](t, b)
+		roundTrip[Recovery](t, b)
+		roundTrip[RecoveryCode](t, b)
+		roundTrip[Error](t, b)
+	})
+}
+
+func roundTrip[T any](t *testing.T, b []byte) {
+	t.Helper()
+	var v, w T
+	if DecodeStrict(b, &v) != nil {
+		return
+	}
+	first, err := json.Marshal(&v)
+	if err != nil {
+		t.Fatalf("%T was decoded but not encoded: %v", v, err)
+	}
+	if err := DecodeStrict(first, &w); err != nil {
+		t.Fatalf("%T does not decode what it encodes: %v\n%s", v, err, first)
+	}
+	second, err := json.Marshal(&w)
+	if err != nil || !bytes.Equal(first, second) {
+		t.Fatalf("%T changes when it is decoded again: %v\n%s\n%s", v, err, first, second)
+	}
+}
