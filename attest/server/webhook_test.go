@@ -260,7 +260,7 @@ func TestAReceiverThatHangsOrTalksWithoutEndIsCutOff(t *testing.T) {
 	for name, talk := range map[string]bool{"hangs": false, "talks": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			store := new(storetest.Memory)
+			store, log := new(storetest.Memory), new(logBuffer)
 			r := newReceiver(t)
 			var tries atomic.Int64
 			f := func(w http.ResponseWriter, req *http.Request) {
@@ -277,12 +277,12 @@ func TestAReceiverThatHangsOrTalksWithoutEndIsCutOff(t *testing.T) {
 			r.fail.Store(&f)
 			s, err := server.New(server.Config{
 				Store: store, Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
-				KEK: bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: newKey(t), Log: slog.New(slog.DiscardHandler), Webhooks: []server.Webhook{r.hook()},
+				KEK: bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: newKey(t), Log: slog.New(slog.NewTextHandler(log, nil)), Webhooks: []server.Webhook{r.hook()},
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.HurryWebhooks(100*time.Millisecond, time.Minute)
+			s.HurryWebhooks(2*time.Second, time.Minute)
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error)
 			go func() { done <- s.DeliverWebhooks(ctx) }()
@@ -297,8 +297,14 @@ func TestAReceiverThatHangsOrTalksWithoutEndIsCutOff(t *testing.T) {
 				want = want[2:]
 			}
 			for _, w := range want {
-				if d := <-r.got; d.reason() != w {
-					t.Errorf("got %s, want %s", d.body, w)
+				select {
+				case d := <-r.got:
+					if d.reason() != w {
+						t.Errorf("got %s, want %s", d.body, w)
+					}
+				case <-time.After(time.Minute):
+					docs, err := store.Documents(t.Context(), "webhook")
+					t.Fatalf("%s was not delivered: the receiver was asked %d times; cursor %s, %v; log:\n%s", w, tries.Load(), docs[0].Body, err, log)
 				}
 			}
 			cancel()
