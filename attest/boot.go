@@ -123,7 +123,7 @@ func (b *measuredBoot) appraise() {
 	sections := b.readSections()
 	b.chooseReference(sections)
 	if len(b.v.p.Images) == 0 {
-		b.v.find(Finding{Code: CodeImageUnknown, Message: "the policy allows no image", Hint: "give the service the signed manifest of the image"})
+		b.v.find(Finding{Code: CodeImageUnknown, Message: "the policy allows no image", Hint: "give the service the signed manifest of an image that the policy allows"})
 	}
 	if b.image != nil {
 		b.v.r.Image, b.v.r.ImageUKI = imageName(b.image), b.image.UKI.Authenticode

@@ -43,24 +43,6 @@ func allLogs(tb testing.TB) []string {
 	return all
 }
 
-// readableEvents are the paper events with data that decodes as its type says.
-func readableEvents() []papertpm.Measurement {
-	events := papertpm.GoodBoot().Measured
-	for i := range events {
-		switch events[i].Type {
-		case EventBootApplication:
-			events[i].Data = make([]byte, 32)
-		case EventFirmwareBlob:
-			events[i].Data = make([]byte, 16)
-		case EventVariableBoot:
-			events[i].Data = papertpm.EncodeVariable(papertpm.GlobalGUID(), "BootOrder", []byte{1, 0})
-		case EventTag:
-			events[i].Data = append([]byte{1, 0, 0, 0, byte(len(events[i].Data)), 0, 0, 0}, events[i].Data...)
-		}
-	}
-	return events
-}
-
 func mustDecode(tb testing.TB, b []byte) *UntrustedLog {
 	tb.Helper()
 	l, err := DecodeLog(b)
@@ -178,12 +160,12 @@ func TestDecodedLogsLeadToThePCRsOfTpm2Eventlog(t *testing.T) {
 func TestDecodedLogsOfAnyBanksLeadToThePCRsOfTpm2Eventlog(t *testing.T) {
 	tool(t, "tpm2_eventlog")
 	locality := func(v byte) []papertpm.Measurement {
-		return append([]papertpm.Measurement{{Type: EventNoAction, Data: append([]byte(LocalitySignature), v)}}, readableEvents()...)
+		return append([]papertpm.Measurement{{Type: EventNoAction, Data: append([]byte(LocalitySignature), v)}}, papertpm.GoodBoot().Measured...)
 	}
 	for name, log := range map[string][]byte{
-		"SHA-1":              papertpm.EncodeLog([]string{"sha1"}, readableEvents()),
-		"SHA-384":            papertpm.EncodeLog([]string{"sha384"}, readableEvents()),
-		"SHA-512, SHA-256":   papertpm.EncodeLog([]string{"sha512", "sha256"}, readableEvents()),
+		"SHA-1":              papertpm.EncodeLog([]string{"sha1"}, papertpm.GoodBoot().Measured),
+		"SHA-384":            papertpm.EncodeLog([]string{"sha384"}, papertpm.GoodBoot().Measured),
+		"SHA-512, SHA-256":   papertpm.EncodeLog([]string{"sha512", "sha256"}, papertpm.GoodBoot().Measured),
 		"PCRs of DRTM":       papertpm.EncodeLog([]string{"sha256"}, []papertpm.Measurement{{PCR: 16, Type: EventAction}, {PCR: 17, Type: EventAction}, {PCR: 22, Type: EventAction}, {PCR: 23, Type: EventAction}}),
 		"startup locality 0": papertpm.EncodeLog([]string{"sha256", "sha1"}, locality(0)),
 		"startup locality 3": papertpm.EncodeLog([]string{"sha256", "sha1"}, locality(3)),
@@ -333,9 +315,9 @@ const (
 )
 
 func TestQuirksAreSaidAndReadOver(t *testing.T) {
-	one := func() []byte { return papertpm.EncodeLog([]string{"sha256"}, readableEvents()) }
+	one := func() []byte { return papertpm.EncodeLog([]string{"sha256"}, papertpm.GoodBoot().Measured) }
 	with := func(first ...papertpm.Measurement) []byte {
-		return papertpm.EncodeLog([]string{"sha256"}, append(first, readableEvents()...))
+		return papertpm.EncodeLog([]string{"sha256"}, append(first, papertpm.GoodBoot().Measured...))
 	}
 	noAction := func(data string) papertpm.Measurement {
 		return papertpm.Measurement{Type: EventNoAction, Data: []byte(data)}
@@ -356,7 +338,7 @@ func TestQuirksAreSaidAndReadOver(t *testing.T) {
 		return insert(patch(one(), eventAt+8, 2), eventAt+12, append([]byte{4, 0}, make([]byte, 20)...)...)
 	}
 	hcrtm := papertpm.Measurement{Type: EventHCRTM, Data: []byte("HCRTM"), Measured: []byte("code")}
-	n := len(readableEvents()) + 1
+	n := len(papertpm.GoodBoot().Measured) + 1
 	for name, c := range map[string]struct {
 		log    []byte
 		want   string
@@ -400,8 +382,8 @@ func TestQuirksAreSaidAndReadOver(t *testing.T) {
 		"padding of zeros":                   {append(one(), make([]byte, 1001)...), "padding", "1001 bytes of 00", n},
 		"padding of ones":                    {append(one(), bytes.Repeat([]byte{0xff}, 7)...), "padding", "7 bytes of ff", n},
 		"padding of one byte":                {append(one(), 0), "padding", "1 bytes of 00", n},
-		"a log that ends before the system":  {papertpm.EncodeLog([]string{"sha256"}, readableEvents()[:len(readableEvents())-2]), "exit-boot-services.missing", "PCR 5 has no", n - 2},
-		"a digest of the data in one bank":   {patch(papertpm.EncodeLog([]string{"sha1", "sha256"}, readableEvents()), eventAt+4+14, 1, 2, 3), "event.banks-disagree", "the sha1 digest is not", n},
+		"a log that ends before the system":  {papertpm.EncodeLog([]string{"sha256"}, papertpm.GoodBoot().Measured[:len(papertpm.GoodBoot().Measured)-2]), "exit-boot-services.missing", "PCR 5 has no", n - 2},
+		"a digest of the data in one bank":   {patch(papertpm.EncodeLog([]string{"sha1", "sha256"}, papertpm.GoodBoot().Measured), eventAt+4+14, 1, 2, 3), "event.banks-disagree", "the sha1 digest is not", n},
 		"a certificate with a byte too much": {with(papertpm.Measurement{PCR: 7, Type: EventAuthority, Data: append(papertpm.EncodeVariable(papertpm.SecurityGUID(), "db", []byte("entry")), 0), Measured: papertpm.EncodeVariable(papertpm.SecurityGUID(), "db", []byte("entry"))}), "shim-certificate", "a byte more", n + 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -478,14 +460,14 @@ func TestWhatTheLogDoesNotTellIsLeftOut(t *testing.T) {
 func TestBanksThatAreNotKnownAreReadByTheirSize(t *testing.T) {
 	// SHA-256 digests under the names of SM3 and of an algorithm of the future.
 	for alg, want := range map[uint16]string{0x0012: "sm3_256", 0x7fff: "alg_0x7fff"} {
-		b := papertpm.EncodeLog([]string{"sha256"}, readableEvents())
+		b := papertpm.EncodeLog([]string{"sha256"}, papertpm.GoodBoot().Measured)
 		for i := range len(b) - 4 {
 			if i == banksAt || i >= eventAt && b[i] == 0x0b && b[i+1] == 0 && b[i-4] == 1 && b[i-3]|b[i-2]|b[i-1] == 0 {
 				binary.LittleEndian.PutUint16(b[i:], alg)
 			}
 		}
 		l := mustDecode(t, b)
-		if l.Damage != nil || len(l.Events) != len(readableEvents())+1 || l.Banks[0].Name != want || l.Banks[0].Replayed() {
+		if l.Damage != nil || len(l.Events) != len(papertpm.GoodBoot().Measured)+1 || l.Banks[0].Name != want || l.Banks[0].Replayed() {
 			t.Errorf("%#x: damage %+v, %d events, banks %+v", alg, l.Damage, len(l.Events), l.Banks)
 		}
 		if got := pcrsOf(l); len(got) != 0 {
@@ -520,7 +502,7 @@ func TestDamagedLogsAreReadUpToTheDamage(t *testing.T) {
 			}
 		}
 	}
-	good := papertpm.EncodeLog([]string{"sha256"}, readableEvents())
+	good := papertpm.EncodeLog([]string{"sha256"}, papertpm.GoodBoot().Measured)
 	put := func(off int, v uint32) []byte {
 		b := bytes.Clone(good)
 		binary.LittleEndian.PutUint32(b[off:], v)
@@ -542,9 +524,9 @@ func TestDamagedLogsAreReadUpToTheDamage(t *testing.T) {
 		"four billion digests":                {put(eventAt+8, 1<<32-1), 1, "4294967295 digests"},
 		"a digest of an unknown size":         {put(eventAt+12, 0x7777), 1, "0x7777"},
 		"data longer than the log":            {put(eventAt+dataAt-4, 1<<32-1), 1, "4294967295 bytes"},
-		"zeros before something else":         {append(append(bytes.Clone(good), make([]byte, 64)...), 1), len(readableEvents()) + 1, "zeros"},
+		"zeros before something else":         {append(append(bytes.Clone(good), make([]byte, 64)...), 1), len(papertpm.GoodBoot().Measured) + 1, "zeros"},
 		"more events than a log can have":     {append(bytes.Clone(good), bytes.Repeat([]byte{1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, MaxDecodedEvents)...), MaxDecodedEvents, "more than"},
-		"padding of two kinds":                {append(bytes.Clone(good), 0, 0, 0xff), len(readableEvents()) + 1, "inside the event's header"},
+		"padding of two kinds":                {append(bytes.Clone(good), 0, 0, 0xff), len(papertpm.GoodBoot().Measured) + 1, "inside the event's header"},
 		"an older log that ends in its event": {append(append([]byte{1}, make([]byte, 31)...), 1), 1, "inside the event's header"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -678,8 +660,8 @@ func TestEventTypesHaveTheirNames(t *testing.T) {
 }
 
 func FuzzDecodeLog(f *testing.F) {
-	f.Add(papertpm.EncodeLog([]string{"sha256"}, readableEvents()))
-	f.Add(papertpm.EncodeLog([]string{"sha1", "sha256", "sha384", "sha512"}, readableEvents()[:3]))
+	f.Add(papertpm.EncodeLog([]string{"sha256"}, papertpm.GoodBoot().Measured))
+	f.Add(papertpm.EncodeLog([]string{"sha1", "sha256", "sha384", "sha512"}, papertpm.GoodBoot().Measured[:3]))
 	f.Add([]byte{})
 	for _, file := range allLogs(f) {
 		if b, err := os.ReadFile(file); err == nil {

@@ -215,6 +215,31 @@ func EncodeVariable(guid [16]byte, name string, data []byte) []byte {
 	return append(b, data...)
 }
 
+// blob returns the data of an event of a firmware volume: where it is, and its
+// length (TCG PFP, UEFI_PLATFORM_FIRMWARE_BLOB).
+func blob(base, length uint64) []byte {
+	return binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, base), length)
+}
+
+// imageLoad returns the data of an event of a boot application: address,
+// length, link address and the device path, of a file and its end (TCG PFP,
+// UEFI_IMAGE_LOAD_EVENT; UEFI 10.3.5.4).
+func imageLoad(file string) []byte {
+	name := EncodeUTF16(file)
+	path := binary.LittleEndian.AppendUint16([]byte{4, 4}, uint16(4+len(name)))
+	path = append(append(path, name...), 0x7f, 0xff, 4, 0)
+	b := append(blob(0x1000000, 0x800000), make([]byte, 8)...)
+	return append(binary.LittleEndian.AppendUint64(b, uint64(len(path))), path...)
+}
+
+// tagged returns the data of an event of Linux' EFI stub: what it measured, in
+// words (TCG PFP, TCG_PCClientTaggedEvent; the ids are the stub's).
+func tagged(id uint32, s string) []byte {
+	b := binary.LittleEndian.AppendUint32(nil, id)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(s)+1))
+	return append(append(b, s...), 0)
+}
+
 // EncodeUTF16 returns s as UTF-16LE with a final NUL, as an EFI stub measures
 // a command line.
 func EncodeUTF16(s string) []byte {
@@ -328,15 +353,15 @@ func GoodBoot() *Boot {
 	}
 	events := []Measurement{
 		{PCR: 0, Type: attest.EventSCRTMVersion, Data: []byte{0, 0}},
-		{PCR: 0, Type: attest.EventFirmwareBlob, Data: []byte("base and length 1"), Measured: []byte("pei volume")},
-		{PCR: 0, Type: attest.EventFirmwareBlob, Data: []byte("base and length 2"), Measured: []byte("dxe volume")},
+		{PCR: 0, Type: attest.EventFirmwareBlob, Data: blob(0x820000, 0xe0000), Measured: []byte("pei volume")},
+		{PCR: 0, Type: attest.EventFirmwareBlob, Data: blob(0x900000, 0xc00000), Measured: []byte("dxe volume")},
 		config(GlobalGUID(), "SecureBoot", "\x01"),
 		config(GlobalGUID(), "PK", "pk"),
 		config(GlobalGUID(), "KEK", "kek"),
 		config(SecurityGUID(), "db", "db"),
 		config(SecurityGUID(), "dbx", "dbx"),
 		separator(7),
-		{PCR: 1, Type: attest.EventVariableBoot, Data: []byte("boot order"), Measured: []byte("order")},
+		{PCR: 1, Type: attest.EventVariableBoot, Data: EncodeVariable(GlobalGUID(), "BootOrder", []byte("order")), Measured: []byte("order")},
 		action(4, "Calling EFI Application from Boot Option"),
 	}
 	for pcr := range 7 {
@@ -349,14 +374,14 @@ func GoodBoot() *Boot {
 	events = append(events,
 		Measurement{PCR: 7, Type: attest.EventAuthority, Data: EncodeVariable(SecurityGUID(), "db", []byte("owner and certificate"))},
 		Measurement{PCR: 5, Type: attest.EventGPT, Data: EncodeGPT(guid)},
-		Measurement{PCR: 4, Type: attest.EventBootApplication, Data: []byte("device path"), Measured: []byte("uki")},
+		Measurement{PCR: 4, Type: attest.EventBootApplication, Data: imageLoad(`\EFI\BOOT\BOOTX64.EFI`), Measured: []byte("uki")},
 	)
 	for _, s := range sections() {
 		events = append(events, Section(s, "contents of "+s)...)
 	}
 	events = append(events,
-		Measurement{PCR: 9, Type: attest.EventTag, Data: []byte("LOADED_IMAGE::LoadOptions"), Measured: EncodeUTF16(Cmdline)},
-		Measurement{PCR: 9, Type: attest.EventTag, Data: []byte("Linux initrd"), Measured: []byte("initrd")},
+		Measurement{PCR: 9, Type: attest.EventTag, Data: tagged(0x8f3b22ed, "LOADED_IMAGE::LoadOptions"), Measured: EncodeUTF16(Cmdline)},
+		Measurement{PCR: 9, Type: attest.EventTag, Data: tagged(0x8f3b22ec, "Linux initrd"), Measured: []byte("initrd")},
 		action(5, "Exit Boot Services Invocation"), action(5, "Exit Boot Services Returned with Success"),
 	)
 	return &Boot{

@@ -18,8 +18,9 @@ import (
 
 func newAttestCommand(e *env) *cobra.Command {
 	return newGroup("attest", "Read what a machine measured in its boot", `
-Shows measured boot for people. It decides nothing: 'sealift serve' appraises
-evidence by itself and strictly.`, `
+Shows measured boot for people: what an event log says, and why a machine was
+refused. It decides nothing: 'sealift serve' appraises evidence by itself and
+strictly, and 'redteam' tries whether it does.`, `
   sealift attest log /sys/kernel/security/tpm0/binary_bios_measurements`,
 		newAttestLogCommand(e), newAttestExplainCommand(e),
 		newAttestRedteamCommand(e))

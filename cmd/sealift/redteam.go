@@ -53,7 +53,8 @@ evidence is tried, and those are not run that begin with a machine which the ser
 accepts. To run those too, on a service that is there for it: --new-ek-ca makes an
 authority that is valid for one day; add its certificate to tpm.roots with the class
 software, allow that class, and give the directory as --ek-ca, and as --identity an
-operator, who enrols the attacks' machines. They are revoked at the end.
+operator, who enrols the attacks' machines. They are revoked at the end. The attack
+software-tpm is of no use there, and is not run.
 
 With --self a whole service is started in this process and attacked.
 
@@ -323,6 +324,8 @@ func runAttacks(ctx context.Context, e *env, o *redteamOptions, t redteam.Target
 	switch {
 	case bad > 0:
 		return refused{errors.New(summary)}
+	case count[redteam.NotRun] > 0 && !o.partial && o.ca != "":
+		return withHint(refused{errors.New(summary)}, "a service that takes TPMs in software cannot refuse one: take what can be tried with --partial")
 	case count[redteam.NotRun] > 0 && !o.partial:
 		return withHint(refused{errors.New(summary)}, "give --ek-ca and --identity, or take what can be tried with --partial")
 	}

@@ -105,7 +105,8 @@ func Enrol(ctx context.Context, c Config) (*Fleet, error) {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			m := &machine{number: i, resets: c.Resets, disk: diskGUID(c.Seed, i)}
+			// A machine that was on before has made its state then.
+			m := &machine{number: i, resets: c.Resets, made: c.Resets > 0, disk: diskGUID(c.Seed, i)}
 			f.machines[i] = m
 			t, err := f.tpm(m)
 			if err != nil {
@@ -448,7 +449,7 @@ func (b *boot) open(rel *api.Release) (attest.Secret, error) {
 		return nil, f.stats.wrong("release", err)
 	}
 	d := sha256.Sum256(secrets.DiskKey)
-	if m.made && subtle.ConstantTimeCompare(d[:], m.key[:]) != 1 {
+	if m.key != [32]byte{} && subtle.ConstantTimeCompare(d[:], m.key[:]) != 1 {
 		return nil, f.stats.wrong("release", errors.New("the disk key is another than in the boot before"))
 	}
 	m.key, m.made = d, true

@@ -41,6 +41,30 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 // the fleet, and fail is asked by every method of the store.
 func simulated(t *testing.T, change func(*Config), fail func(method string) (error, bool)) *Report {
 	t.Helper()
+	c, cl := served(t, fail)
+	if change != nil {
+		change(&c)
+	}
+	return run(t, c, cl)
+}
+
+// run lets a fleet boot.
+func run(t *testing.T, c Config, cl *client.Client) *Report {
+	t.Helper()
+	f, err := Enrol(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := f.Run(t.Context(), cl, func(int64, int64) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// served starts a service and gives a fleet for it.
+func served(t *testing.T, fail func(method string) (error, bool)) (Config, *client.Client) {
+	t.Helper()
 	signer, err := sign.FromKey(newKey(t))
 	if err != nil {
 		t.Fatal(err)
@@ -103,18 +127,7 @@ func simulated(t *testing.T, change func(*Config), fail func(method string) (err
 		_, err := service.Enrol(ctx, "test", rec)
 		return err
 	}
-	if change != nil {
-		change(&c)
-	}
-	f, err := Enrol(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := f.Run(t.Context(), &client.Client{URL: "https://" + ln.Addr().String(), CA: pool, ReleaseKey: &release.PublicKey}, func(int64, int64) {})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return c, &client.Client{URL: "https://" + ln.Addr().String(), CA: pool, ReleaseKey: &release.PublicKey}
 }
 
 func never(string) (error, bool) { return nil, false }
@@ -151,6 +164,17 @@ func TestMachinesBootAgainAndKeepTheirDiskKey(t *testing.T) {
 	r := simulated(t, func(c *Config) { c.Machines, c.Rate, c.For, c.Again = 2, 40, 500*time.Millisecond, 0 }, never)
 	if !r.Good() || r.Releases < 3 {
 		t.Errorf("got %+v", r)
+	}
+}
+
+func TestAFleetThatWasOnBeforeIsReleasedAgain(t *testing.T) {
+	t.Parallel()
+	c, cl := served(t, never)
+	for resets := range uint32(3) {
+		c.Resets = resets
+		if r := run(t, c, cl); !r.Good() || r.Releases != 8 || len(r.Codes) != 0 {
+			t.Errorf("after %d resets got %+v", resets, r)
+		}
 	}
 }
 
