@@ -107,10 +107,10 @@ func TestBanksAreRefusedWithTheirFinding(t *testing.T) {
 		want   []Code
 		says   string
 	}{
-		"SHA-384 without the TPM's word that SHA-256 is off": {
+		"SHA-384 without a quote of SHA-256": {
 			banks: []string{"sha384"}, after: func(s *scene) {
 				s.ev.Quotes = slices.DeleteFunc(s.ev.Quotes, func(q Quote) bool { return q.Bank == "sha256" })
-			}, want: []Code{CodeQuoteMissing}, says: "nor the TPM's word"},
+			}, want: []Code{CodeQuoteMissing}, says: "not even without a PCR"},
 		"a bank that is said to be off, quoted with its PCRs": {
 			banks: []string{"sha256", "sha384"}, after: func(s *scene) {
 				for i := range s.ev.Quotes {
