@@ -43,6 +43,9 @@ func withBoots(m *manifest.Manifest, b *papertpm.Boot) *manifest.Manifest {
 func sha384Scene(t testing.TB, banks ...string) *scene {
 	s := newScene(t)
 	s.Banks = banks
+	if !slices.Contains(banks, "sha256") {
+		s.policy.Bank = "sha384"
+	}
 	s.policy.Images = []*manifest.Manifest{withBoots(papertpm.GoodImage(), s.Boot)}
 	for i := range s.policy.Firmware.References {
 		s.policy.Firmware.References[i].SHA384 = []string{hexOf(crypto.SHA384, []byte("dxe volume of no one"))}
@@ -57,8 +60,7 @@ func TestEvidenceIsAppraisedBySHA384(t *testing.T) {
 		policy string
 		want   string
 	}{
-		"where it is the only bank":              {banks: []string{"sha384"}, want: "sha384"},
-		"beside SHA-1":                           {banks: []string{"sha1", "sha384"}, want: "sha384"},
+		"beside SHA-1":                           {banks: []string{"sha1", "sha384"}, policy: "sha384", want: "sha384"},
 		"where the policy says so":               {banks: []string{"sha256", "sha384"}, policy: "sha384", want: "sha384"},
 		"where the policy says so, and is alone": {banks: []string{"sha384"}, policy: "sha384", want: "sha384"},
 		"not where SHA-256 is active":            {banks: []string{"sha256", "sha384"}, want: "sha256"},
@@ -105,10 +107,10 @@ func TestBanksAreRefusedWithTheirFinding(t *testing.T) {
 		want   []Code
 		says   string
 	}{
-		"SHA-384 without the TPM's word that SHA-256 is off": {
+		"SHA-384 without a quote of SHA-256": {
 			banks: []string{"sha384"}, after: func(s *scene) {
 				s.ev.Quotes = slices.DeleteFunc(s.ev.Quotes, func(q Quote) bool { return q.Bank == "sha256" })
-			}, want: []Code{CodeQuoteMissing}, says: "nor the TPM's word"},
+			}, want: []Code{CodeQuoteMissing}, says: "not even without a PCR"},
 		"a bank that is said to be off, quoted with its PCRs": {
 			banks: []string{"sha256", "sha384"}, after: func(s *scene) {
 				for i := range s.ev.Quotes {

@@ -28,8 +28,9 @@ type Policy struct {
 	// expired. Empty: it is in force.
 	NotInForce string
 	// Bank is the PCR bank that evidence is appraised by, sha256 or sha384, and
-	// which therefore must be active. Empty: SHA-256, or SHA-384 where the TPM
-	// says that its SHA-256 bank is off.
+	// which therefore must be active. Empty: SHA-256. With sha384, SHA-256 need
+	// not be active, and then nothing proves that the firmware measures into
+	// SHA-384: say so only where it is known to.
 	Bank string
 }
 

@@ -15,7 +15,7 @@ import (
 // quoted is what a valid quote proves of one PCR bank.
 type quoted struct {
 	bank   string
-	values map[int][]byte // PolicyPCRs; nil if the TPM says that the bank is off
+	values map[int][]byte // PolicyPCRs; nil if no PCR is quoted, as of a bank that is off
 	time   tpmTime
 }
 
@@ -120,9 +120,9 @@ func timeOf(a *tpm2.TPMSAttest) tpmTime {
 // PolicyPCRs as its selection, and that its digest is the one of the PCR
 // values sent beside it.
 //
-// A quote without values says that the bank is off: a TPM takes those PCRs out
-// of the selection that it does not have (Part 3, 18.4), so that its selection
-// must be empty.
+// A quote without values is what the TPM signs of a bank that is off: it takes
+// those PCRs out of the selection that it does not have (Part 3, 18.4), so that its
+// selection must be empty. It proves nothing: see mainBank.
 func checkQuote(q *Quote, key *ecdsa.PublicKey, akName, extra []byte) (*quoted, *checkError) {
 	what := "quote of bank " + printable([]byte(q.Bank), 8)
 	hash, ok := bankHash(q.Bank)

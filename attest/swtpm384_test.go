@@ -3,7 +3,11 @@ package attest_test
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/tpm"
@@ -46,4 +50,49 @@ func TestARealTPMWithoutSHA256IsGivenItsSecretOnceInABoot(t *testing.T) {
 		}
 		wantCodes(t, a.run(), attest.CodePCRCapped)
 	}
+}
+
+// A TPM quotes a bank that is active without any PCR, if it is asked for none:
+// the quote is the same as that of a bank that is off. Whoever fills an active
+// SHA-384 bank that the firmware leaves empty (CVE-2021-42299) must not be able
+// to keep SHA-256 to himself with it.
+func TestAQuoteWithoutPCRsDoesNotProveThatABankIsOff(t *testing.T) {
+	d := tpmtest.Config{Banks: []string{"sha256", "sha384"}, P256Certificate: true}.Open(t)
+	s := sha384Scene(t, "sha384")
+	s.policy.Bank = ""
+	s.policy.TPM = attest.TPMPolicy{
+		Roots:   []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: d.CA.Root}, {Certificate: d.CA.Issuer, Intermediate: true}},
+		Allowed: []attest.TPMClass{attest.TPMSoftware},
+	}
+	// The firmware measured something else into SHA-256; the log is what the
+	// attacker wrote into SHA-384.
+	extendLog(t, d, s.Log())
+	a := &attestation{t, tpm.New(&blindfold{TPM: d}), s.policy, &attest.Known{State: attest.StateEnrolled, DiskGUID: s.Disk.GUID}, &attest.Evidence{
+		EventLog: s.Log(), SMBIOS: s.SMBIOS, Disk: s.Disk,
+	}}
+	wantCodes(t, a.run(), attest.CodeQuoteMissing)
+}
+
+// blindfold is a TPM whose SHA-256 bank its system does not speak of: it is not
+// among the active banks, and quotes of it are asked for without PCRs.
+type blindfold struct{ transport.TPM }
+
+func (b *blindfold) Send(in []byte) ([]byte, error) {
+	code := binary.BigEndian.Uint32(in[6:])
+	if code == uint32(tpm2.TPMCCQuote) {
+		in = bytes.Clone(in)
+		one := []byte{0, 0, 0, 1, 0, 0x0b, 3} // a selection of SHA-256 alone, in three bytes
+		if i := bytes.LastIndex(in, one); i >= 0 {
+			clear(in[i+len(one) : i+len(one)+3])
+		}
+	}
+	out, err := b.TPM.Send(in)
+	if err == nil && code == uint32(tpm2.TPMCCGetCapability) {
+		// TPMS_PCR_SELECTION of SHA-256 in TPM_CAP_PCRS.
+		if i := bytes.Index(out, []byte{0, 0x0b, 3, 0xff, 0xff, 0xff}); i >= 0 {
+			out = bytes.Clone(out)
+			clear(out[i+3 : i+6])
+		}
+	}
+	return out, err
 }

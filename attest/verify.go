@@ -46,9 +46,9 @@ type verification struct {
 //   - the attestation key: AKName, proof of activation, and the same key as
 //     last time;
 //   - each quote: magic, type, signature and its scheme, extraData, signer,
-//     exact PCR selection, digest of the values sent; SHA-256, or SHA-384 with
-//     the TPM's word that SHA-256 is off, and every bank of the event log
-//     quoted, all of one boot;
+//     exact PCR selection, digest of the values sent; SHA-256, or SHA-384 if
+//     the policy says so, and every bank of the event log quoted, all of one
+//     boot;
 //   - the transport key: checkTransport, certified in the same boot;
 //   - the TPM's counters, clock and firmware version against the last accepted
 //     evidence, and its firmware against the policy's denials;
@@ -351,7 +351,10 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 // A bank that is not quoted could be the only one that the firmware extends, and
 // the one that is quoted could be an active but empty bank that an attacker's
 // system filled (CVE-2021-42299). So SHA-384 counts for itself only together with
-// the TPM's statement that SHA-256 is off.
+// a quote of SHA-256 without PCRs. That quote is no proof that SHA-256 is off: a
+// TPM names the PCRs that it has of those that it was asked for (Part 3, 18.4),
+// and whoever asks may ask for none. Hence the policy has to say as well that
+// the bank is sha384: its owner vouches for the firmware.
 func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool) *quoted {
 	missing := func(hint, format string, args ...any) *quoted {
 		v.find(Finding{Code: CodeQuoteMissing, Message: fmt.Sprintf(format, args...), Hint: hint})
@@ -363,7 +366,7 @@ func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool)
 	}
 	if q == nil {
 		return missing("activate the SHA-256 bank in the firmware's setup, or use an agent of this version",
-			"the sha256 bank is not quoted, nor the TPM's word that it is off: SHA-1 never suffices")
+			"the sha256 bank is not quoted, not even without a PCR: SHA-1 never suffices")
 	}
 	if q.off() {
 		if q = quotes["sha384"]; q == nil && sent["sha384"] {
@@ -372,6 +375,10 @@ func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool)
 		if q == nil || q.off() {
 			return missing("activate the SHA-256 or the SHA-384 bank in the firmware's setup",
 				"the sha256 and sha384 banks are off: SHA-1 never suffices")
+		}
+		if v.p.Bank != "sha384" {
+			return missing("activate the SHA-256 bank in the firmware's setup; or, if the firmware of all machines is known to measure into SHA-384, set tpm.bank to sha384",
+				"the sha256 bank is quoted without a PCR, which does not prove that it is off, and the policy does not appraise by sha384")
 		}
 	}
 	switch want := quotes[v.p.Bank]; {

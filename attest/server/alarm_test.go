@@ -169,3 +169,27 @@ func TestAlarmsAboutTokensNameTheMachine(t *testing.T) {
 		t.Errorf("alarms are about %v", of)
 	}
 }
+
+// Whoever floods the service with evidence that proves nothing does not keep an
+// attempt on the operator API out of the log, and what was not logged is counted.
+func TestRefusedEvidenceDoesNotHideThatTheOperatorAPIWasAskedFor(t *testing.T) {
+	s := newScene(t, func(c *server.Config) { c.Limits.Unproven, c.Limits.UnprovenBurst = time.Hour, 1 })
+	ask := func(path, body string, status int) {
+		t.Helper()
+		if got := s.call(s.operator(), "POST", "https://"+s.nodes+path, body, nil); got != status {
+			t.Fatalf("HTTP %d, want %d", got, status)
+		}
+	}
+	evidence := `{"challengeID":"made up","activationProof":"AA==","evidence":{"disk":{"guid":"c4f1ae57-0000-4000-8000-000000000001"}}}`
+	ask(api.PathEvidence, evidence, 403)
+	ask(api.PathEvidence, evidence, 403)
+	ask(api.PathMachines, "{}", 404)
+	ask(api.PathMachines, "{}", 404)
+	s.wantAlarms(audit.AlarmWrongListener)
+	s.offset += 2 * time.Hour
+	ask(api.PathMachines, "{}", 404)
+	s.wantAlarms(audit.AlarmWrongListener, audit.AlarmWrongListener)
+	if a := s.alarms(); len(a) == 2 && !strings.Contains(a[1].What, "after 1 times") {
+		t.Errorf("the second alarm is %q", a[1].What)
+	}
+}

@@ -42,6 +42,9 @@ func (s *Server) AppraiseReport(f func(*attest.Evidence, *attest.Challenge, *att
 // Sweep looks once for stale machines, as a service that runs since up.
 func (s *Server) Sweep(ctx context.Context, up time.Time) error { return s.sweep(ctx, up) }
 
+// Wall is the time that Watch goes by.
+func (s *Server) Wall() time.Time { return s.wall() }
+
 // FenceNodes fences once what is due.
 func (s *Server) FenceNodes(ctx context.Context) error { return s.fence(ctx) }
 

@@ -34,18 +34,20 @@ func (s *Server) NodeHandler() http.Handler {
 }
 
 // trespass answers who asks for the operator API where only nodes are. No
-// agent does, so it is an alarm, within the budget for senders
-// that proved nothing.
+// agent does, so it is an alarm, within a budget of its own: evidence that is
+// refused must not use up what would tell of this.
 func (s *Server) trespass(r *http.Request) *failure {
 	now := s.c.Clock()
-	if ok, _ := s.unproven.log("", now); !ok {
+	ok, suppressed := s.unproven.log("operator API", now)
+	if !ok {
 		return wrongListener("operator")
 	}
 	// net/http leaves methods of any length to us, and the log is for people.
-	err := s.Record(r.Context(), alarm(attest.MachineID{}, now, audit.Alarm{
-		Name: audit.AlarmWrongListener, Peer: addressText(r.RemoteAddr),
-		What: fmt.Sprintf("the operator API was asked for on the node listener: %.16q %.128q", r.Method, r.URL.Path),
-	}))
+	what := fmt.Sprintf("the operator API was asked for on the node listener: %.16q %.128q", r.Method, r.URL.Path)
+	if suppressed > 0 {
+		what += fmt.Sprintf(", after %d times that were not logged", suppressed)
+	}
+	err := s.Record(r.Context(), alarm(attest.MachineID{}, now, audit.Alarm{Name: audit.AlarmWrongListener, Peer: addressText(r.RemoteAddr), What: what}))
 	if err != nil {
 		return unavailable("the store", err)
 	}

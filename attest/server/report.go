@@ -197,7 +197,8 @@ const (
 // nodes of those that were locked out, until ctx ends. Any number of replicas
 // may watch at once: each change is made once.
 func (s *Server) Watch(ctx context.Context) error {
-	up, last := s.c.Clock(), s.c.Clock()
+	up := s.wall()
+	last := up
 	t := time.NewTicker(sweepEvery)
 	defer t.Stop()
 	for {
@@ -211,7 +212,7 @@ func (s *Server) Watch(ctx context.Context) error {
 			continue
 		case <-t.C:
 		}
-		now := s.c.Clock()
+		now := s.wall()
 		if now.Sub(last) > 3*sweepEvery || now.Before(last) {
 			// The service stood still, or its clock was set: that nobody was
 			// heard of is then no machine's fault.
@@ -223,6 +224,11 @@ func (s *Server) Watch(ctx context.Context) error {
 		}
 	}
 }
+
+// wall returns the time that records have. Without the monotonic reading, which
+// goes on evenly while the clock is set, or stands still while the machine
+// sleeps: two such times tell nothing of either.
+func (s *Server) wall() time.Time { return s.c.Clock().Round(0) }
 
 // each calls f for all machines of a state.
 func (s *Server) each(ctx context.Context, state attest.EnrolmentState, f func(*Machine) error) error {

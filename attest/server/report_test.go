@@ -528,3 +528,12 @@ func TestWatchFencesAtOnceAndEnds(t *testing.T) {
 type fenceFunc func(node string)
 
 func (f fenceFunc) Fence(_ context.Context, node, _ string) error { f(node); return nil }
+
+// A clock that is set forward, or a machine that slept, does not show in the
+// monotonic reading: with it, the whole fleet would be stale at once.
+func TestWatchGoesByTheTimeThatCanBeSet(t *testing.T) {
+	s := newScene(t, func(c *server.Config) { c.Clock = time.Now })
+	if now := s.srv.Wall(); strings.Contains(now.String(), " m=") {
+		t.Errorf("the time has a monotonic reading: %v", now)
+	}
+}

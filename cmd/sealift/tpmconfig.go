@@ -28,7 +28,7 @@ type tpmConfig struct {
 	RevocationLists        string `yaml:"revocationLists"`
 	RequireRevocationLists bool   `yaml:"requireRevocationLists"`
 
-	Bank   string         `yaml:"bank"` // PCR bank to appraise by: sha256, sha384; by itself if left out
+	Bank   string         `yaml:"bank"` // PCR bank to appraise by: sha256 if left out, or sha384
 	Denied []denialConfig `yaml:"denied"`
 }
 
