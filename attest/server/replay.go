@@ -72,7 +72,7 @@ func (r *Recovery) machine(id attest.MachineID) *Machine {
 	if m == nil {
 		m = &Machine{Machine: api.Machine{ID: id}}
 		r.machines[id] = m
-		for _, digits := range []int{10, 16, 32, 59, 64} {
+		for _, digits := range []int{10, 16, 32, 59} {
 			if m.NodeName = api.NodeName(id, digits); r.names[m.NodeName].IsZero() {
 				break
 			}
@@ -150,7 +150,10 @@ func (r *Recovery) Replay(e audit.Entry) error {
 		if decode(&d) {
 			r.campaign(&d)
 		}
-	default:
+	case audit.KindPolicy, audit.KindExpected:
+		// Their documents are not in the log.
+		r.skipped[e.Kind]++
+	default: // of a later program
 		r.skipped[e.Kind]++
 	}
 	return err

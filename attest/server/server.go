@@ -4,7 +4,7 @@
 // that gave it. Config and New make a Server, ServeNodes and ServeOperators
 // run its two APIs on listeners of their own, and a Store keeps its state.
 //
-// The order of a decision is fixed: the challenge is taken from the store,
+// The order of a decision is fixed: the challenge is taken from its connection,
 // then the evidence is verified, then the verdict, the release and the audit
 // entries are committed together, and only then does a secret leave.
 package server

@@ -15,7 +15,7 @@ import (
 
 // Errors of a Store that callers act on. A Store returns errors that wrap them.
 var (
-	// ErrNotFound: there is no such machine, challenge, release or evidence.
+	// ErrNotFound: there is no such machine, release, document or evidence.
 	ErrNotFound = errors.New("not found")
 	// ErrConflict: what was to be changed is no longer what the caller read,
 	// or a name that must be unique is taken. Read again and decide again.
@@ -25,7 +25,9 @@ var (
 )
 
 // Store keeps everything that the service must remember. Any number of
-// goroutines, and of service replicas, use one Store at once.
+// goroutines, and of service replicas, use one Store at once. Challenges are
+// not in it: they must not outlive the process, and are kept with their
+// connection.
 //
 // Durability: when a method that writes returns nil, what it wrote survives
 // kill -9 and loss of power. When it returns an error, all or nothing was
@@ -44,16 +46,6 @@ type Store interface {
 
 	// Machines returns the records that match q in the order of their ids.
 	Machines(ctx context.Context, q Query) ([]*Machine, error)
-
-	// PutChallenge keeps a challenge until it is taken. It may forget
-	// challenges that expired before horizon. An id that is present gives
-	// ErrConflict.
-	PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error
-
-	// TakeChallenge removes a challenge and returns it, or ErrNotFound. Of
-	// any number of concurrent calls with one id at most one returns it, and
-	// after a restart none does again.
-	TakeChallenge(ctx context.Context, id string) (*attest.Challenge, error)
 
 	// Commit writes a Change as a whole or not at all.
 	Commit(ctx context.Context, c *Change) error
@@ -204,13 +196,12 @@ type Archive interface {
 	Store
 
 	// Dump calls each with every record that there is at one moment, while
-	// others go on writing; audit entries come last and in order. Challenges
-	// are left out: a copy must not know one that was taken meanwhile. An
+	// others go on writing; audit entries come last and in order. An
 	// error of each ends the dump and is returned.
 	Dump(ctx context.Context, each func(Record) error) error
 
-	// Load writes records into a Store in which nothing was ever written but
-	// challenges, as a whole or not at all: ErrConflict if there is anything,
+	// Load writes records into a Store in which nothing was ever written,
+	// as a whole or not at all: ErrConflict if there is anything,
 	// and if two records cannot be together. An error in the sequence is
 	// returned. Audit entries must be in order and one chain from its start.
 	Load(ctx context.Context, records iter.Seq2[Record, error]) error

@@ -29,7 +29,6 @@ func newBackupCommand(e *env) *cobra.Command {
 0600, while the service runs. The file is the same for SQLite and PostgreSQL. It is
 signed with the release key; disk keys in it stay under the key-encryption key, so
 keep the key directory, or the key service, as well: without it no disk opens.
-Challenges are left out.
 
 The head that is printed is the last entry of the audit log in the backup. What the
 service decides later is not in it: export the audit log often, and keep it elsewhere.
@@ -105,7 +104,7 @@ the service was stopped before the backup: files that end in it have lost nothin
 Without --head a revocation may have been lost. The restored service then releases
 nothing until an approver says with 'sealift restore accept' that none was, and each
 machine must start anew once more, because the boot that it is in may have had its
-release. Challenges and releases that were open are void in any case. Disk keys made
+release. Releases that were open are void in any case. Disk keys made
 after the backup are lost; the machines are named, and must be installed again.
 
 To move to another store, stop the service, back up, name the other store in the

@@ -43,17 +43,17 @@ type killBox struct {
 	boot *papertpm.Boot
 	id   attest.MachineID
 
-	mu       sync.Mutex
-	given    map[string]string // release by boot, of those that were answered
-	answered []string          // challenges that evidence was answered for
-	unheard  int               // answers that the kill cut off
-	refused  int               // in a boot that had its release
+	mu      sync.Mutex
+	given   map[string]string      // release by boot, of those that were answered
+	sent    []*api.EvidenceRequest // since the service was started
+	unheard int                    // answers that the kill cut off
+	refused int                    // in a boot that had its release
 }
 
 // TestServiceKilled kills the whole service at any point of its work, with
 // several replicas where the store allows it, and starts it again. No decision
-// that was answered may be missing, no boot may have two releases, and what was
-// taken stays taken.
+// that was answered may be missing, no boot may have two releases, and evidence
+// from before a kill is of no use after it, whether it was answered or not.
 func TestServiceKilled(t *testing.T) {
 	if v := os.Getenv(killVictim); v != "" {
 		dir, store, _ := strings.Cut(v, "|")
@@ -158,6 +158,7 @@ func killService(t *testing.T, store string, replicas int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	stale := 0
 	for round := range rounds {
 		var victims []*exec.Cmd
 		var nodes []*client.Client
@@ -180,6 +181,7 @@ func killService(t *testing.T, store string, replicas int) {
 			}
 			nodes = append(nodes, &client.Client{URL: "https://" + strings.TrimSpace(line), CA: issuer.Pool(), ReleaseKey: &key.PublicKey})
 		}
+		stale += replayOld(t, fleet, nodes)
 		// Killed after so many answers, and a moment that is anywhere in the
 		// work on the next.
 		answers := make(chan struct{}, 1024)
@@ -210,8 +212,8 @@ func killService(t *testing.T, store string, replicas int) {
 	for _, b := range fleet {
 		answered, unheard, refused = answered+len(b.given), unheard+b.unheard, refused+b.refused
 	}
-	t.Logf("%d releases answered, %d requests cut off by a kill, %d second requests refused", answered, unheard, refused)
-	if answered == 0 || unheard == 0 || refused == 0 {
+	t.Logf("%d releases answered, %d requests cut off by a kill, %d second requests refused, %d from before a kill refused", answered, unheard, refused, stale)
+	if answered == 0 || unheard == 0 || refused == 0 || stale == 0 {
 		t.Error("nothing was proven")
 	}
 }
@@ -305,11 +307,13 @@ func (b *killBox) ask(ctx context.Context, c *client.Client) bool {
 	if err != nil {
 		panic(err)
 	}
-	rel, _, err := session.Evidence(ctx, b.id, &api.EvidenceRequest{
+	req := &api.EvidenceRequest{
 		ChallengeID: ch.ID, ActivationProof: attest.ActivationProof(secret, ch.ID, ch.Nonce, tpm2.Marshal(b.tpm.AKPublic)), Evidence: *ev,
-	})
+	}
+	rel, _, err := session.Evidence(ctx, b.id, req)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.sent = append(b.sent, req)
 	var refused *client.RefusedError
 	switch {
 	case err == nil:
@@ -317,7 +321,6 @@ func (b *killBox) ask(ctx context.Context, c *client.Client) bool {
 			panic(fmt.Sprintf("boot %s of machine %s was given releases %s and %s", b.bootName(), b.id.Short(), old, rel.ID))
 		}
 		b.given[b.bootName()] = rel.ID
-		b.answered = append(b.answered, ch.ID)
 	case errors.As(err, &refused):
 		for _, f := range refused.Result.Findings {
 			if f.Code != attest.CodeReleaseRepeated {
@@ -325,7 +328,6 @@ func (b *killBox) ask(ctx context.Context, c *client.Client) bool {
 			}
 		}
 		b.refused++
-		b.answered = append(b.answered, ch.ID)
 	default:
 		var answer *client.ServiceError
 		if errors.As(err, &answer) && answer.Status != http.StatusServiceUnavailable {
@@ -344,6 +346,31 @@ func (b *killBox) ask(ctx context.Context, c *client.Client) bool {
 	return true
 }
 
+// replayOld sends all evidence from before the kill again, to each replica, and
+// returns how often. The challenges are not open any more.
+func replayOld(t *testing.T, fleet []*killBox, nodes []*client.Client) (n int) {
+	t.Helper()
+	for _, b := range fleet {
+		for i, req := range b.sent {
+			session, err := nodes[i%len(nodes)].Connect(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _, err = session.Evidence(t.Context(), b.id, req)
+			var refused *client.RefusedError
+			if !errors.As(err, &refused) || len(refused.Result.Findings) != 1 || refused.Result.Findings[0].Code != attest.CodeChallenge {
+				t.Errorf("machine %s: evidence for challenge %s, from before the kill: got %v, want it refused with %s", b.id.Short(), req.ChallengeID, err, attest.CodeChallenge)
+			}
+			if err := session.Close(); err != nil {
+				t.Error(err)
+			}
+			n++
+		}
+		b.sent = nil
+	}
+	return n
+}
+
 // checkAfterKill holds the store against what the machines were told.
 func checkAfterKill(t *testing.T, name string, fleet []*killBox) {
 	t.Helper()
@@ -353,13 +380,23 @@ func checkAfterKill(t *testing.T, name string, fleet []*killBox) {
 	}
 	defer store.Close()
 	var chain audit.Verifier
-	logged, boots := map[string]bool{}, map[string]string{}
+	logged, boots, decided := map[string]bool{}, map[string]string{}, map[string]int64{}
 	for e, err := range store.Audit(t.Context(), 1) {
 		if err == nil {
 			err = chain.Add(e)
 		}
 		if err != nil {
 			t.Fatal(err)
+		}
+		if e.Kind == audit.KindVerdict {
+			var d audit.Verdict
+			if err := json.Unmarshal(e.Data, &d); err != nil {
+				t.Fatal(err)
+			}
+			if old := decided[d.ChallengeID]; old != 0 {
+				t.Errorf("challenge %s was answered twice: entries %d and %d", d.ChallengeID, old, e.Seq)
+			}
+			decided[d.ChallengeID] = e.Seq
 		}
 		if e.Kind != audit.KindRelease {
 			continue
@@ -382,11 +419,6 @@ func checkAfterKill(t *testing.T, name string, fleet []*killBox) {
 		for boot, id := range b.given {
 			if _, err := store.Release(t.Context(), id); err != nil || !logged[id] {
 				t.Errorf("release %s of boot %s was answered, and the store has lost it: %v, in the log: %t", id, boot, err, logged[id])
-			}
-		}
-		for _, id := range b.answered {
-			if _, err := store.TakeChallenge(t.Context(), id); !errors.Is(err, server.ErrNotFound) {
-				t.Errorf("challenge %s was answered, and can be taken again: %v", id, err)
 			}
 		}
 		m, err := store.Machine(t.Context(), b.id)

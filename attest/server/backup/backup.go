@@ -9,7 +9,7 @@
 // cut short, altered, or made by another fleet is refused.
 //
 // Disk keys are in it as they are in the store, under the key-encryption key.
-// Challenges are left out, and so are the transport secrets of open releases.
+// The transport secrets of open releases are left out.
 package backup
 
 import (

@@ -73,9 +73,6 @@ func fill(t *testing.T, s server.Store) {
 			done.Transport, done.Outcome = nil, "unlocked"
 			commit(t, s, &server.Change{Confirm: done, Documents: []*server.Document{{Kind: "k", Name: name, Revision: 1, Body: json.RawMessage(`{}`)}}})
 		}
-		if err := s.PutChallenge(t.Context(), challenge(name, epoch), epoch); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 
@@ -116,8 +113,6 @@ func dumpRoundTrip(t *testing.T, open func(*testing.T) server.Archive) {
 	for r := range want {
 		t.Errorf("not loaded: %s", r)
 	}
-	_, err := to.TakeChallenge(t.Context(), "a")
-	wantErr(t, err, server.ErrNotFound)
 	// What was unique is so still, and revisions and the chain go on.
 	a := machine("a")
 	wantErr(t, to.Commit(t.Context(), &server.Change{Release: release("new", a, 1<<32-1)}), server.ErrReleased)

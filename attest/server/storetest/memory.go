@@ -12,7 +12,6 @@ import (
 	"iter"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
@@ -23,13 +22,12 @@ import (
 // Memory is a Store that forgets everything with the process. The zero value
 // is empty and ready.
 type Memory struct {
-	mu         sync.Mutex
-	machines   map[attest.MachineID]*server.Machine
-	challenges map[string]*attest.Challenge
-	releases   map[string]*server.Release
-	evidence   map[manifest.SHA256][]byte
-	documents  map[[2]string]*server.Document // by kind and name
-	log        []audit.Entry
+	mu        sync.Mutex
+	machines  map[attest.MachineID]*server.Machine
+	releases  map[string]*server.Release
+	evidence  map[manifest.SHA256][]byte
+	documents map[[2]string]*server.Document // by kind and name
+	log       []audit.Entry
 }
 
 // clone copies v through JSON, which is also how a database would keep it.
@@ -77,37 +75,6 @@ func (s *Memory) Machines(_ context.Context, q server.Query) ([]*server.Machine,
 		out = out[:q.Limit]
 	}
 	return out, nil
-}
-
-// PutChallenge implements server.Store.
-func (s *Memory) PutChallenge(_ context.Context, c *attest.Challenge, horizon time.Time) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.challenges == nil {
-		s.challenges = map[string]*attest.Challenge{}
-	}
-	if s.challenges[c.ID] != nil {
-		return fmt.Errorf("challenge %s: %w", c.ID, server.ErrConflict)
-	}
-	for id, old := range s.challenges {
-		if old.Expires.Before(horizon) {
-			delete(s.challenges, id)
-		}
-	}
-	s.challenges[c.ID] = clone(c)
-	return nil
-}
-
-// TakeChallenge implements server.Store.
-func (s *Memory) TakeChallenge(_ context.Context, id string) (*attest.Challenge, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.challenges[id]
-	if c == nil {
-		return nil, fmt.Errorf("challenge %s: %w", id, server.ErrNotFound)
-	}
-	delete(s.challenges, id)
-	return c, nil
 }
 
 // Commit implements server.Store.
@@ -369,23 +336,6 @@ func (f *Faulty) write(method string, do func() error) error {
 		}
 	}
 	return err
-}
-
-// PutChallenge implements server.Store.
-func (f *Faulty) PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error {
-	return f.write("PutChallenge", func() error { return f.Store.PutChallenge(ctx, c, horizon) })
-}
-
-// TakeChallenge implements server.Store.
-func (f *Faulty) TakeChallenge(ctx context.Context, id string) (c *attest.Challenge, err error) {
-	err = f.write("TakeChallenge", func() error {
-		c, err = f.Store.TakeChallenge(ctx, id)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
 }
 
 // Commit implements server.Store.

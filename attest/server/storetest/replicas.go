@@ -4,7 +4,6 @@ import (
 	"context"
 	"iter"
 	"sync/atomic"
-	"time"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
@@ -27,14 +26,6 @@ func (r *replicas) Machine(ctx context.Context, id attest.MachineID) (*server.Ma
 
 func (r *replicas) Machines(ctx context.Context, q server.Query) ([]*server.Machine, error) {
 	return r.next().Machines(ctx, q)
-}
-
-func (r *replicas) PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error {
-	return r.next().PutChallenge(ctx, c, horizon)
-}
-
-func (r *replicas) TakeChallenge(ctx context.Context, id string) (*attest.Challenge, error) {
-	return r.next().TakeChallenge(ctx, id)
 }
 
 func (r *replicas) Commit(ctx context.Context, c *server.Change) error {

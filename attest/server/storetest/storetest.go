@@ -41,10 +41,6 @@ func Run(t *testing.T, sub Subject) {
 		"a stale revision changes nothing":               staleRevision,
 		"node names and disks are unique":                uniqueNames,
 		"machines are found by each field":               query,
-		"a challenge is taken once":                      challengeOnce,
-		"of concurrent takes one wins":                   challengeRace,
-		"expired challenges may go, others stay":         challengeHorizon,
-		"challenges come and go at once":                 challengeStorm,
 		"one release per boot and install":               releaseOnce,
 		"of concurrent releases one wins":                releaseRace,
 		"a release is confirmed once":                    confirmOnce,
@@ -256,34 +252,6 @@ func query(t *testing.T, s server.Store) {
 	}
 }
 
-func challenge(id string, expires time.Time) *attest.Challenge {
-	return &attest.Challenge{
-		ID: id, Purpose: attest.PurposeUnlock, Nonce: []byte{1}, ActivationSecret: []byte{2},
-		AKPublic: []byte{3}, EKPublic: []byte{4}, Expires: expires,
-	}
-}
-
-func challengeOnce(t *testing.T, s server.Store) {
-	c := challenge("c1", epoch)
-	if err := s.PutChallenge(t.Context(), c, epoch.Add(-time.Minute)); err != nil {
-		t.Fatal(err)
-	}
-	wantErr(t, s.PutChallenge(t.Context(), c, epoch.Add(-time.Minute)), server.ErrConflict)
-	got, err := s.TakeChallenge(t.Context(), "c1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, _ := json.Marshal(c)
-	b, _ := json.Marshal(got)
-	if !bytes.Equal(a, b) {
-		t.Errorf("got %s, want %s", b, a)
-	}
-	_, err = s.TakeChallenge(t.Context(), "c1")
-	wantErr(t, err, server.ErrNotFound)
-	_, err = s.TakeChallenge(t.Context(), "never")
-	wantErr(t, err, server.ErrNotFound)
-}
-
 // race runs f n times at once and returns how many calls gave no error. Any
 // error but want fails the test.
 func race(t *testing.T, n int, want error, f func(i int) error) int {
@@ -303,39 +271,6 @@ func race(t *testing.T, n int, want error, f func(i int) error) int {
 		}
 	}
 	return won
-}
-
-func challengeRace(t *testing.T, s server.Store) {
-	for i := range 10 {
-		id := fmt.Sprintf("c%d", i)
-		if err := s.PutChallenge(t.Context(), challenge(id, epoch), epoch.Add(-time.Minute)); err != nil {
-			t.Fatal(err)
-		}
-		won := race(t, 8, server.ErrNotFound, func(int) error {
-			_, err := s.TakeChallenge(t.Context(), id)
-			return err
-		})
-		if won != 1 {
-			t.Errorf("challenge %s was taken %d times", id, won)
-		}
-	}
-}
-
-func challengeHorizon(t *testing.T, s server.Store) {
-	put := func(id string, expires, horizon time.Time) {
-		t.Helper()
-		if err := s.PutChallenge(t.Context(), challenge(id, expires), horizon); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put("old", epoch, epoch.Add(-time.Hour))
-	put("young", epoch.Add(2*time.Minute), epoch.Add(-time.Hour))
-	put("new", epoch.Add(3*time.Minute), epoch.Add(time.Minute))
-	for _, id := range []string{"young", "new"} {
-		if _, err := s.TakeChallenge(t.Context(), id); err != nil {
-			t.Error(err)
-		}
-	}
 }
 
 func release(id string, m *server.Machine, reset uint32) *server.Release {
@@ -639,35 +574,10 @@ func mixedRace(t *testing.T, s server.Store) {
 	}
 }
 
-// challengeStorm puts, takes and forgets challenges from many goroutines.
-func challengeStorm(t *testing.T, s server.Store) {
-	won := race(t, 32, nil, func(i int) error {
-		for j := range 4 {
-			at := epoch.Add(time.Duration(j) * time.Hour)
-			id := fmt.Sprintf("%d-%d", i, j)
-			if err := s.PutChallenge(t.Context(), challenge(id, at), at.Add(-time.Minute)); err != nil {
-				return err
-			}
-			if j < 3 {
-				continue // a later put may forget it
-			}
-			if _, err := s.TakeChallenge(t.Context(), id); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if won != 32 {
-		t.Errorf("%d of 32 did all", won)
-	}
-}
-
 // strangeNames looks for what peers may ask for: any bytes.
 func strangeNames(t *testing.T, s server.Store) {
 	for _, id := range []string{"", "\x00", "a\x00b", "\xff\xfe", "'; DROP TABLE machine; --", "%", "\\x00"} {
-		_, err := s.TakeChallenge(t.Context(), id)
-		wantErr(t, err, server.ErrNotFound)
-		_, err = s.Release(t.Context(), id)
+		_, err := s.Release(t.Context(), id)
 		wantErr(t, err, server.ErrNotFound)
 		_, err = s.Document(t.Context(), id, id)
 		wantErr(t, err, server.ErrNotFound)
@@ -689,10 +599,7 @@ func goneCaller(t *testing.T, s server.Store) {
 	}
 	m := machine("a")
 	wantErr(t, s.Commit(ctx, &server.Change{Machine: m}), context.Canceled)
-	wantErr(t, s.PutChallenge(ctx, challenge("c", epoch), epoch), context.Canceled)
 	_, err := s.Machine(t.Context(), m.ID)
-	wantErr(t, err, server.ErrNotFound)
-	_, err = s.TakeChallenge(t.Context(), "c")
 	wantErr(t, err, server.ErrNotFound)
 }
 
@@ -721,14 +628,6 @@ func casRace(t *testing.T, s server.Store) {
 func durable(t *testing.T, s server.Store, reopen func(*testing.T, server.Store) server.Store) {
 	m := machine("a")
 	blob := []byte("evidence")
-	for _, id := range []string{"taken", "open"} {
-		if err := s.PutChallenge(t.Context(), challenge(id, epoch), epoch.Add(-time.Minute)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := s.TakeChallenge(t.Context(), "taken"); err != nil {
-		t.Fatal(err)
-	}
 	commit(t, s, &server.Change{Machine: m, Release: release("r1", m, 1), Evidence: blob, Events: []audit.Event{verdict(m.ID, "1")}})
 	s = reopen(t, s)
 	if _, err := s.Machine(t.Context(), m.ID); err != nil {
@@ -739,11 +638,6 @@ func durable(t *testing.T, s server.Store, reopen func(*testing.T, server.Store)
 	}
 	wantErr(t, s.Commit(t.Context(), &server.Change{Release: release("r2", m, 1)}), server.ErrReleased)
 	if _, err := s.Evidence(t.Context(), sha256.Sum256(blob)); err != nil {
-		t.Error(err)
-	}
-	_, err := s.TakeChallenge(t.Context(), "taken")
-	wantErr(t, err, server.ErrNotFound)
-	if _, err := s.TakeChallenge(t.Context(), "open"); err != nil {
 		t.Error(err)
 	}
 	commit(t, s, &server.Change{Events: []audit.Event{verdict(m.ID, "2")}})

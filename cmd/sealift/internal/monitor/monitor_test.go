@@ -147,8 +147,6 @@ func TestStoreErrorsAreCountedAndAnswersAreNot(t *testing.T) {
 	store := m.Store(new(storetest.Memory))
 	do := func() {
 		_, _ = store.Machines(t.Context(), server.Query{})
-		_ = store.PutChallenge(t.Context(), &attest.Challenge{ID: "x"}, time.Time{})
-		_, _ = store.TakeChallenge(t.Context(), "x")
 		_, _ = store.Release(t.Context(), "x")
 		_, _ = store.Evidence(t.Context(), [32]byte{1})
 		_, _ = store.Document(t.Context(), "k", "n")
@@ -189,8 +187,6 @@ func (b broken) Machine(context.Context, attest.MachineID) (*server.Machine, err
 	return nil, b.err
 }
 func (b broken) Machines(context.Context, server.Query) ([]*server.Machine, error) { return nil, b.err }
-func (b broken) PutChallenge(context.Context, *attest.Challenge, time.Time) error  { return b.err }
-func (b broken) TakeChallenge(context.Context, string) (*attest.Challenge, error)  { return nil, b.err }
 func (b broken) Commit(context.Context, *server.Change) error                      { return b.err }
 func (b broken) Release(context.Context, string) (*server.Release, error)          { return nil, b.err }
 func (b broken) Evidence(context.Context, manifest.SHA256) ([]byte, error)         { return nil, b.err }

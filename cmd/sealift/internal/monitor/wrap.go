@@ -14,7 +14,7 @@ import (
 
 // storeOperations are the operations that are timed, as labels.
 func storeOperations() []string {
-	return []string{"machine", "machines", "put-challenge", "take-challenge", "commit", "release", "evidence", "document", "documents", "audit"}
+	return []string{"machine", "machines", "commit", "release", "evidence", "document", "documents", "audit"}
 }
 
 // Store returns s, timed. Every audit event that is committed through it is
@@ -49,20 +49,6 @@ func (t timed) Machines(ctx context.Context, q server.Query) ([]*server.Machine,
 	began := time.Now()
 	v, err := t.Store.Machines(ctx, q)
 	t.took("machines", began, err)
-	return v, err
-}
-
-func (t timed) PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error {
-	began := time.Now()
-	err := t.Store.PutChallenge(ctx, c, horizon)
-	t.took("put-challenge", began, err)
-	return err
-}
-
-func (t timed) TakeChallenge(ctx context.Context, id string) (*attest.Challenge, error) {
-	began := time.Now()
-	v, err := t.Store.TakeChallenge(ctx, id)
-	t.took("take-challenge", began, err)
 	return v, err
 }
 

@@ -6,9 +6,7 @@
 // those that wait together (group commit), so that they share one fsync and one
 // turn at the head of the audit log. The row of that head is locked first in
 // each such transaction: replicas take turns there, and under that lock what a
-// change compares with cannot change. Challenges touch no chain; each is put or
-// taken by one statement of its own, and the server shares the fsync among
-// those that commit at once.
+// change compares with cannot change.
 package pgstore
 
 import (

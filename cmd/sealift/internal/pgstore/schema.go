@@ -65,6 +65,9 @@ CREATE TABLE sealift.head (
 	hash bytea NOT NULL
 );
 INSERT INTO sealift.head (one, seq, hash) VALUES (true, 0, decode(repeat('00', 32), 'hex'));
+`, `
+-- Challenges are kept with their connection.
+DROP TABLE sealift.challenge;
 `}
 
 // schemaLock is the key of the advisory lock under which tables are made.

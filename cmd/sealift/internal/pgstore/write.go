@@ -6,12 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/image/manifest"
@@ -20,73 +18,6 @@ import (
 // maxBatch bounds the changes of one commit. More would only make each wait
 // longer: the fsync is shared well before.
 const maxBatch = 128
-
-// PutChallenge implements server.Store.
-func (s *Store) PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error {
-	body, err := json.Marshal(c)
-	if err != nil {
-		return fmt.Errorf("encode challenge %s: %w", c.ID, err)
-	}
-	// Replicas forget the same rows at once: each leaves to the other what
-	// that one has locked, and the rest to the next challenge.
-	tag, err := s.exec(ctx, `
-		WITH expired AS (
-			DELETE FROM sealift.challenge WHERE id IN (
-				SELECT id FROM sealift.challenge WHERE expires < $3 LIMIT 100 FOR UPDATE SKIP LOCKED)
-		)
-		INSERT INTO sealift.challenge (id, expires, body) VALUES ($1, $2, $4) ON CONFLICT DO NOTHING`,
-		[]byte(c.ID), c.Expires.UnixNano(), horizon.UnixNano(), body)
-	if err == nil && tag.RowsAffected() != 1 {
-		err = server.ErrConflict
-	}
-	if err != nil {
-		return fmt.Errorf("store challenge %s: %w", c.ID, err)
-	}
-	return nil
-}
-
-// exec runs one statement as a transaction of its own. It is begun again only
-// where the server says that it undid it.
-func (s *Store) exec(ctx context.Context, query string, args ...any) (tag pgconn.CommandTag, err error) {
-	ctx, cancel, err := bounded(ctx)
-	if err != nil {
-		return tag, err
-	}
-	defer cancel()
-	for range tries {
-		if tag, err = s.pool.Exec(ctx, query, args...); err == nil || !undecided(err) {
-			break
-		}
-	}
-	return tag, err
-}
-
-// TakeChallenge implements server.Store.
-func (s *Store) TakeChallenge(ctx context.Context, id string) (*attest.Challenge, error) {
-	ctx, cancel, err := bounded(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("take challenge %s: %w", id, err)
-	}
-	defer cancel()
-	var body []byte
-	for range tries {
-		err = s.pool.QueryRow(ctx, "DELETE FROM sealift.challenge WHERE id = $1 RETURNING body", []byte(id)).Scan(&body)
-		if err == nil || !undecided(err) {
-			break
-		}
-	}
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("challenge %s: %w", id, server.ErrNotFound)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("take challenge %s: %w", id, err)
-	}
-	c := new(attest.Challenge)
-	if err := json.Unmarshal(body, c); err != nil {
-		return nil, fmt.Errorf("decode challenge %s: %w", id, err)
-	}
-	return c, nil
-}
 
 // pending is a change that waits for the writer.
 type pending struct {

@@ -26,7 +26,7 @@ import (
 // says how its tables look (PRAGMA user_version).
 const (
 	applicationID = 0x5ea11f70
-	schemaVersion = 3
+	schemaVersion = 4
 )
 
 // schema makes the tables. Columns hold what is searched or must be unique;
@@ -41,12 +41,6 @@ CREATE TABLE machine (
 	body      TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX machine_state ON machine (state);
-CREATE TABLE challenge (
-	id      TEXT PRIMARY KEY,
-	expires INTEGER NOT NULL, -- Unix nanoseconds
-	body    TEXT NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX challenge_expires ON challenge (expires);
 CREATE TABLE release (
 	id            TEXT PRIMARY KEY,
 	machine       BLOB NOT NULL,
@@ -93,8 +87,13 @@ DROP TABLE campaign;
 
 // fromSecond brings a file of schema version 2, which had all evidence in one
 // piece, to version 3.
-const fromSecond = parts + `
-PRAGMA user_version = 3;
+const fromSecond = parts + fromThird
+
+// fromThird brings a file of schema version 3, which had challenges, to
+// version 4.
+const fromThird = `
+DROP TABLE challenge;
+PRAGMA user_version = 4;
 `
 
 // readers bounds the connections that read at once.
@@ -283,7 +282,7 @@ func (s *Store) checkSchema(ctx context.Context) error {
 	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 		return err
 	}
-	if version == 1 || version == 2 {
+	if version >= 1 && version < schemaVersion {
 		tx, err := s.write.BeginTx(ctx, nil) // takes the write lock
 		if err != nil {
 			return err
@@ -292,7 +291,7 @@ func (s *Store) checkSchema(ctx context.Context) error {
 		if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 			return errors.Join(err, tx.Rollback())
 		}
-		if script := map[int64]string{1: fromFirst, 2: fromSecond}[version]; script != "" {
+		if script := map[int64]string{1: fromFirst, 2: fromSecond, 3: fromThird}[version]; script != "" {
 			if _, err := tx.ExecContext(ctx, script); err != nil {
 				return errors.Join(fmt.Errorf("bring the schema to version %d: %w", schemaVersion, err), tx.Rollback())
 			}

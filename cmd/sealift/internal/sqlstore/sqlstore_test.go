@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -115,7 +116,7 @@ func TestOpenRefuses(t *testing.T) {
 		want  string
 	}{
 		"no file":                 {func(t *testing.T, path string) { os.Remove(path) }, "no such file"},
-		"a later schema":          {exec("PRAGMA user_version = 4"), "schema version is 4, want 3"},
+		"a later schema":          {exec("PRAGMA user_version = 5"), "schema version is 5, want 4"},
 		"another program's file":  {exec("PRAGMA application_id = 7"), "application id is 0x7"},
 		"a file that others read": {func(t *testing.T, path string) { os.Chmod(path, 0o644) }, "mode is 0644, want 0600"},
 		"no database": {func(t *testing.T, path string) {
@@ -217,38 +218,73 @@ func TestAnAlteredRowIsFound(t *testing.T) {
 	}
 }
 
-// TestAFileOfTheFirstSchemaIsBroughtToOurs makes version 1 of a file: campaigns
-// had a table of their own, and there were no documents.
-func TestAFileOfTheFirstSchemaIsBroughtToOurs(t *testing.T) {
-	s := create(t)
-	event := audit.Event{Time: time.Unix(1, 0), Kind: audit.KindStart, Data: audit.Start{}}
-	if err := s.Commit(t.Context(), &server.Change{Events: []audit.Event{event}}); err != nil {
-		t.Fatal(err)
-	}
-	tamper(t, s, `
-		DROP TABLE document;
+// TestAFileOfAnEarlierSchemaIsBroughtToOurs makes a file of each version: the
+// third had challenges, the second no parts of evidence either, and in the first
+// campaigns had a table of their own, and there were no documents.
+func TestAFileOfAnEarlierSchemaIsBroughtToOurs(t *testing.T) {
+	third := `
+		CREATE TABLE challenge (id TEXT PRIMARY KEY, expires INTEGER NOT NULL, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+		CREATE INDEX challenge_expires ON challenge (expires);
+		INSERT INTO challenge (id, expires, body) VALUES ('c', 1, '{}');
+		PRAGMA user_version = 3;`
+	second := third + `
 		DROP TABLE evidence_part;
+		PRAGMA user_version = 2;`
+	first := second + `
 		CREATE TABLE campaign (name TEXT PRIMARY KEY, revision INTEGER NOT NULL, body BLOB NOT NULL) STRICT, WITHOUT ROWID;
-		INSERT INTO campaign (name, revision, body) VALUES ('bios', 3, CAST('{"a":1}' AS BLOB));
-		PRAGMA user_version = 1`)
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
+		INSERT INTO campaign (name, revision, body) SELECT name, revision, body FROM document;
+		DROP TABLE document;
+		PRAGMA user_version = 1;`
+	schemaOf := func(s *Store) (out string) {
+		err := s.read.QueryRow("SELECT group_concat(type || ' ' || name, ', ') FROM (SELECT type, name FROM sqlite_schema ORDER BY type, name)").Scan(&out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
 	}
-	for range 2 { // brought over, then as it is
-		again, err := Open(t.Context(), s.path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		d, err := again.Document(t.Context(), "campaign", "bios")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d.Revision != 3 || string(d.Body) != `{"a":1}` {
-			t.Errorf("got revision %d of %s", d.Revision, d.Body)
-		}
-		if err := again.Close(); err != nil {
-			t.Fatal(err)
-		}
+	for name, script := range map[string]string{"version 1": first, "version 2": second, "version 3": third} {
+		t.Run(name, func(t *testing.T) {
+			s := create(t)
+			want := schemaOf(s)
+			change := &server.Change{
+				Events:    []audit.Event{{Time: time.Unix(1, 0), Kind: audit.KindStart, Data: audit.Start{}}},
+				Documents: []*server.Document{{Kind: "campaign", Name: "bios", Body: json.RawMessage(`{"a":1}`)}},
+				Evidence:  []byte("evidence"),
+			}
+			if err := s.Commit(t.Context(), change); err != nil {
+				t.Fatal(err)
+			}
+			tamper(t, s, script)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // brought over, then as it is
+				again, err := Open(t.Context(), s.path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := schemaOf(again); got != want {
+					t.Errorf("got %s, want %s", got, want)
+				}
+				d, err := again.Document(t.Context(), "campaign", "bios")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if d.Revision != 1 || string(d.Body) != `{"a":1}` {
+					t.Errorf("got revision %d of %s", d.Revision, d.Body)
+				}
+				if b, err := again.Evidence(t.Context(), sha256.Sum256([]byte("evidence"))); err != nil || string(b) != "evidence" {
+					t.Errorf("got %q, %v", b, err)
+				}
+				// What the new tables are for can be written.
+				if err := again.Commit(t.Context(), &server.Change{Evidence: []byte(`{"log":"` + log("x") + `"}`)}); err != nil {
+					t.Error(err)
+				}
+				if err := again.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

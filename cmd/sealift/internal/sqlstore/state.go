@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"iter"
 	"strings"
-	"time"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
@@ -103,25 +102,6 @@ func (s *Store) Machines(ctx context.Context, q server.Query) (_ []*server.Machi
 	return out, nil
 }
 
-// PutChallenge implements server.Store.
-func (s *Store) PutChallenge(ctx context.Context, c *attest.Challenge, horizon time.Time) error {
-	body, err := json.Marshal(c)
-	if err != nil {
-		return fmt.Errorf("encode challenge %s: %w", c.ID, err)
-	}
-	err = s.submit(ctx, func(ctx context.Context, tx *tx) error {
-		if _, err := tx.exec(ctx, "DELETE FROM challenge WHERE expires < ?", horizon.UnixNano()); err != nil {
-			return err
-		}
-		return one(server.ErrConflict)(tx.exec(ctx,
-			"INSERT INTO challenge (id, expires, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", c.ID, c.Expires.UnixNano(), string(body)))
-	})
-	if err != nil {
-		return fmt.Errorf("store challenge %s: %w", c.ID, err)
-	}
-	return nil
-}
-
 // one returns missed unless exactly one row was changed.
 func one(missed error) func(sql.Result, error) error {
 	return func(r sql.Result, err error) error {
@@ -137,25 +117,6 @@ func one(missed error) func(sql.Result, error) error {
 		}
 		return nil
 	}
-}
-
-// TakeChallenge implements server.Store.
-func (s *Store) TakeChallenge(ctx context.Context, id string) (*attest.Challenge, error) {
-	var body string
-	err := s.submit(ctx, func(ctx context.Context, tx *tx) error {
-		return tx.get(ctx, &body, "DELETE FROM challenge WHERE id = ? RETURNING body", id)
-	})
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, fmt.Errorf("challenge %s: %w", id, server.ErrNotFound)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("take challenge %s: %w", id, err)
-	}
-	c := new(attest.Challenge)
-	if err := json.Unmarshal([]byte(body), c); err != nil {
-		return nil, fmt.Errorf("decode challenge %s: %w", id, err)
-	}
-	return c, nil
 }
 
 // Commit implements server.Store. All is encoded here, by the caller: the

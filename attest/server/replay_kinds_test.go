@@ -1,0 +1,167 @@
+package server_test
+
+import (
+	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+)
+
+// auditKinds reads the kinds of entry from the source of package audit, so that
+// none is forgotten.
+func auditKinds(t *testing.T) (kinds []audit.Kind) {
+	t.Helper()
+	files, err := filepath.Glob("../audit/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok {
+				return true
+			}
+			if typ, ok := spec.Type.(*ast.Ident); !ok || typ.Name != "Kind" {
+				return true
+			}
+			for _, v := range spec.Values {
+				lit, ok := v.(*ast.BasicLit)
+				if !ok {
+					t.Fatalf("%s: a kind that is no string", name)
+				}
+				kind, err := strconv.Unquote(lit.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				kinds = append(kinds, audit.Kind(kind))
+			}
+			return true
+		})
+	}
+	return kinds
+}
+
+// replayed returns the records that a recovery with a machine, its open release
+// and that entry gives, and whether the entry was counted as not replayed.
+func replayed(t *testing.T, kind audit.Kind, data any) (records string, counted bool) {
+	t.Helper()
+	id := attest.MachineID{1}
+	r := server.NewRecovery()
+	r.Add(server.Record{Machine: &server.Machine{Machine: api.Machine{
+		ID: id, State: attest.StateEnrolled, NodeName: "box-1", DiskGUID: otherDisk, Rotation: &api.DiskKeyRotation{ID: "x"},
+	}, TokenID: "t", NextKey: &server.SealedKey{KEK: "k"}}})
+	r.Add(server.Record{Release: &server.Release{ID: "r", Machine: id}})
+	if kind != "" {
+		body, err := json.Marshal(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Replay(audit.Entry{Seq: 1, Time: time.Unix(1, 0), Kind: kind, Machine: id, Data: body}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, entries, err := r.Finish(audit.Head{}, audit.Restore{Complete: true}, time.Unix(2, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d audit.Restore
+	if err := json.Unmarshal(entries[0].Data, &d); err != nil {
+		t.Fatal(err)
+	}
+	if d.NotReplayed[kind] > 0 {
+		return "", true
+	}
+	b, err := json.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b), false
+}
+
+func TestEachKindOfEntryIsRepeatedCountedOrChangesNothing(t *testing.T) {
+	const repeated, counted, nothing = "repeated", "counted", "changes nothing"
+	tests := map[audit.Kind]struct {
+		data any
+		want string
+	}{
+		audit.KindStart:            {audit.Start{}, nothing},
+		audit.KindChallengeRefused: {audit.ChallengeRefused{}, nothing},
+		audit.KindVerdict:          {audit.Verdict{Result: &attest.Result{Allowed: true}}, repeated},
+		audit.KindRelease:          {audit.Release{ID: "new", NodeName: "box-1", DiskGUID: otherDisk, ResetCount: 1}, repeated},
+		audit.KindConfirm:          {audit.Confirm{ReleaseID: "r", Outcome: api.OutcomeUnlocked}, repeated},
+		audit.KindState:            {audit.StateChange{From: attest.StateEnrolled, To: attest.StateRevoked}, repeated},
+		audit.KindInstall:          {audit.Install{DiskGUID: otherDisk}, repeated},
+		audit.KindToken:            {audit.Token{Event: audit.TokenJoined, ID: "t", NodeName: "box-1"}, repeated},
+		audit.KindDiskKey:          {audit.DiskKey{Event: audit.DiskKeyChanged, Rotation: "x", DiskGUID: otherDisk}, repeated},
+		audit.KindCampaign:         {audit.Campaign{Name: "bios", Detail: json.RawMessage(`{}`)}, repeated},
+		audit.KindPolicy:           {audit.Policy{}, counted},
+		audit.KindExpected:         {audit.Expected{}, counted},
+		audit.KindReport:           {audit.Reattestation{}, nothing},
+		audit.KindStale:            {audit.Stale{Stale: true}, nothing},
+		audit.KindKEK:              {audit.KEKRewrap{}, nothing},
+		audit.KindRestore:          {audit.Restore{}, nothing},
+		audit.KindAcceptRestore:    {audit.AcceptRestore{}, nothing},
+		audit.KindAlarm:            {audit.Alarm{}, nothing},
+		audit.KindRecovery:         {audit.Recovery{}, nothing},
+		"of a later program":       {struct{}{}, counted},
+	}
+	before, _ := replayed(t, "", nil)
+	kinds := auditKinds(t)
+	if len(kinds) != len(tests)-1 {
+		t.Errorf("%d kinds, and %d are tested", len(kinds), len(tests)-1)
+	}
+	for _, k := range kinds {
+		if _, ok := tests[k]; !ok {
+			t.Errorf("entries of kind %s: say what a restore does with them, in Recovery.Replay and here", k)
+		}
+	}
+	for k, tt := range tests {
+		after, skipped := replayed(t, k, tt.data)
+		got := nothing
+		switch {
+		case skipped:
+			got = counted
+		case after != before:
+			got = repeated
+		}
+		if got != tt.want {
+			t.Errorf("%s: %s, want %s", k, got, tt.want)
+		}
+	}
+}
+
+func TestARestoredNodeNameIsValid(t *testing.T) {
+	id := attest.MachineID{7}
+	r := server.NewRecovery()
+	// The shorter names are others'.
+	for i, digits := range []int{10, 16, 32} {
+		r.Add(server.Record{Machine: &server.Machine{Machine: api.Machine{ID: attest.MachineID{byte(i + 1)}, State: attest.StateEnrolled, NodeName: api.NodeName(id, digits)}}})
+	}
+	if err := r.Replay(audit.Entry{Seq: 1, Kind: audit.KindInstall, Machine: id, Data: json.RawMessage(`{}`)}); err != nil {
+		t.Fatal(err)
+	}
+	all, _, err := r.Finish(audit.Head{}, audit.Restore{Complete: true}, time.Unix(2, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rec := range all {
+		// A label of a host name (RFC 1123) has at most 63 characters.
+		if m := rec.Machine; m != nil && m.ID == id && (len(m.NodeName) > 63 || !strings.HasPrefix(m.NodeName, api.NodeName(id, 33))) {
+			t.Errorf("node name %s has %d characters", m.NodeName, len(m.NodeName))
+		}
+	}
+}
