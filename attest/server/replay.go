@@ -208,6 +208,11 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) {
 		m.DiskKey = nil
 		r.lost[m.ID] = d.DiskGUID
 	}
+	if d.Rotation != "" && (m.Rotation == nil || m.Rotation.ID != d.Rotation) {
+		// The machine was given a next disk key that the backup does not have. It
+		// may be on it, whether or not that was confirmed.
+		r.skipped[audit.KindRelease]++
+	}
 	if d.TokenID != "" {
 		m.TokenID = d.TokenID
 	}

@@ -144,6 +144,26 @@ func TestEachKindOfEntryIsRepeatedCountedOrChangesNothing(t *testing.T) {
 	}
 }
 
+// What the backup does not have, and the log only names, makes a restore
+// incomplete.
+func TestWhatOnlyTheLogNamesIsCounted(t *testing.T) {
+	release := func(rotation string) audit.Release {
+		return audit.Release{ID: "new", NodeName: "box-1", DiskGUID: otherDisk, ResetCount: 1, Rotation: rotation}
+	}
+	for name, tt := range map[string]struct {
+		kind audit.Kind
+		data any
+		want bool
+	}{
+		"the next disk key of the backup":     {audit.KindRelease, release("x"), false},
+		"a next disk key that was made later": {audit.KindRelease, release("y"), true},
+	} {
+		if _, counted := replayed(t, tt.kind, tt.data); counted != tt.want {
+			t.Errorf("%s: counted is %t, want %t", name, counted, tt.want)
+		}
+	}
+}
+
 func TestARestoredNodeNameIsValid(t *testing.T) {
 	id := attest.MachineID{7}
 	r := server.NewRecovery()
