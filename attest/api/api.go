@@ -150,6 +150,10 @@ type Error struct {
 	Request string `json:"request,omitempty"` // as HeaderRequestID
 }
 
+// CodeBusy is the code of an Error of a service that had no time: nothing was
+// done.
+const CodeBusy = "busy"
+
 // HeaderRequestID is the header of every answer that names the request in the
 // service's log. A client cannot choose it.
 const HeaderRequestID = "X-Request-Id"
@@ -157,8 +161,8 @@ const HeaderRequestID = "X-Request-Id"
 // Paths of the operator API, served on another listener to holders of an
 // operator certificate.
 const (
-	PathMachines    = "/v1/machines"     // GET: []Machine; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/quarantine, /{id}/reinstate, /{id}/rejoin, /{id}/rotate-key with StateChange, /{id}/re-enrol with ReEnrol
-	PathExpected    = "/v1/expected"     // GET: []Expected; POST ExpectedList
+	PathMachines    = "/v1/machines"     // GET: []Machine in pages, ?state=, ?node=; GET /{id}; POST /{id}/approve, /{id}/revoke, /{id}/quarantine, /{id}/reinstate, /{id}/rejoin, /{id}/rotate-key with StateChange, /{id}/re-enrol with ReEnrol
+	PathExpected    = "/v1/expected"     // GET: []Expected in pages; POST ExpectedList
 	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
 	PathRestore     = "/v1/restore"      // GET: RestoreStatus; POST /accept with StateChange: releases again after a restore

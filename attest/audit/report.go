@@ -110,6 +110,7 @@ type VerdictLine struct {
 	Address     string          `json:"address"`
 	Evidence    manifest.SHA256 `json:"evidence"`
 	Result      *attest.Result  `json:"result"`
+	Pruned      *PruneLine      `json:"pruned,omitempty"` // set if the evidence is not stored any more
 	Release     *ReleaseLine    `json:"release,omitempty"`
 	// Explanation is that of a refusal, as it was then.
 	Explanation *attest.Explanation `json:"explanation,omitempty"`
@@ -146,6 +147,7 @@ func Build(entries iter.Seq2[Entry, error], o ReportOptions) (*Report, error) {
 		secrets:   map[string]int{},
 		releases:  map[string]*ReleaseLine{},
 		waiting:   map[string]waiting{},
+		stored:    map[manifest.SHA256]waiting{},
 	}
 	b.r.Chain.Verified = true
 	b.r.Summary.Kinds = map[Kind]int{}
@@ -178,8 +180,9 @@ type builder struct {
 	campaigns map[string]*CampaignReport
 	codes     map[attest.Code]int
 	secrets   map[string]int
-	releases  map[string]*ReleaseLine // by release id
-	waiting   map[string]waiting      // allowed verdicts by challenge id
+	releases  map[string]*ReleaseLine     // by release id
+	waiting   map[string]waiting          // allowed verdicts by challenge id
+	stored    map[manifest.SHA256]waiting // verdicts by evidence
 }
 
 func (b *builder) broke(err error) {
@@ -197,7 +200,10 @@ func (b *builder) add(e Entry) error {
 			b.r.Chain.Entries++
 		}
 	}
-	if !b.o.Machine.IsZero() && e.Machine != b.o.Machine && e.Kind != KindCampaign && e.Kind != KindStart && e.Kind != KindKEK && e.Kind != KindRestore && e.Kind != KindAcceptRestore {
+	if e.Kind == KindPrune {
+		b.pruned(e) // of verdicts in the report, also if it is not itself
+	}
+	if !b.o.Machine.IsZero() && e.Machine != b.o.Machine && e.Kind != KindCampaign && e.Kind != KindStart && e.Kind != KindKEK && e.Kind != KindRestore && e.Kind != KindAcceptRestore && e.Kind != KindPrune {
 		return nil
 	}
 	if !b.o.From.IsZero() && e.Time.Before(b.o.From) || !b.o.To.IsZero() && !e.Time.Before(b.o.To) {
@@ -288,6 +294,14 @@ func (b *builder) describe(e Entry, l *Line) error {
 			return err
 		}
 		l.Text = fmt.Sprintf("restore of entry %d accepted by %s: %s", d.Restore.Seq, d.By, d.Reason)
+		b.r.Service = append(b.r.Service, *l)
+		return nil
+	case KindPrune:
+		var d Prune
+		if err := json.Unmarshal(e.Data, &d); err != nil {
+			return err
+		}
+		l.Text = d.text()
 		b.r.Service = append(b.r.Service, *l)
 		return nil
 	case KindPolicy:
@@ -460,6 +474,9 @@ func (b *builder) verdict(e Entry, l *Line) error {
 		m.Refused++
 	}
 	m.Verdicts = append(m.Verdicts, VerdictLine{Line: *l, ChallengeID: d.ChallengeID, Address: d.Address, Evidence: d.Evidence, Result: d.Result, Explanation: d.Explanation})
+	if !d.Evidence.IsZero() {
+		b.stored[d.Evidence] = waiting{m, len(m.Verdicts) - 1}
+	}
 	if d.Result.Allowed && d.ChallengeID != "" {
 		b.waiting[d.ChallengeID] = waiting{m, len(m.Verdicts) - 1}
 	}
@@ -544,6 +561,20 @@ func (b *builder) campaign(e Entry, l *Line) error {
 		m.History = append(m.History, *l)
 	}
 	return nil
+}
+
+// pruned marks the verdicts whose evidence is gone.
+func (b *builder) pruned(e Entry) {
+	var d Prune
+	if json.Unmarshal(e.Data, &d) != nil {
+		return // describe says so
+	}
+	for _, digest := range d.Evidence {
+		if v, ok := b.stored[digest]; ok {
+			v.machine.Verdicts[v.verdict].Pruned = &PruneLine{Seq: e.Seq, Time: e.Time, By: d.By}
+			delete(b.stored, digest)
+		}
+	}
 }
 
 func (b *builder) policy(e Entry, l *Line) error {

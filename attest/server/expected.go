@@ -241,11 +241,20 @@ func (s *Server) enrolExpected(ctx context.Context, sub *submission, m *Machine)
 }
 
 // listExpected answers GET api.PathExpected.
-func (s *Server) listExpected(_ Operator, _ http.ResponseWriter, r *http.Request) (any, *failure) {
-	docs, err := s.c.Store.Documents(r.Context(), expectedKind)
+func (s *Server) listExpected(_ Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
+	limit, f := pageLimit(r)
+	if f != nil {
+		return nil, f
+	}
+	after := r.URL.Query().Get("after")
+	if err := new(manifest.SHA256).UnmarshalText([]byte(after)); err != nil {
+		return nil, badRequest("after is not 64 hex digits")
+	}
+	docs, err := s.c.Store.Documents(r.Context(), expectedKind, after, limit+1)
 	if err != nil {
 		return nil, unavailable("the store", err)
 	}
+	docs = page(w, docs, limit, func(d *Document) string { return d.Name })
 	out := make([]*api.Expected, 0, len(docs))
 	for _, d := range docs {
 		e := new(api.Expected)

@@ -24,7 +24,10 @@ func (s *Server) explain(ctx context.Context, ev *attest.Evidence, r *attest.Res
 		if err == nil {
 			stored, err = api.DecodeEvidence(b)
 		}
-		if err != nil {
+		var gone *PrunedError
+		if errors.As(err, &gone) {
+			s.c.Log.Info("last accepted evidence was pruned", "machine", r.Machine.Short(), "evidence", accepted, "entry", gone.Entry)
+		} else if err != nil {
 			s.c.Log.Error("last accepted evidence not read", "machine", r.Machine.Short(), "evidence", accepted, "error", err)
 		} else {
 			last = &stored.Evidence

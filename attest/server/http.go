@@ -206,7 +206,7 @@ func (c slots) release() { <-c }
 
 // busy is the answer when no slot came free.
 func busy(limit string) *failure {
-	return &failure{status: http.StatusServiceUnavailable, limit: limit, code: "busy", text: "too many requests at once", hint: "try again", wait: 2 * time.Second}
+	return &failure{status: http.StatusServiceUnavailable, limit: limit, code: api.CodeBusy, text: "too many requests at once", hint: "try again", wait: 2 * time.Second}
 }
 
 // readBody reads a JSON body of at most limit bytes into v, strictly, and gives

@@ -57,6 +57,7 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 	}
 	handle("POST "+api.PathMachines+"/{id}/rejoin", api.RoleOperator, s.postRejoin)
 	handle("POST "+api.PathMachines+"/{id}/re-enrol", api.RoleApprover, s.postReEnrol)
+	s.handleStore(handle)
 	handle("GET "+api.PathExpected, api.RoleViewer, s.listExpected)
 	handle("POST "+api.PathExpected, api.RoleOperator, s.postExpected)
 	s.handleRecovery(handle)
@@ -96,12 +97,24 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 	return mux
 }
 
-func (s *Server) listMachines(_ Operator, _ http.ResponseWriter, r *http.Request) (any, *failure) {
-	q := r.URL.Query()
-	ms, err := s.c.Store.Machines(r.Context(), Query{State: attest.EnrolmentState(q.Get("state")), NodeName: q.Get("node")})
+func (s *Server) listMachines(_ Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
+	limit, f := pageLimit(r)
+	if f != nil {
+		return nil, f
+	}
+	v := r.URL.Query()
+	q := Query{State: attest.EnrolmentState(v.Get("state")), NodeName: v.Get("node"), Limit: limit + 1}
+	if after := v.Get("after"); after != "" {
+		var err error
+		if q.After, err = attest.ParseMachineID(after); err != nil {
+			return nil, badRequest("after: %v", err)
+		}
+	}
+	ms, err := s.c.Store.Machines(r.Context(), q)
 	if err != nil {
 		return nil, unavailable("the store", err)
 	}
+	ms = page(w, ms, limit, func(m *Machine) string { return m.ID.String() })
 	out := make([]*api.Machine, 0, len(ms))
 	for _, m := range ms {
 		out = append(out, &m.Machine)
@@ -259,6 +272,10 @@ func (s *Server) storedEvidence(r *http.Request) ([]byte, *failure) {
 		return nil, badRequest("digest is not 64 hex digits")
 	}
 	b, err := s.c.Store.Evidence(r.Context(), digest)
+	var gone *PrunedError
+	if errors.As(err, &gone) {
+		return nil, s.prunedEvidence(r.Context(), gone)
+	}
 	if errors.Is(err, ErrNotFound) {
 		return nil, notFound(fmt.Sprintf("there is no evidence %s", digest))
 	}

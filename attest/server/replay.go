@@ -103,9 +103,9 @@ func (r *Recovery) Replay(e audit.Entry) error {
 	}
 	switch e.Kind {
 	case audit.KindStart, audit.KindChallengeRefused, audit.KindRestore, audit.KindAcceptRestore, audit.KindKEK, audit.KindAlarm, audit.KindRecovery,
-		audit.KindReport, audit.KindStale:
+		audit.KindReport, audit.KindStale, audit.KindPrune:
 		// They change no record that is restored, or only what the next report
-		// sets anew. Of a rewrap the keys are lost; those of the backup are under
+		// sets anew. Evidence that was pruned later is in the backup. Of a rewrap the keys are lost; those of the backup are under
 		// the key-encryption key that it names.
 	case audit.KindVerdict:
 		var d audit.Verdict

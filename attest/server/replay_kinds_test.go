@@ -115,6 +115,7 @@ func TestEachKindOfEntryIsRepeatedCountedOrChangesNothing(t *testing.T) {
 		audit.KindKEK:              {audit.KEKRewrap{}, nothing},
 		audit.KindRestore:          {audit.Restore{}, nothing},
 		audit.KindAcceptRestore:    {audit.AcceptRestore{}, nothing},
+		audit.KindPrune:            {audit.Prune{}, nothing},
 		audit.KindAlarm:            {audit.Alarm{}, nothing},
 		audit.KindRecovery:         {audit.Recovery{}, nothing},
 		"of a later program":       {struct{}{}, counted},

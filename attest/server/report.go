@@ -230,11 +230,11 @@ func (s *Server) Watch(ctx context.Context) error {
 // sleeps: two such times tell nothing of either.
 func (s *Server) wall() time.Time { return s.c.Clock().Round(0) }
 
-// each calls f for all machines of a state.
-func (s *Server) each(ctx context.Context, state attest.EnrolmentState, f func(*Machine) error) error {
+// eachDue calls f for all machines of a state that Watch must look at by now.
+func (s *Server) eachDue(ctx context.Context, state attest.EnrolmentState, f func(*Machine) error) error {
 	var after attest.MachineID
-	for {
-		page, err := s.c.Store.Machines(ctx, Query{State: state, After: after, Limit: sweepPage})
+	for now := s.c.Clock(); ; {
+		page, err := s.c.Store.Machines(ctx, Query{State: state, Due: now, After: after, Limit: sweepPage})
 		if err != nil {
 			return err
 		}
@@ -257,10 +257,13 @@ func (s *Server) sweep(ctx context.Context, up time.Time) error {
 		return nil
 	}
 	grace := up.Add(s.c.Reports.Deadline)
+	if !s.c.Clock().After(grace) {
+		return nil
+	}
 	over := func(m *Machine, now time.Time) bool {
 		return m.State == attest.StateEnrolled && !m.Stale && !m.ReportDue.IsZero() && now.After(m.ReportDue) && now.After(grace)
 	}
-	return s.each(ctx, attest.StateEnrolled, func(m *Machine) error {
+	return s.eachDue(ctx, attest.StateEnrolled, func(m *Machine) error {
 		if !over(m, s.c.Clock()) {
 			return nil
 		}
@@ -287,7 +290,7 @@ func (s *Server) fence(ctx context.Context) error {
 	}
 	var errs []error
 	for _, state := range []attest.EnrolmentState{attest.StateQuarantined, attest.StateRevoked} {
-		err := s.each(ctx, state, func(m *Machine) error {
+		err := s.eachDue(ctx, state, func(m *Machine) error {
 			if !m.FenceDue {
 				return nil
 			}

@@ -82,6 +82,13 @@ type Config struct {
 	// placeholders. Optional.
 	IgnoreSerials []string
 
+	// Pruner forgets evidence of Store. Optional.
+	Pruner Pruner
+
+	// Retention is how long evidence is kept that nothing needs; at least
+	// MinRetention, and for ever if zero. It needs a Pruner.
+	Retention time.Duration
+
 	// Firmware is told of accepted evidence. Optional.
 	Firmware FirmwareObserver
 
@@ -288,8 +295,9 @@ type Server struct {
 	// free: the store is not held after a restore, see held.
 	free atomic.Bool
 
-	// trying lets one proposal be tried at a time.
-	trying slots
+	// trying lets one proposal be tried at a time, pruning one order be
+	// carried out.
+	trying, pruning slots
 
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
@@ -333,6 +341,9 @@ func New(c Config) (*Server, error) {
 	if err := c.Reports.check(); err != nil {
 		return nil, fmt.Errorf("attestation service: reports: %w", err)
 	}
+	if c.Retention != 0 && (c.Retention < MinRetention || c.Pruner == nil) {
+		return nil, fmt.Errorf("attestation service: retention of %v: want at least %v, and a store that can prune", c.Retention, MinRetention)
+	}
 	hooks, err := newHooks(c.Webhooks)
 	if err != nil {
 		return nil, fmt.Errorf("attestation service: %w", err)
@@ -351,6 +362,7 @@ func New(c Config) (*Server, error) {
 		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
 		bodyShares:    newShares(bodiesPerAddress),
 		trying:        make(slots, 1),
+		pruning:       make(slots, 1),
 		appraise:      appraise,
 
 		hooks:           hooks,

@@ -53,15 +53,17 @@ type Store interface {
 	// Release returns a release's record, or ErrNotFound.
 	Release(ctx context.Context, id string) (*Release, error)
 
-	// Evidence returns the stored bytes whose SHA-256 is digest, or ErrNotFound.
+	// Evidence returns the stored bytes whose SHA-256 is digest, or ErrNotFound,
+	// which is a *PrunedError if they were there.
 	Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error)
 
 	// Document returns a document, or ErrNotFound.
 	Document(ctx context.Context, kind, name string) (*Document, error)
 
 	// Documents returns the documents of a kind in the order of their names,
-	// which is that of their bytes.
-	Documents(ctx context.Context, kind string) ([]*Document, error)
+	// which is that of their bytes: those after a name, which is empty for all,
+	// and at most limit, or all if that is 0.
+	Documents(ctx context.Context, kind, after string, limit int) ([]*Document, error)
 
 	// Audit returns the entries of the decision log from number from on, in
 	// order. It sees at least what was committed when it was called. An error
@@ -74,6 +76,7 @@ type Query struct {
 	State    attest.EnrolmentState // Optional.
 	DiskGUID string                // Optional.
 	NodeName string                // Optional.
+	Due      time.Time             // Optional; only machines whose Due is set and not later.
 	After    attest.MachineID      // Optional; only ids greater than this one.
 	Limit    int                   // at most so many; 0 is no limit
 }
@@ -120,6 +123,19 @@ type Machine struct {
 
 	// Former are disks that a reinstall replaced, the latest last.
 	Former []FormerDisk `json:"former,omitempty"`
+}
+
+// Due returns when Watch has something to do for the machine: long ago if its
+// node is to be fenced, else when its report is due, of an enrolled machine that
+// is not stale yet. The zero time is never.
+func (m *Machine) Due() time.Time {
+	switch {
+	case m.FenceDue:
+		return time.Unix(0, 0)
+	case m.State == attest.StateEnrolled && !m.Stale:
+		return m.ReportDue
+	}
+	return time.Time{}
 }
 
 // SealedKey is a key under the key-encryption key.
@@ -175,7 +191,7 @@ type Change struct {
 	// Revision; 0 means that there is none. Otherwise ErrConflict. Optional.
 	Documents []*Document
 	// Evidence is stored under its SHA-256. That it is there already is no
-	// error. Optional.
+	// error. What EvidenceAbout says of it is noted for a Pruner. Optional.
 	Evidence []byte
 	// Events are appended to the decision log in this order, through
 	// audit.Next. Optional.
@@ -188,6 +204,7 @@ type Record struct {
 	Release  *Release
 	Document *Document // with its Revision
 	Evidence []byte
+	Pruned   *PrunedEvidence
 	Entry    *audit.Entry
 }
 

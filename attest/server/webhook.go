@@ -47,7 +47,7 @@ func EventTypes() []string {
 		EventEvidenceAccepted, EventEvidenceRefused, EventReportAccepted, EventReportRefused,
 		string(audit.KindRelease), string(audit.KindConfirm), string(audit.KindInstall), string(audit.KindExpected), string(audit.KindToken),
 		string(audit.KindCampaign), string(audit.KindPolicy), string(audit.KindRecovery), string(audit.KindDiskKey), string(audit.KindKEK),
-		string(audit.KindRestore), string(audit.KindAcceptRestore), string(audit.KindChallengeRefused), string(audit.KindStart),
+		string(audit.KindRestore), string(audit.KindAcceptRestore), string(audit.KindPrune), string(audit.KindChallengeRefused), string(audit.KindStart),
 	}
 }
 

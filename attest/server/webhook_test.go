@@ -127,7 +127,7 @@ func replica(t testing.TB, store server.Store, hooks ...server.Webhook) (*server
 func known(t testing.TB, store server.Store, n int) {
 	t.Helper()
 	for {
-		docs, err := store.Documents(context.Background(), "webhook")
+		docs, err := store.Documents(context.Background(), "webhook", "", 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -303,7 +303,7 @@ func TestAReceiverThatHangsOrTalksWithoutEndIsCutOff(t *testing.T) {
 						t.Errorf("got %s, want %s", d.body, w)
 					}
 				case <-time.After(time.Minute):
-					docs, err := store.Documents(t.Context(), "webhook")
+					docs, err := store.Documents(t.Context(), "webhook", "", 0)
 					t.Fatalf("%s was not delivered: the receiver was asked %d times; cursor %s, %v; log:\n%s", w, tries.Load(), docs[0].Body, err, log)
 				}
 			}
@@ -344,7 +344,7 @@ func TestAnEventWhoseDeliveryWasNotNotedComesAgainWithItsID(t *testing.T) {
 		}
 	}
 	// Another one takes over when the lease is over; here its clock says so.
-	doc, err := memory.Documents(t.Context(), "webhook")
+	doc, err := memory.Documents(t.Context(), "webhook", "", 0)
 	if err != nil || len(doc) != 1 {
 		t.Fatal(doc, err)
 	}
@@ -475,7 +475,7 @@ func TestEveryKindOfEntryIsAnEventThatCanBeAskedFor(t *testing.T) {
 		{audit.KindConfirm, audit.Confirm{}, ""}, {audit.KindInstall, audit.Install{}, ""}, {audit.KindToken, audit.Token{}, ""},
 		{audit.KindCampaign, audit.Campaign{}, ""}, {audit.KindExpected, audit.Expected{}, ""}, {audit.KindAlarm, audit.Alarm{}, ""}, {audit.KindPolicy, audit.Policy{}, ""},
 		{audit.KindRecovery, audit.Recovery{}, ""}, {audit.KindDiskKey, audit.DiskKey{}, ""}, {audit.KindKEK, audit.KEKRewrap{}, ""},
-		{audit.KindRestore, audit.Restore{}, ""}, {audit.KindAcceptRestore, audit.AcceptRestore{}, ""},
+		{audit.KindRestore, audit.Restore{}, ""}, {audit.KindAcceptRestore, audit.AcceptRestore{}, ""}, {audit.KindPrune, audit.Prune{}, ""},
 	} {
 		e, err := audit.Next(audit.Head{}, audit.Event{Kind: c.kind, Data: c.data})
 		if err != nil {

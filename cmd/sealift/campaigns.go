@@ -36,7 +36,7 @@ const tries = 10
 
 // all returns every campaign with its revision.
 func (c *campaigns) all(ctx context.Context) ([]firmware.Campaign, []int64, error) {
-	documents, err := c.store.Documents(ctx, campaignKind)
+	documents, err := c.store.Documents(ctx, campaignKind, "", 0)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -40,6 +40,7 @@ type serveConfig struct {
 	Provision *provisionConfig `yaml:"provision"` // optional: DHCP, TFTP and HTTP boot
 
 	Reports       reportsConfig   `yaml:"reports"`       // optional: of running systems
+	Retention     retentionConfig `yaml:"retention"`     // optional: without it everything is kept
 	Webhooks      []webhookConfig `yaml:"webhooks"`      // optional
 	IgnoreSerials []string        `yaml:"ignoreSerials"` // optional: serial numbers that many machines have
 }

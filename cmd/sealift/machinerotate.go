@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -28,7 +29,9 @@ then. Whatever cuts it off, the machine's next boot opens the disk and goes on.
 The volume is not encrypted anew.
 
 With --all, every machine that has a disk key. Machines whose key is being
-changed already stay as they are, so the command can be repeated.
+changed already stay as they are, so a command that was cut off can be repeated and
+goes on. It takes as long as the service's limits say: 10,000 machines some 90 s with
+those that it has by itself.
 
 Example:
   sealift machine rotate-key 6f0c...e1 --reason 'ticket 4711'
@@ -58,29 +61,76 @@ Example:
 	return cmd
 }
 
+// rotateChunk is how many machines are printed at a time.
+const rotateChunk = 500
+
 // rotateKeys asks for one machine after the other, and prints those that are to
-// get another key. The first error ends it; what was asked for stays so.
+// get another key as it goes. The first error ends it; what was asked for stays
+// so. Of all machines, those whose key is being changed already are left out, so
+// that one that was cut off goes on where it was.
 func rotateKeys(ctx context.Context, e *env, client *operator.Client, ids []attest.MachineID, all bool, reason string) error {
-	if all {
-		machines, err := client.Machines(ctx, attest.StateUnknown)
-		if err != nil {
-			return err
-		}
-		for _, m := range machines {
-			ids = append(ids, m.ID)
-		}
+	asked, done, under := []api.Machine{}, 0, 0
+	flush := func() error {
+		err := printMachines(e, asked)
+		done, asked = done+len(asked), asked[:0]
+		return err
 	}
-	asked := []api.Machine{}
-	for i, id := range ids {
-		m, err := client.RotateKey(ctx, id, reason)
+	rotate := func(id attest.MachineID) error {
+		m, err := rotateKey(ctx, client, id, reason)
 		var answer *operator.Error
 		if all && errors.As(err, &answer) && answer.Status == http.StatusConflict && answer.Answer.Code == api.CodeNoDiskKey {
-			continue
+			return nil
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("machine %s, after %d of %d: %w", id, i, len(ids), err), printMachines(e, asked))
+			return fmt.Errorf("machine %s, after %d that were asked for: %w", id, done+len(asked), err)
 		}
-		asked = append(asked, *m)
+		if asked = append(asked, *m); len(asked) == rotateChunk {
+			return flush()
+		}
+		return nil
 	}
-	return printMachines(e, asked)
+	if !all {
+		for _, id := range ids {
+			if err := rotate(id); err != nil {
+				return errors.Join(err, flush())
+			}
+		}
+		return flush()
+	}
+	for m, err := range client.AllMachines(ctx, attest.StateUnknown) {
+		switch {
+		case err != nil:
+		case m.Rotation != nil:
+			under++
+		default:
+			err = rotate(m.ID)
+		}
+		if err != nil {
+			return withHint(errors.Join(err, flush()), "the same command goes on with the machines that are left")
+		}
+	}
+	if len(asked) > 0 || done == 0 {
+		if err := flush(); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(e.err, "sealift: %d machines are to get another disk key, the keys of %d were being changed already\n", done, under)
+	return err
+}
+
+// rotateKey asks for one machine, and again if the service could not do it then:
+// asked for twice is asked for once.
+func rotateKey(ctx context.Context, client *operator.Client, id attest.MachineID, reason string) (m *api.Machine, err error) {
+	for range 3 {
+		var answer *operator.Error
+		if m, err = client.RotateKey(ctx, id, reason); !errors.As(err, &answer) || answer.Status != http.StatusServiceUnavailable {
+			break
+		}
+		select {
+		case <-time.After(2 * time.Second):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return m, err
 }

@@ -181,7 +181,7 @@ func TestAServiceDoesNotGoBackToAnOlderPolicy(t *testing.T) {
 			t.Errorf("%s: the audit log says %q, want %q", c.claim, got, c.entry)
 		}
 	}
-	all, err := store.Documents(t.Context(), policyVersionKind)
+	all, err := store.Documents(t.Context(), policyVersionKind, "", 0)
 	if err != nil || len(all) != 3 {
 		t.Errorf("%d versions are kept, want 3 (fleet 2 and 4, other 9): %v", len(all), err)
 	}

@@ -32,7 +32,7 @@ whose TPM proves that they booted exactly that image on approved firmware.`, `
   sealift serve --config serve.yaml
   sealift machine list`,
 		// In the order in which a fleet needs them.
-		newKeysCommand(e), newProfileCommand(e), newImageCommand(e), newServeCommand(e), newBackupCommand(e), newRestoreCommand(e), newMachineCommand(e),
+		newKeysCommand(e), newProfileCommand(e), newImageCommand(e), newServeCommand(e), newStoreCommand(e), newBackupCommand(e), newRestoreCommand(e), newMachineCommand(e),
 		newPolicyCommand(e), newFirmwareCommand(e), newAttestCommand(e), newAuditCommand(e), newReportCommand(e), newSimulateCommand(e), newDemoCommand(e), newVersionCommand(e))
 	root.SilenceUsage, root.SilenceErrors = true, true
 	root.PersistentFlags().BoolVar(&e.json, "json", false, "write results and events as JSON, one object a line")

@@ -56,6 +56,7 @@ A configuration; docs/serve.md has every setting:
   cluster: {distro: kubernetes, kubeconfig: admin.kubeconfig}
   limits: {grace: 10s}
   reports: {every: 10m, deadline: 30m}
+  retention: {evidence: 400d}
   webhooks:
   - {url: "https://ops.example/sealift", secretFile: webhook.key, events: [machine.quarantined, machine.stale, alarm]}
   provision:
@@ -172,6 +173,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	config.IgnoreSerials = c.IgnoreSerials
+	config.Pruner, config.Retention = mon.Pruner(store), time.Duration(c.Retention.Evidence)
 	revoked, err := ring.Revocations(c.Operator.Revoked)
 	if err != nil {
 		return err
@@ -251,6 +253,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	group.Go(func() error { rewrap(ctx, service, log); return nil })
 	group.Go(func() error { return service.Watch(background) })
+	group.Go(func() error { return service.Retain(background) })
 	group.Go(func() error { return service.DeliverWebhooks(background) })
 	if tokens != nil {
 		group.Go(func() error { return tokens.Run(background, service) })

@@ -108,8 +108,8 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 const maxWait = time.Minute
 
 // send makes a request and returns an answer with status 200, whose body the
-// caller closes. One that came too fast is made again when the service said:
-// nothing was done for it.
+// caller closes. One that came too fast, or when the service had no time, is made
+// again when the service said: nothing was done for it.
 func (c *Client) send(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
 	var b []byte
 	if body != nil {
@@ -120,17 +120,16 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 	}
 	for waited := time.Duration(0); ; {
 		resp, err := c.once(ctx, method, path, query, b)
-		if err != nil || resp.StatusCode != http.StatusTooManyRequests {
-			return c.answered(resp, err, method, path)
+		var wait time.Duration
+		if err == nil {
+			after, _ := strconv.Atoi(resp.Header.Get("Retry-After")) // 0 without
+			wait = time.Duration(after) * time.Second
 		}
-		after, err := strconv.Atoi(resp.Header.Get("Retry-After"))
-		wait := time.Duration(after) * time.Second
-		if err != nil || wait <= 0 || waited+wait > maxWait {
-			return c.answered(resp, nil, method, path)
+		resp, err = c.answered(resp, err, method, path)
+		var e *Error
+		if !errors.As(err, &e) || e.Status != http.StatusTooManyRequests && e.Answer.Code != api.CodeBusy || wait <= 0 || waited+wait > maxWait {
+			return resp, err
 		}
-		// It is asked again; what this answer says does not count.
-		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
-		_ = resp.Body.Close()
 		select {
 		case <-time.After(wait):
 			waited += wait
@@ -197,6 +196,11 @@ func (c *Client) fetch(ctx context.Context, method, path string, query url.Value
 	if err != nil {
 		return nil, err
 	}
+	return c.body(resp, method, path)
+}
+
+// body reads an answer whole.
+func (c *Client) body(resp *http.Response, method, path string) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err := errors.Join(err, resp.Body.Close()); err != nil {
 		return nil, fmt.Errorf("%s %s: read the service's answer: %w", method, path, err)
@@ -207,15 +211,72 @@ func (c *Client) fetch(ctx context.Context, method, path string, query url.Value
 	return b, nil
 }
 
-// Machines returns all machines, or those of one state.
-func (c *Client) Machines(ctx context.Context, state attest.EnrolmentState) ([]api.Machine, error) {
+// pages reads a list page by page.
+func pages[T any](ctx context.Context, c *Client, path string, query url.Values) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for {
+			var page []T
+			next, err := c.page(ctx, path, query, &page)
+			if err != nil {
+				yield(*new(T), err)
+				return
+			}
+			for _, v := range page {
+				if !yield(v, nil) {
+					return
+				}
+			}
+			if next == "" {
+				return
+			}
+			query.Set("after", next)
+		}
+	}
+}
+
+// page reads one page of a list into v, and returns where the next one begins.
+func (c *Client) page(ctx context.Context, path string, query url.Values, v any) (next string, err error) {
+	resp, err := c.send(ctx, http.MethodGet, path, query, nil)
+	if err != nil {
+		return "", err
+	}
+	b, err := c.body(resp, http.MethodGet, path)
+	if err != nil {
+		return "", err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return "", fmt.Errorf("%s %s: decode the service's answer: %w", http.MethodGet, path, err)
+	}
+	next = resp.Header.Get(api.HeaderNext)
+	if next != "" && next == query.Get("after") {
+		return "", fmt.Errorf("%s %s: the service's answer has no end", http.MethodGet, path)
+	}
+	return next, nil
+}
+
+// AllMachines returns all machines, or those of one state, in the order of their
+// ids, as they are read page by page. An error ends the sequence.
+func (c *Client) AllMachines(ctx context.Context, state attest.EnrolmentState) iter.Seq2[api.Machine, error] {
 	q := url.Values{}
 	if state != attest.StateUnknown {
 		q.Set("state", string(state))
 	}
-	var out []api.Machine
-	err := c.call(ctx, http.MethodGet, api.PathMachines, q, nil, &out)
-	return out, err
+	return pages[api.Machine](ctx, c, api.PathMachines, q)
+}
+
+// Machines returns all machines, or those of one state.
+func (c *Client) Machines(ctx context.Context, state attest.EnrolmentState) ([]api.Machine, error) {
+	return all(c.AllMachines(ctx, state))
+}
+
+func all[T any](seq iter.Seq2[T, error]) (out []T, err error) {
+	for v, err := range seq {
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
 }
 
 // Machine returns one machine.
@@ -260,9 +321,12 @@ func (c *Client) ReEnrol(ctx context.Context, old, next attest.MachineID, reason
 
 // Expected returns the machines that were enrolled beforehand.
 func (c *Client) Expected(ctx context.Context) ([]api.Expected, error) {
-	var out []api.Expected
-	err := c.call(ctx, http.MethodGet, api.PathExpected, nil, nil, &out)
-	return out, err
+	return all(c.AllExpected(ctx))
+}
+
+// AllExpected is Expected, as it is read page by page. An error ends the sequence.
+func (c *Client) AllExpected(ctx context.Context) iter.Seq2[api.Expected, error] {
+	return pages[api.Expected](ctx, c, api.PathExpected, url.Values{})
 }
 
 // Expect enrols at most api.MaxExpected machines beforehand, or checks whether
@@ -347,6 +411,45 @@ func (c *Client) Audit(ctx context.Context, from int64, machine attest.MachineID
 // in JSON.
 func (c *Client) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
 	return c.fetch(ctx, http.MethodGet, api.PathEvidenceLog+"/"+digest.String(), nil, nil)
+}
+
+// Store returns what the service's store holds, and what pruning evidence that is
+// older would do now, if that is not zero. It writes nothing.
+func (c *Client) Store(ctx context.Context, older time.Duration) (*api.StoreStatus, error) {
+	q := url.Values{}
+	if older != 0 {
+		q.Set("older", strconv.FormatInt(int64(older/time.Second), 10))
+	}
+	st := new(api.StoreStatus)
+	if err := c.call(ctx, http.MethodGet, api.PathStore, q, nil, st); err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+// Prune has the service remove old evidence, or count it. It returns how far that
+// is, about once a second; the last report is Done, and an answer without it is
+// an error. An error ends the sequence.
+func (c *Client) Prune(ctx context.Context, req *api.PruneRequest) iter.Seq2[api.PruneReport, error] {
+	return func(yield func(api.PruneReport, error) bool) {
+		resp, err := c.send(ctx, http.MethodPost, api.PathStore+"/prune", nil, req)
+		if err != nil {
+			yield(api.PruneReport{}, err)
+			return
+		}
+		// What was read is what counts.
+		defer func() { _ = resp.Body.Close() }()
+		for d := json.NewDecoder(resp.Body); ; {
+			var r api.PruneReport
+			if err := d.Decode(&r); err != nil {
+				yield(api.PruneReport{}, fmt.Errorf("the service's answer was cut short: %w", err))
+				return
+			}
+			if !yield(r, nil) || r.Done {
+				return
+			}
+		}
+	}
 }
 
 // Campaigns returns all firmware campaigns in JSON.

@@ -70,7 +70,8 @@ type Count struct {
 	Releases  int64 `json:"releases"`
 	Documents int64 `json:"documents"`
 	Evidence  int64 `json:"evidence"`
-	Entries   int64 `json:"entries"` // of the audit log
+	Pruned    int64 `json:"pruned,omitempty"` // evidence that was removed
+	Entries   int64 `json:"entries"`          // of the audit log
 }
 
 func (c *Count) add(r server.Record) {
@@ -83,6 +84,8 @@ func (c *Count) add(r server.Record) {
 		c.Documents++
 	case r.Evidence != nil:
 		c.Evidence++
+	case r.Pruned != nil:
+		c.Pruned++
 	case r.Entry != nil:
 		c.Entries++
 	}
@@ -90,15 +93,16 @@ func (c *Count) add(r server.Record) {
 
 // line is the JSON of one line. One field is set.
 type line struct {
-	Sealift  string          `json:"sealift,omitempty"` // "backup": the header
-	Version  int             `json:"version,omitempty"` // with Sealift
-	Machine  *server.Machine `json:"machine,omitempty"`
-	Revision int64           `json:"revision,omitempty"` // with Machine
-	Release  *server.Release `json:"release,omitempty"`
-	Document *document       `json:"document,omitempty"`
-	Evidence []byte          `json:"evidence,omitempty"`
-	Entry    json.RawMessage `json:"entry,omitempty"`    // as exported
-	Manifest *api.Envelope   `json:"manifest,omitempty"` // of a Manifest
+	Sealift  string                 `json:"sealift,omitempty"` // "backup": the header
+	Version  int                    `json:"version,omitempty"` // with Sealift
+	Machine  *server.Machine        `json:"machine,omitempty"`
+	Revision int64                  `json:"revision,omitempty"` // with Machine
+	Release  *server.Release        `json:"release,omitempty"`
+	Document *document              `json:"document,omitempty"`
+	Evidence []byte                 `json:"evidence,omitempty"`
+	Pruned   *server.PrunedEvidence `json:"pruned,omitempty"`
+	Entry    json.RawMessage        `json:"entry,omitempty"`    // as exported
+	Manifest *api.Envelope          `json:"manifest,omitempty"` // of a Manifest
 }
 
 type document struct {
@@ -164,6 +168,8 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 			l.Document = &document{r.Document.Kind, r.Document.Name, r.Document.Revision, r.Document.Body}
 		case r.Evidence != nil:
 			l.Evidence = r.Evidence
+		case r.Pruned != nil:
+			l.Pruned = r.Pruned
 		case r.Entry != nil:
 			if err := chain.Add(*r.Entry); err != nil {
 				return err
@@ -370,6 +376,10 @@ func (l *line) record() (server.Record, error) {
 	if len(l.Evidence) > 0 {
 		n++
 		rec.Evidence = l.Evidence
+	}
+	if l.Pruned != nil {
+		n++
+		rec.Pruned = l.Pruned
 	}
 	if l.Entry != nil {
 		n++

@@ -53,6 +53,16 @@ func sample(t testing.TB, key crypto.Signer) ([]byte, *Manifest) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	gone, err := json.Marshal(&api.StoredEvidence{Version: api.Version, Received: time.Unix(1, 0), Machine: m.ID})
+	if err == nil {
+		err = store.Commit(t.Context(), &server.Change{Evidence: gone})
+	}
+	if err == nil {
+		_, err = server.Prune(t.Context(), store, server.PruneOrder{Before: time.Unix(2, 0), By: "ops", Now: func() time.Time { return time.Unix(2, 0) }})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	var b bytes.Buffer
 	manifest, err := Write(&b, key, Manifest{Taken: time.Unix(3, 0).UTC(), Program: "test"}, func(each func(server.Record) error) error {
 		return store.Dump(t.Context(), each)
@@ -117,10 +127,10 @@ func TestABackupIsReadAsItWasWritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (Count{1, 1, 1, 1, 2}); got.Count != want || m.Count != want {
+	if want := (Count{1, 1, 1, 1, 1, 3}); got.Count != want || m.Count != want {
 		t.Errorf("counted %+v, want %+v", got.Count, want)
 	}
-	if got.Head.Seq != 2 || strings.Join(got.KEKs, " ") != "kek-1 kek-2" || got.Program != "test" || !got.Taken.Equal(time.Unix(3, 0)) {
+	if got.Head.Seq != 3 || strings.Join(got.KEKs, " ") != "kek-1 kek-2" || got.Program != "test" || !got.Taken.Equal(time.Unix(3, 0)) {
 		t.Errorf("got %+v", got)
 	}
 	for _, rec := range all {

@@ -93,9 +93,16 @@ func text(t *testing.T, r server.Record) string {
 func dumpRoundTrip(t *testing.T, open func(*testing.T) server.Archive) {
 	from, to := open(t), open(t)
 	fill(t, from)
+	gone := evidenceOf(machine("a"), epoch, eventLog(1, 1))
+	commit(t, from, &server.Change{Evidence: gone})
+	if p, ok := from.(server.Pruner); ok {
+		if _, err := p.Prune(t.Context(), oldOf(t, p, epoch.Add(1), 10), pruneEntry); err != nil {
+			t.Fatal(err)
+		}
+	}
 	all := dump(t, from)
-	if len(all) != 3*3+3+6 {
-		t.Errorf("%d records, want 18", len(all))
+	if len(all) != 3*3+3+6+2 {
+		t.Errorf("%d records, want 20", len(all))
 	}
 	if err := to.Load(t.Context(), sequence(all)); err != nil {
 		t.Fatal(err)
@@ -128,9 +135,10 @@ func dumpRoundTrip(t *testing.T, open func(*testing.T) server.Archive) {
 	wantErr(t, to.Commit(t.Context(), &server.Change{Machine: a}), server.ErrConflict)
 	a.Revision = 2
 	wantErr(t, to.Commit(t.Context(), &server.Change{Machine: a, Events: []audit.Event{verdict(a.ID, "goes on")}}), nil)
-	if n := count(t, to); n != 7 {
-		t.Errorf("%d audit entries, want 7", n)
+	if n := count(t, to); n != 8 {
+		t.Errorf("%d audit entries, want 8", n)
 	}
+	wantPruned(t, to, gone, 7)
 	if b, err := to.Evidence(t.Context(), sha256.Sum256([]byte("evidence of b"))); err != nil || !bytes.Equal(b, []byte("evidence of b")) {
 		t.Errorf("got %q, %v", b, err)
 	}

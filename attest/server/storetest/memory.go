@@ -26,6 +26,7 @@ type Memory struct {
 	machines  map[attest.MachineID]*server.Machine
 	releases  map[string]*server.Release
 	evidence  map[manifest.SHA256][]byte
+	pruned    map[manifest.SHA256]server.PrunedEvidence
 	documents map[[2]string]*server.Document // by kind and name
 	log       []audit.Entry
 }
@@ -66,7 +67,8 @@ func (s *Memory) Machines(_ context.Context, q server.Query) ([]*server.Machine,
 	var out []*server.Machine
 	for _, m := range s.machines {
 		if (q.State == "" || m.State == q.State) && (q.DiskGUID == "" || m.DiskGUID == q.DiskGUID) &&
-			(q.NodeName == "" || m.NodeName == q.NodeName) && (q.After.IsZero() || m.ID.String() > q.After.String()) {
+			(q.NodeName == "" || m.NodeName == q.NodeName) && (q.Due.IsZero() || !m.Due().IsZero() && !m.Due().After(q.Due)) &&
+			(q.After.IsZero() || m.ID.String() > q.After.String()) {
 			out = append(out, cloneMachine(m))
 		}
 	}
@@ -127,6 +129,7 @@ func (s *Memory) Commit(_ context.Context, c *server.Change) error {
 			s.evidence = map[manifest.SHA256][]byte{}
 		}
 		s.evidence[sha256.Sum256(c.Evidence)] = slices.Clone(c.Evidence)
+		delete(s.pruned, sha256.Sum256(c.Evidence))
 	}
 	return nil
 }
@@ -189,16 +192,19 @@ func (s *Memory) Document(_ context.Context, kind, name string) (*server.Documen
 }
 
 // Documents implements server.Store.
-func (s *Memory) Documents(_ context.Context, kind string) ([]*server.Document, error) {
+func (s *Memory) Documents(_ context.Context, kind, after string, limit int) ([]*server.Document, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []*server.Document
 	for _, d := range s.documents {
-		if d.Kind == kind {
+		if d.Kind == kind && d.Name > after {
 			out = append(out, cloneDocument(d))
 		}
 	}
 	slices.SortFunc(out, func(a, b *server.Document) int { return cmp.Compare(a.Name, b.Name) })
+	if limit > 0 && len(out) > limit {
+		out = out[:limit]
+	}
 	return out, nil
 }
 
@@ -218,6 +224,9 @@ func (s *Memory) Evidence(_ context.Context, digest manifest.SHA256) ([]byte, er
 	defer s.mu.Unlock()
 	if b, ok := s.evidence[digest]; ok {
 		return slices.Clone(b), nil
+	}
+	if p, ok := s.pruned[digest]; ok {
+		return nil, &server.PrunedError{PrunedEvidence: p}
 	}
 	return nil, fmt.Errorf("evidence %s: %w", digest, server.ErrNotFound)
 }
@@ -252,6 +261,9 @@ func (s *Memory) Dump(_ context.Context, each func(server.Record) error) error {
 	for _, b := range s.evidence {
 		all = append(all, server.Record{Evidence: slices.Clone(b)})
 	}
+	for _, p := range s.pruned {
+		all = append(all, server.Record{Pruned: &p})
+	}
 	for _, e := range s.log {
 		all = append(all, server.Record{Entry: &e})
 	}
@@ -268,12 +280,13 @@ func (s *Memory) Dump(_ context.Context, each func(server.Record) error) error {
 func (s *Memory) Load(_ context.Context, records iter.Seq2[server.Record, error]) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.machines)+len(s.releases)+len(s.documents)+len(s.evidence)+len(s.log) > 0 {
+	if len(s.machines)+len(s.releases)+len(s.documents)+len(s.evidence)+len(s.pruned)+len(s.log) > 0 {
 		return fmt.Errorf("the store is not empty: %w", server.ErrConflict)
 	}
 	into := &Memory{
 		machines: map[attest.MachineID]*server.Machine{}, releases: map[string]*server.Release{},
 		documents: map[[2]string]*server.Document{}, evidence: map[manifest.SHA256][]byte{},
+		pruned: map[manifest.SHA256]server.PrunedEvidence{},
 	}
 	var v audit.Verifier
 	for r, err := range records {
@@ -305,6 +318,8 @@ func (s *Memory) Load(_ context.Context, records iter.Seq2[server.Record, error]
 			into.documents[key] = cloneDocument(r.Document)
 		case r.Evidence != nil:
 			into.evidence[sha256.Sum256(r.Evidence)] = slices.Clone(r.Evidence)
+		case r.Pruned != nil:
+			into.pruned[r.Pruned.Digest] = *r.Pruned
 		case r.Entry != nil:
 			if err := v.Add(*r.Entry); err != nil {
 				return err
@@ -312,7 +327,7 @@ func (s *Memory) Load(_ context.Context, records iter.Seq2[server.Record, error]
 			into.log = append(into.log, *r.Entry)
 		}
 	}
-	s.machines, s.releases, s.documents, s.evidence, s.log = into.machines, into.releases, into.documents, into.evidence, into.log
+	s.machines, s.releases, s.documents, s.evidence, s.pruned, s.log = into.machines, into.releases, into.documents, into.evidence, into.pruned, into.log
 	return nil
 }
 

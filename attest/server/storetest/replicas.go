@@ -4,8 +4,10 @@ import (
 	"context"
 	"iter"
 	"sync/atomic"
+	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/image/manifest"
@@ -44,8 +46,30 @@ func (r *replicas) Document(ctx context.Context, kind, name string) (*server.Doc
 	return r.next().Document(ctx, kind, name)
 }
 
-func (r *replicas) Documents(ctx context.Context, kind string) ([]*server.Document, error) {
-	return r.next().Documents(ctx, kind)
+func (r *replicas) Documents(ctx context.Context, kind, after string, limit int) ([]*server.Document, error) {
+	return r.next().Documents(ctx, kind, after, limit)
+}
+
+func (r *replicas) pruner() server.Pruner { return r.next().(server.Pruner) }
+
+func (r *replicas) Usage(ctx context.Context) (*api.StoreStatus, error) {
+	return r.pruner().Usage(ctx)
+}
+
+func (r *replicas) IndexEvidence(ctx context.Context, limit int) (int, error) {
+	return r.pruner().IndexEvidence(ctx, limit)
+}
+
+func (r *replicas) OldEvidence(ctx context.Context, before time.Time, after *server.EvidenceRef, limit int) ([]server.EvidenceRef, error) {
+	return r.pruner().OldEvidence(ctx, before, after, limit)
+}
+
+func (r *replicas) Prune(ctx context.Context, refs []server.EvidenceRef, entry func([]server.EvidenceRef) audit.Event) ([]server.EvidenceRef, error) {
+	return r.pruner().Prune(ctx, refs, entry)
+}
+
+func (r *replicas) Compact(ctx context.Context, since time.Time, step func(int, int64) error) error {
+	return r.pruner().Compact(ctx, since, step)
 }
 
 func (r *replicas) Audit(ctx context.Context, from int64) iter.Seq2[audit.Entry, error] {

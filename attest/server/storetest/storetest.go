@@ -33,7 +33,7 @@ type Subject struct {
 	Reopen func(t *testing.T, s server.Store) server.Store
 }
 
-// Run runs the contract of server.Store: on one Store, and on several replicas
+// Run runs the contract of server.Store, and of server.Pruner: on one Store, and on several replicas
 // of one that take turns, so that what one writes another reads.
 func Run(t *testing.T, sub Subject) {
 	tests := map[string]func(*testing.T, server.Store){
@@ -57,6 +57,9 @@ func Run(t *testing.T, sub Subject) {
 		"refused changes take none along":                mixedRace,
 		"strange names are names":                        strangeNames,
 		"a caller that went away writes nothing":         goneCaller,
+	}
+	for name, test := range pruneTests {
+		tests[name] = func(t *testing.T, s server.Store) { test(t, s.(server.Pruner)) }
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) { test(t, sub.Open(t)) })
@@ -111,11 +114,11 @@ func documents(t *testing.T, s server.Store) {
 	}}), server.ErrConflict)
 	_, err = s.Document(t.Context(), "policy", "new")
 	wantErr(t, err, server.ErrNotFound)
-	all, err := s.Documents(t.Context(), "campaign")
+	all, err := s.Documents(t.Context(), "campaign", "", 0)
 	if err != nil || len(all) != 2 || all[0].Name != "aged" || all[1].Name != "bios" || all[1].Revision != 2 {
 		t.Errorf("got %d documents, %v", len(all), err)
 	}
-	if all, err := s.Documents(t.Context(), "none"); err != nil || len(all) != 0 {
+	if all, err := s.Documents(t.Context(), "none", "", 0); err != nil || len(all) != 0 {
 		t.Errorf("got %d documents, %v", len(all), err)
 	}
 }
@@ -470,7 +473,7 @@ func documentRace(t *testing.T, s server.Store) {
 			}
 		}
 	})
-	all, err := s.Documents(t.Context(), "n")
+	all, err := s.Documents(t.Context(), "n", "", 0)
 	if err != nil || won != 8 || len(all) != 2 || string(all[0].Body) != "8" || string(all[1].Body) != "8" || all[0].Revision != 9 {
 		t.Errorf("%d edits gave %+v, %v", won, all, err)
 	}

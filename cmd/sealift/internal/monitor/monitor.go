@@ -116,7 +116,7 @@ func New(c Config) *Monitor {
 	for _, k := range []audit.Kind{
 		audit.KindStart, audit.KindChallengeRefused, audit.KindVerdict, audit.KindRelease, audit.KindConfirm, audit.KindState,
 		audit.KindInstall, audit.KindToken, audit.KindCampaign, audit.KindAlarm,
-		audit.KindPolicy, audit.KindDiskKey, audit.KindKEK, audit.KindRestore, audit.KindAcceptRestore, audit.KindRecovery,
+		audit.KindPolicy, audit.KindDiskKey, audit.KindKEK, audit.KindRestore, audit.KindAcceptRestore, audit.KindRecovery, audit.KindPrune,
 	} {
 		m.events.WithLabelValues(string(k))
 	}

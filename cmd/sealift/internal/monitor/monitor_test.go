@@ -150,7 +150,7 @@ func TestStoreErrorsAreCountedAndAnswersAreNot(t *testing.T) {
 		_, _ = store.Release(t.Context(), "x")
 		_, _ = store.Evidence(t.Context(), [32]byte{1})
 		_, _ = store.Document(t.Context(), "k", "n")
-		_, _ = store.Documents(t.Context(), "k")
+		_, _ = store.Documents(t.Context(), "k", "", 0)
 		_, _ = store.Machine(t.Context(), attest.MachineID{1})
 		_ = store.Commit(t.Context(), &server.Change{})
 		for range store.Audit(t.Context(), 1) {
@@ -193,7 +193,9 @@ func (b broken) Evidence(context.Context, manifest.SHA256) ([]byte, error)      
 func (b broken) Document(context.Context, string, string) (*server.Document, error) {
 	return nil, b.err
 }
-func (b broken) Documents(context.Context, string) ([]*server.Document, error) { return nil, b.err }
+func (b broken) Documents(context.Context, string, string, int) ([]*server.Document, error) {
+	return nil, b.err
+}
 func (b broken) Audit(context.Context, int64) iter.Seq2[audit.Entry, error] {
 	return func(yield func(audit.Entry, error) bool) { yield(audit.Entry{}, b.err) }
 }

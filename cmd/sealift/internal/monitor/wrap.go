@@ -88,9 +88,9 @@ func (t timed) Document(ctx context.Context, kind, name string) (*server.Documen
 	return v, err
 }
 
-func (t timed) Documents(ctx context.Context, kind string) ([]*server.Document, error) {
+func (t timed) Documents(ctx context.Context, kind, after string, limit int) ([]*server.Document, error) {
 	began := time.Now()
-	v, err := t.Store.Documents(ctx, kind)
+	v, err := t.Store.Documents(ctx, kind, after, limit)
 	t.took("documents", began, err)
 	return v, err
 }
@@ -112,6 +112,22 @@ func (t timed) Audit(ctx context.Context, from int64) iter.Seq2[audit.Entry, err
 			t.took("audit", began, nil)
 		}
 	}
+}
+
+// Pruner returns p. The entries that it makes are counted with those of Store.
+func (m *Monitor) Pruner(p server.Pruner) server.Pruner { return countedPruner{p, m} }
+
+type countedPruner struct {
+	server.Pruner
+	m *Monitor
+}
+
+func (c countedPruner) Prune(ctx context.Context, refs []server.EvidenceRef, entry func([]server.EvidenceRef) audit.Event) ([]server.EvidenceRef, error) {
+	gone, err := c.Pruner.Prune(ctx, refs, entry)
+	if len(gone) > 0 {
+		c.m.events.WithLabelValues(string(audit.KindPrune)).Inc()
+	}
+	return gone, err
 }
 
 // Tokens returns t, timed. The result of the last attempt to mint is a check

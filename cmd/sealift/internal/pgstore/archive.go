@@ -2,7 +2,6 @@ package pgstore
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/parts"
 )
 
 var _ server.Archive = (*Store)(nil)
@@ -54,9 +54,7 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) error 
 				rec.Document = d
 				return rec, err
 			}},
-			{"evidence", "SELECT body FROM sealift.evidence", func(r pgx.Rows) (rec server.Record, err error) {
-				return rec, r.Scan(&rec.Evidence)
-			}},
+			{"evidence", "", nil},
 			{"the audit log", "SELECT line FROM sealift.audit ORDER BY seq", func(r pgx.Rows) (rec server.Record, err error) {
 				var line []byte
 				if err := r.Scan(&line); err != nil {
@@ -67,7 +65,13 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) error 
 				return rec, err
 			}},
 		} {
-			if err := dumpPart(ctx, tx, part.query, part.scan, each); err != nil {
+			var err error
+			if part.scan == nil {
+				err = dumpEvidence(ctx, tx, each)
+			} else {
+				err = dumpPart(ctx, tx, part.query, part.scan, each)
+			}
+			if err != nil {
 				return fmt.Errorf("%s: %w", part.what, err)
 			}
 		}
@@ -120,6 +124,7 @@ func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error
 			return fmt.Errorf("%s is not empty: %w", s.name, server.ErrConflict)
 		}
 		var chain audit.Verifier
+		known := parts.NewSet()
 		b := new(pgx.Batch)
 		send := func() error {
 			err := tx.SendBatch(ctx, b).Close()
@@ -135,9 +140,9 @@ func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error
 		}
 		for rec, err := range records {
 			if err == nil {
-				err = queueLoad(b, rec, &chain)
+				err = queueLoad(b, rec, &chain, known)
 			}
-			if err == nil && b.Len() == loadBatch {
+			if err == nil && b.Len() >= loadBatch {
 				err = send()
 			}
 			if err != nil {
@@ -150,8 +155,9 @@ func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error
 	})
 }
 
-// queueLoad adds the statement that writes one record.
-func queueLoad(b *pgx.Batch, rec server.Record, chain *audit.Verifier) error {
+// queueLoad adds the statements that write one record. known are the parts of
+// evidence that were written.
+func queueLoad(b *pgx.Batch, rec server.Record, chain *audit.Verifier, known *parts.Set) error {
 	switch {
 	case rec.Machine != nil:
 		m := rec.Machine
@@ -166,8 +172,8 @@ func queueLoad(b *pgx.Batch, rec server.Record, chain *audit.Verifier) error {
 		if m.DiskGUID != "" {
 			disk = []byte(m.DiskGUID)
 		}
-		b.Queue("INSERT INTO sealift.machine (id, revision, state, node_name, disk_guid, body) VALUES ($1, $2, $3, $4, $5, $6)",
-			m.ID[:], m.Revision, []byte(m.State), []byte(m.NodeName), disk, body)
+		b.Queue("INSERT INTO sealift.machine (id, revision, state, node_name, disk_guid, due, body) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+			m.ID[:], m.Revision, []byte(m.State), []byte(m.NodeName), disk, dueOf(m), body)
 	case rec.Release != nil:
 		r := rec.Release
 		body, err := json.Marshal(r)
@@ -180,8 +186,19 @@ func queueLoad(b *pgx.Batch, rec server.Record, chain *audit.Verifier) error {
 		d := rec.Document
 		b.Queue("INSERT INTO sealift.document (kind, name, revision, body) VALUES ($1, $2, $3, $4)", []byte(d.Kind), []byte(d.Name), d.Revision, []byte(d.Body))
 	case rec.Evidence != nil:
-		digest := sha256.Sum256(rec.Evidence)
-		b.Queue("INSERT INTO sealift.evidence (digest, body) VALUES ($1, $2)", digest[:], rec.Evidence)
+		st, cut := evidenceStatement(rec.Evidence)
+		for _, p := range cut {
+			if !known.Has(p.Digest) {
+				b.Queue(putPart, p.Digest[:], p.Body)
+				known.Add(p.Digest)
+			}
+		}
+		known.Keep()
+		b.Queue(st.query, st.args...)
+	case rec.Pruned != nil:
+		p := rec.Pruned
+		b.Queue("INSERT INTO sealift.evidence (digest, machine, received, pruned, body) VALUES ($1, $2, $3, $4, '')",
+			p.Digest[:], p.Machine[:], p.Received.UnixNano(), p.Entry)
 	case rec.Entry != nil:
 		if err := chain.Add(*rec.Entry); err != nil {
 			return err

@@ -25,6 +25,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/cmd/sealift/internal/parts"
 )
 
 const (
@@ -40,6 +41,9 @@ const (
 	// limit is how long one call may take altogether. The server's own limits
 	// are shorter, so that it is the one that gives up, and says why.
 	limit = 40 * time.Second
+	// migrateLimit is how long the tables of an earlier version may take to
+	// become ours.
+	migrateLimit = time.Hour
 	// tries is how often a write is begun again that the server ended before
 	// anything was decided.
 	tries = 4
@@ -90,6 +94,8 @@ type Store struct {
 	// last is the head of the audit log that the writer saw last. A database
 	// whose log is shorter, or another, has lost decisions.
 	last audit.Head
+	// parts are those of evidence that are in the database. Of the writer.
+	parts *parts.Set
 }
 
 // configure reads a DSN. What it refuses, it refuses without showing the DSN.
@@ -194,13 +200,13 @@ func Open(ctx context.Context, dsn string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, migrateLimit)
 	defer cancel()
 	if err := migrate(ctx, pool); err != nil {
 		pool.Close()
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
-	s := &Store{name: name, pool: pool, queue: make(chan *pending), quit: make(chan struct{}), done: make(chan struct{})}
+	s := &Store{name: name, pool: pool, queue: make(chan *pending), quit: make(chan struct{}), done: make(chan struct{}), parts: parts.NewSet()}
 	go s.writer()
 	return s, nil
 }

@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -129,12 +130,12 @@ func TestOpenRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	pg.SQL(t, nameOf(later), "UPDATE sealift.version SET version = 3")
+	pg.SQL(t, nameOf(later), "UPDATE sealift.version SET version = 4")
 	tests := map[string]struct{ dsn, want string }{
 		"commits that are not durable":           {database("synchronous_commit = off"), "synchronous_commit = off"},
 		"a server without fsync":                 {unsafe["fsync"].Database(t), "fsync = off"},
 		"a server whose pages may tear":          {unsafe["full_page_writes"].Database(t), "full_page_writes = off"},
-		"tables of a later program":              {later, "the tables are of version 3, want at most 2"},
+		"tables of a later program":              {later, "the tables are of version 4, want at most 3"},
 		"a schema of another program":            {prepared("CREATE SCHEMA sealift", "CREATE TABLE sealift.machine ()"), "not of this program"},
 		"a database that is not there":           {pg.DSN("nowhere"), "does not exist"},
 		"another machine without TLS":            {"postgres://sealift@db.example/sealift?sslmode=disable", "sslmode=verify-full"},
@@ -160,16 +161,32 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 // TestTablesOfTheFirstVersionAreBroughtToOurs makes version 1: challenges had a
-// table.
+// table, evidence was in one piece, and nothing said what was due or old.
 func TestTablesOfTheFirstVersionAreBroughtToOurs(t *testing.T) {
 	pg := pgtest.Start(t)
 	dsn := pg.Database(t)
 	s := open(t, dsn)
-	if err := s.Commit(t.Context(), logged("before")); err != nil {
+	due := time.Unix(1000, 123)
+	m := &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n", State: attest.StateEnrolled, ReportDue: due, Reason: "\x00 ✓"}}
+	old, err := json.Marshal(&api.StoredEvidence{
+		Version: api.Version, Received: time.Unix(5, 0), Machine: attest.MachineID{2}, Evidence: attest.Evidence{EventLog: make([]byte, 15_000)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := logged("before")
+	before.Machine, before.Evidence = m, old
+	if err := s.Commit(t.Context(), before); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
 	for _, q := range []string{
+		"ALTER TABLE sealift.machine DROP COLUMN due",
+		"DROP INDEX sealift.release_open",
+		"DROP TABLE sealift.evidence_part",
+		"ALTER TABLE sealift.evidence DROP COLUMN machine, DROP COLUMN received, DROP COLUMN epoch, DROP COLUMN pruned",
+		fmt.Sprintf("UPDATE sealift.evidence SET body = decode('%x', 'hex')", old),
+		"ALTER TABLE sealift.head DROP COLUMN epoch",
 		"CREATE TABLE sealift.challenge (id bytea PRIMARY KEY, expires bigint NOT NULL, body bytea NOT NULL)",
 		"CREATE INDEX challenge_expires ON sealift.challenge (expires)",
 		"INSERT INTO sealift.challenge (id, expires, body) VALUES ('c', 1, '{}')",
@@ -192,7 +209,7 @@ func TestTablesOfTheFirstVersionAreBroughtToOurs(t *testing.T) {
 	s = open(t, dsn)
 	var version int
 	var there bool
-	if err := s.row(t.Context(), "SELECT version, to_regclass('sealift.challenge') IS NOT NULL FROM sealift.version", nil, &version, &there); err != nil || version != 2 || there {
+	if err := s.row(t.Context(), "SELECT version, to_regclass('sealift.challenge') IS NOT NULL FROM sealift.version", nil, &version, &there); err != nil || version != 3 || there {
 		t.Errorf("version %d, challenges are there: %t, %v", version, there, err)
 	}
 	if err := s.Commit(t.Context(), logged("after")); err != nil {
@@ -200,6 +217,75 @@ func TestTablesOfTheFirstVersionAreBroughtToOurs(t *testing.T) {
 	}
 	if got := entries(t, s); len(got) != 2 || !got["before"] {
 		t.Errorf("the log has %v", got)
+	}
+	for at, want := range map[time.Time]int{due: 1, due.Add(-1): 0} {
+		if found, err := s.Machines(t.Context(), server.Query{Due: at}); err != nil || len(found) != want {
+			t.Errorf("%d machines are due at %s, %v; want %d", len(found), at, err, want)
+		}
+	}
+	digest := sha256.Sum256(old)
+	if got, err := s.Evidence(t.Context(), digest); err != nil || !bytes.Equal(got, old) {
+		t.Errorf("evidence in one piece: %d bytes, %v", len(got), err)
+	}
+	if u, err := s.Usage(t.Context()); err != nil || u.Unindexed != 1 || u.Parts.Count != 0 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	r, err := server.Prune(t.Context(), s, server.PruneOrder{Before: time.Unix(6, 0), By: "ops", Now: time.Now})
+	if err != nil || r.Removed != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := s.Evidence(t.Context(), digest); !errors.As(err, new(*server.PrunedError)) {
+		t.Errorf("got %v, want it pruned", err)
+	}
+}
+
+func TestWhatTwoPiecesOfEvidenceShareIsStoredOnce(t *testing.T) {
+	s := open(t, pgtest.Start(t).Database(t))
+	size := func() (n int64) {
+		if err := s.row(t.Context(), `SELECT (SELECT coalesce(sum(length(body)), 0) FROM sealift.evidence) +
+			(SELECT coalesce(sum(length(body)), 0) FROM sealift.evidence_part)`, nil, &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	log := strings.Repeat("0123456789abcdef", 3000)
+	put := func(i int) []byte {
+		b := fmt.Appendf(nil, `{"log":"%s","n":%d}`, log, i)
+		if err := s.Commit(t.Context(), &server.Change{Evidence: b}); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	put(0)
+	was := size()
+	for i := range 5 {
+		put(i + 1)
+	}
+	if grown := size() - was; grown > 5*1024 {
+		t.Errorf("five more with the same log take %d bytes", grown)
+	}
+}
+
+func TestAPartThatIsLostOrAlteredIsFound(t *testing.T) {
+	pg := pgtest.Start(t)
+	body := []byte(`{"log":"` + strings.Repeat("0123456789abcdef", 3000) + `"}`)
+	for name, query := range map[string]string{
+		"altered": "UPDATE sealift.evidence_part SET body = 'x'",
+		"lost":    "DELETE FROM sealift.evidence_part",
+		"row":     "UPDATE sealift.evidence SET body = decode('01ff', 'hex')",
+	} {
+		dsn := pg.Database(t)
+		s := open(t, dsn)
+		if err := s.Commit(t.Context(), &server.Change{Evidence: body}); err != nil {
+			t.Fatal(err)
+		}
+		pg.SQL(t, nameOf(dsn), query)
+		if got, err := s.Evidence(t.Context(), sha256.Sum256(body)); err == nil || errors.Is(err, server.ErrNotFound) {
+			t.Errorf("%s: got %d bytes, %v", name, len(got), err)
+		}
+		if err := s.Dump(t.Context(), func(server.Record) error { return nil }); err == nil {
+			t.Errorf("%s: it was dumped", name)
+		}
 	}
 }
 

@@ -2,7 +2,6 @@ package pgstore
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
-	"github.com/sealift/sealift/image/manifest"
 )
 
 var _ server.Store = (*Store)(nil)
@@ -91,14 +89,24 @@ func (s *Store) Machines(ctx context.Context, q server.Query) ([]*server.Machine
 	if !q.After.IsZero() {
 		match("id >", q.After[:])
 	}
-	query := "SELECT revision, body FROM sealift.machine"
-	if len(where) > 0 {
-		query += " WHERE " + strings.Join(where, " AND ")
+	if !q.Due.IsZero() {
+		args = append(args, q.Due.UnixNano())
+		where = append(where, fmt.Sprintf("due <= $%d", len(args)))
 	}
-	query += " ORDER BY id"
+	from := "sealift.machine"
+	if len(where) > 0 {
+		from += " WHERE " + strings.Join(where, " AND ")
+	}
+	limit := ""
 	if q.Limit > 0 {
 		args = append(args, q.Limit)
-		query += fmt.Sprintf(" LIMIT $%d", len(args))
+		limit = fmt.Sprintf(" LIMIT $%d", len(args))
+	}
+	query := "SELECT revision, body FROM " + from + " ORDER BY id" + limit
+	if !q.Due.IsZero() {
+		// Few are due of many: OFFSET 0 keeps the planner from going through
+		// all in the order of their ids, to save sorting the few.
+		query = "SELECT revision, body FROM sealift.machine WHERE id = ANY(ARRAY(SELECT id FROM (SELECT id FROM " + from + " OFFSET 0) due ORDER BY id" + limit + ")) ORDER BY id"
 	}
 	out, err := rows(ctx, s, query, args, func(r pgx.CollectableRow) (*server.Machine, error) {
 		var revision int64
@@ -127,18 +135,6 @@ func (s *Store) Release(ctx context.Context, id string) (*server.Release, error)
 	return r, nil
 }
 
-// Evidence implements server.Store.
-func (s *Store) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
-	var body []byte
-	if err := s.row(ctx, "SELECT body FROM sealift.evidence WHERE digest = $1", []any{digest[:]}, &body); err != nil {
-		return nil, fmt.Errorf("read evidence %s: %w", digest, err)
-	}
-	if got := manifest.SHA256(sha256.Sum256(body)); got != digest {
-		return nil, fmt.Errorf("read evidence %s: altered, its digest is %s", digest, got)
-	}
-	return body, nil
-}
-
 // Document implements server.Store.
 func (s *Store) Document(ctx context.Context, kind, name string) (*server.Document, error) {
 	d := &server.Document{Kind: kind, Name: name}
@@ -151,8 +147,12 @@ func (s *Store) Document(ctx context.Context, kind, name string) (*server.Docume
 }
 
 // Documents implements server.Store.
-func (s *Store) Documents(ctx context.Context, kind string) ([]*server.Document, error) {
-	out, err := rows(ctx, s, "SELECT name, revision, body FROM sealift.document WHERE kind = $1 ORDER BY name", []any{[]byte(kind)},
+func (s *Store) Documents(ctx context.Context, kind, after string, limit int) ([]*server.Document, error) {
+	var most *int // NULL is no limit
+	if limit > 0 {
+		most = &limit
+	}
+	out, err := rows(ctx, s, "SELECT name, revision, body FROM sealift.document WHERE kind = $1 AND name > $2 ORDER BY name LIMIT $3", []any{[]byte(kind), []byte(after), most},
 		func(r pgx.CollectableRow) (*server.Document, error) {
 			var name []byte
 			d := &server.Document{Kind: kind}

@@ -68,6 +68,28 @@ INSERT INTO sealift.head (one, seq, hash) VALUES (true, 0, decode(repeat('00', 3
 `, `
 -- Challenges are kept with their connection.
 DROP TABLE sealift.challenge;
+`, `
+-- due is server.Machine.Due as Unix nanoseconds, NULL for never.
+ALTER TABLE sealift.machine ADD COLUMN due bigint;
+CREATE INDEX machine_due ON sealift.machine (state, due) WHERE due IS NOT NULL;
+CREATE INDEX release_open ON sealift.release (machine) WHERE NOT confirmed;
+-- Evidence in one piece, as it was before, is read as it is.
+CREATE TABLE sealift.evidence_part (
+	digest bytea PRIMARY KEY, -- SHA-256 of body
+	epoch  bigint NOT NULL,
+	body   bytea NOT NULL
+);
+CREATE INDEX evidence_part_epoch ON sealift.evidence_part (epoch, digest);
+-- See evidence.go.
+ALTER TABLE sealift.evidence
+	ADD COLUMN machine bytea,
+	ADD COLUMN received bigint,
+	ADD COLUMN epoch bigint NOT NULL DEFAULT 0,
+	ADD COLUMN pruned bigint;
+CREATE INDEX evidence_received ON sealift.evidence (received, digest) WHERE pruned IS NULL AND received >= 0;
+CREATE INDEX evidence_unindexed ON sealift.evidence (digest) WHERE received IS NULL;
+CREATE INDEX evidence_epoch ON sealift.evidence (epoch, digest) WHERE pruned IS NULL;
+ALTER TABLE sealift.head ADD COLUMN epoch bigint NOT NULL DEFAULT 1;
 `}
 
 // schemaLock is the key of the advisory lock under which tables are made.
@@ -113,10 +135,21 @@ func migrate(ctx context.Context, pool *pgxpool.Pool) error {
 		if version < 0 || version > len(migrations) {
 			return fmt.Errorf("the tables are of version %d, want at most %d: a later program made them", version, len(migrations))
 		}
+		if version < len(migrations) {
+			// It takes as long as there are records.
+			if _, err := tx.Exec(ctx, "SELECT set_config('statement_timeout', '0', true)"); err != nil {
+				return fmt.Errorf("bring the tables to version %d: %w", len(migrations), err)
+			}
+		}
 		for _, m := range migrations[version:] {
 			version++
 			if _, err := tx.Exec(ctx, m); err != nil {
 				return fmt.Errorf("bring the tables to version %d: %w", version, err)
+			}
+			if version == 3 {
+				if err := fillDue(ctx, tx); err != nil {
+					return fmt.Errorf("bring the tables to version %d: %w", version, err)
+				}
 			}
 		}
 		if _, err := tx.Exec(ctx, "UPDATE sealift.version SET version = $1 WHERE version <> $1", version); err != nil {
@@ -124,4 +157,38 @@ func migrate(ctx context.Context, pool *pgxpool.Pool) error {
 		}
 		return nil
 	})
+}
+
+// fillDue sets the column due of all machines. The database need not be able to
+// read their JSON.
+func fillDue(ctx context.Context, tx pgx.Tx) error {
+	for after := []byte{}; ; {
+		rows, err := tx.Query(ctx, "SELECT id, body FROM sealift.machine WHERE id > $1 ORDER BY id LIMIT 500", after)
+		if err != nil {
+			return err
+		}
+		b := new(pgx.Batch)
+		var id, body []byte
+		n := 0
+		_, err = pgx.ForEachRow(rows, []any{&id, &body}, func() error {
+			m, err := decodeMachine(0, body)
+			if err != nil {
+				return fmt.Errorf("machine %x: %w", id, err)
+			}
+			n, after = n+1, m.ID[:]
+			if due := dueOf(m); due != nil {
+				b.Queue("UPDATE sealift.machine SET due = $2 WHERE id = $1", after, due)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := tx.SendBatch(ctx, b).Close(); err != nil {
+			return err
+		}
+		if n == 0 {
+			return nil
+		}
+	}
 }

@@ -2,7 +2,6 @@ package pgstore
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/parts"
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -23,8 +23,13 @@ const maxBatch = 128
 type pending struct {
 	ctx        context.Context
 	statements []statement
+	parts      []parts.Part // of evidence that is among the statements
 	events     []audit.Event
-	result     chan error
+	// do is more that is to be done, in place of all this: by itself in a
+	// transaction, after the head of the audit log was locked. It returns the
+	// events. It may be called again, in another transaction.
+	do     func(ctx context.Context, tx pgx.Tx, head audit.Head) ([]audit.Event, error)
+	result chan error
 }
 
 // statement is one part of a change.
@@ -48,7 +53,17 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 			return err
 		}
 	}
-	p := &pending{ctx: ctx, statements: statements, events: c.Events, result: make(chan error, 1)}
+	p := &pending{ctx: ctx, statements: statements, events: c.Events}
+	if c.Evidence != nil {
+		st, cut := evidenceStatement(c.Evidence)
+		p.statements, p.parts = append(p.statements, st), cut
+	}
+	return s.submit(ctx, p)
+}
+
+// submit has the writer do p, and waits until that is durable or failed.
+func (s *Store) submit(ctx context.Context, p *pending) error {
+	p.result = make(chan error, 1)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -63,7 +78,7 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 	}
 }
 
-// write returns the statements that write c, but for its events.
+// write returns the statements that write c, but for its evidence and events.
 func write(c *server.Change) ([]statement, error) {
 	var out []statement
 	if m := c.Machine; m != nil {
@@ -76,14 +91,14 @@ func write(c *server.Change) ([]statement, error) {
 		if m.DiskGUID != "" {
 			disk = []byte(m.DiskGUID)
 		}
-		args := []any{m.ID[:], []byte(m.State), []byte(m.NodeName), disk, body}
+		args := []any{m.ID[:], []byte(m.State), []byte(m.NodeName), disk, dueOf(m), body}
 		if m.Revision == 0 {
 			// Any conflict will do: the id, the node name or the disk.
-			out = append(out, statement{doing, `INSERT INTO sealift.machine (id, state, node_name, disk_guid, body, revision)
-				VALUES ($1, $2, $3, $4, $5, 1) ON CONFLICT DO NOTHING`, args, server.ErrConflict})
+			out = append(out, statement{doing, `INSERT INTO sealift.machine (id, state, node_name, disk_guid, due, body, revision)
+				VALUES ($1, $2, $3, $4, $5, $6, 1) ON CONFLICT DO NOTHING`, args, server.ErrConflict})
 		} else {
-			out = append(out, statement{doing, `UPDATE sealift.machine SET revision = revision + 1, state = $2, node_name = $3, disk_guid = $4, body = $5
-				WHERE id = $1 AND revision = $6`, append(args, m.Revision), server.ErrConflict})
+			out = append(out, statement{doing, `UPDATE sealift.machine SET revision = revision + 1, state = $2, node_name = $3, disk_guid = $4, due = $5, body = $6
+				WHERE id = $1 AND revision = $7`, append(args, m.Revision), server.ErrConflict})
 		}
 	}
 	if r := c.Release; r != nil {
@@ -115,11 +130,6 @@ func write(c *server.Change) ([]statement, error) {
 			out = append(out, statement{doing, `UPDATE sealift.document SET revision = revision + 1, body = $3
 				WHERE kind = $1 AND name = $2 AND revision = $4`, append(args, d.Revision), server.ErrConflict})
 		}
-	}
-	if c.Evidence != nil {
-		digest := sha256.Sum256(c.Evidence)
-		out = append(out, statement{fmt.Sprintf("store evidence %x", digest),
-			"INSERT INTO sealift.evidence (digest, body) VALUES ($1, $2) ON CONFLICT DO NOTHING", []any{digest[:], c.Evidence}, nil})
 	}
 	return out, nil
 }
@@ -164,6 +174,10 @@ func (s *Store) commit(batch []*pending) {
 			p.result <- err
 			continue
 		}
+		if p.do != nil {
+			p.result <- s.transact([]*pending{p})
+			continue
+		}
 		live = append(live, p)
 	}
 	if len(live) == 0 {
@@ -191,7 +205,7 @@ func (s *Store) transact(batch []*pending) error {
 		var asked bool
 		asked, err = s.attempt(ctx, batch)
 		// As long as the server was not asked to commit, it has not.
-		again := undecided(err) || !asked && lost(err)
+		again := undecided(err) || errors.Is(err, errEpoch) || !asked && lost(err)
 		if err == nil || !again || ctx.Err() != nil {
 			break
 		}
@@ -232,6 +246,7 @@ func (s *Store) attempt(ctx context.Context, batch []*pending) (asked bool, err 
 			// The connection may be gone, and with it the transaction.
 			_ = tx.Rollback(ctx)
 		}
+		s.parts.Drop() // what was kept is no longer there
 	}()
 	head, err := s.lockAndWrite(ctx, tx, batch)
 	if err != nil {
@@ -239,6 +254,13 @@ func (s *Store) attempt(ctx context.Context, batch []*pending) (asked bool, err 
 	}
 	if head.Seq < s.last.Seq || head.Seq == s.last.Seq && head.Hash != s.last.Hash {
 		return false, fmt.Errorf("entry %d comes after entry %d: %w", head.Seq, s.last.Seq, errWentBack)
+	}
+	for _, p := range batch {
+		if p.do != nil {
+			if p.events, err = p.do(ctx, tx, head); err != nil {
+				return false, err
+			}
+		}
 	}
 	next, err := appendAudit(ctx, tx, head, batch)
 	if err != nil {
@@ -248,14 +270,31 @@ func (s *Store) attempt(ctx context.Context, batch []*pending) (asked bool, err 
 		return true, fmt.Errorf("commit: %w", err)
 	}
 	s.last = next
+	s.parts.Keep()
 	return true, nil
 }
+
+// errEpoch: the database is in another epoch than this replica thought, so that
+// parts which it left out may be gone.
+var errEpoch = errors.New("the store is in another epoch")
 
 // lockAndWrite locks the head of the audit log and writes all statements, in
 // one round trip.
 func (s *Store) lockAndWrite(ctx context.Context, tx pgx.Tx, batch []*pending) (head audit.Head, err error) {
 	b := new(pgx.Batch)
-	b.Queue("SELECT seq, hash FROM sealift.head FOR UPDATE")
+	b.Queue("SELECT seq, hash, epoch FROM sealift.head FOR UPDATE")
+	var missing []parts.Part
+	for _, p := range batch {
+		for _, part := range p.parts {
+			if !s.parts.Has(part.Digest) {
+				s.parts.Add(part.Digest)
+				missing = append(missing, part)
+			}
+		}
+	}
+	for _, part := range missing {
+		b.Queue(putPart, part.Digest[:], part.Body)
+	}
 	for _, p := range batch {
 		for _, st := range p.statements {
 			b.Queue(st.query, st.args...)
@@ -268,13 +307,23 @@ func (s *Store) lockAndWrite(ctx context.Context, tx pgx.Tx, batch []*pending) (
 		}
 	}()
 	var hash []byte
-	if err := results.QueryRow().Scan(&head.Seq, &hash); err != nil {
+	var epoch int64
+	if err := results.QueryRow().Scan(&head.Seq, &hash, &epoch); err != nil {
 		return head, fmt.Errorf("lock the head of the audit log: %w", err)
 	}
 	if len(hash) != len(head.Hash) {
 		return head, fmt.Errorf("the head of the audit log has a hash of %d bytes", len(hash))
 	}
 	head.Hash = manifest.SHA256(hash)
+	if epoch != s.parts.Epoch() {
+		s.parts.Begin(epoch)
+		return head, errEpoch
+	}
+	for _, part := range missing {
+		if _, err := results.Exec(); err != nil {
+			return head, fmt.Errorf("store a part of evidence, %x: %w", part.Digest, err)
+		}
+	}
 	for _, p := range batch {
 		for _, st := range p.statements {
 			tag, err := results.Exec()

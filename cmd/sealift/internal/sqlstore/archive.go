@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/parts"
 )
 
 var _ server.Archive = (*Store)(nil)
@@ -32,7 +32,12 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) (err e
 		_, endErr := conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
 		err = errors.Join(err, endErr)
 	}()
-	for _, part := range []struct {
+	part, err := conn.PrepareContext(ctx, "SELECT body FROM evidence_part WHERE digest = ?")
+	if err != nil {
+		return fmt.Errorf("dump database %s: %w", s.path, err)
+	}
+	defer func() { err = errors.Join(err, part.Close()) }()
+	for _, table := range []struct {
 		what, query string
 		scan        func(*sql.Rows) (server.Record, error)
 	}{
@@ -53,14 +58,21 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) (err e
 			rec.Document = d
 			return rec, r.Scan(&d.Kind, &d.Name, &d.Revision, (*[]byte)(&d.Body))
 		}},
-		{"evidence", "SELECT body FROM evidence", func(r *sql.Rows) (rec server.Record, err error) {
-			var row []byte
-			if err := r.Scan(&row); err != nil {
+		{"evidence", "SELECT digest, machine, received, pruned, body FROM evidence", func(r *sql.Rows) (rec server.Record, err error) {
+			var digest, machine, row []byte
+			var received, pruned sql.NullInt64
+			if err := r.Scan(&digest, &machine, &received, &pruned, &row); err != nil {
 				return rec, err
 			}
-			// A part is never changed, so that it does not matter that
-			// another connection reads it.
-			rec.Evidence, err = join(row, s.part(ctx))
+			if pruned.Valid {
+				gone := tombstone(digest, machine, received.Int64, pruned.Int64)
+				rec.Pruned = &gone
+				return rec, nil
+			}
+			// In the same snapshot: others may remove parts meanwhile.
+			rec.Evidence, err = parts.Join(row, func(digest []byte) (body []byte, err error) {
+				return body, part.QueryRowContext(ctx, digest).Scan(&body)
+			})
 			return rec, err
 		}},
 		{"the audit log", "SELECT line FROM audit ORDER BY seq", func(r *sql.Rows) (rec server.Record, err error) {
@@ -73,8 +85,8 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) (err e
 			return rec, err
 		}},
 	} {
-		if err := dumpPart(ctx, conn, part.query, part.scan, each); err != nil {
-			return fmt.Errorf("dump database %s: %s: %w", s.path, part.what, err)
+		if err := dumpPart(ctx, conn, table.query, table.scan, each); err != nil {
+			return fmt.Errorf("dump database %s: %s: %w", s.path, table.what, err)
 		}
 	}
 	return nil
@@ -140,8 +152,8 @@ func load(ctx context.Context, tx *tx, rec server.Record, chain *audit.Verifier)
 		if err != nil {
 			return fmt.Errorf("load machine %s: %w", m.ID, err)
 		}
-		return insert("machine "+m.ID.String(), "INSERT INTO machine (id, revision, state, node_name, disk_guid, body) VALUES (?, ?, ?, ?, ?, ?)",
-			m.ID[:], m.Revision, string(m.State), m.NodeName, sql.NullString{String: m.DiskGUID, Valid: m.DiskGUID != ""}, string(body))
+		return insert("machine "+m.ID.String(), "INSERT INTO machine (id, revision, state, node_name, disk_guid, due, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+			m.ID[:], m.Revision, string(m.State), m.NodeName, sql.NullString{String: m.DiskGUID, Valid: m.DiskGUID != ""}, dueOf(m), string(body))
 	case rec.Release != nil:
 		r := rec.Release
 		body, err := json.Marshal(r)
@@ -154,14 +166,11 @@ func load(ctx context.Context, tx *tx, rec server.Record, chain *audit.Verifier)
 		d := rec.Document
 		return insert(d.Kind+" "+d.Name, "INSERT INTO document (kind, name, revision, body) VALUES (?, ?, ?, ?)", d.Kind, d.Name, d.Revision, []byte(d.Body))
 	case rec.Evidence != nil:
-		digest := sha256.Sum256(rec.Evidence)
-		row, parts := cut(rec.Evidence)
-		for _, p := range parts {
-			if _, err := tx.exec(ctx, "INSERT INTO evidence_part (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING", p.digest[:], p.body); err != nil {
-				return fmt.Errorf("load evidence %x: %w", digest, err)
-			}
-		}
-		return insert(fmt.Sprintf("evidence %x", digest), "INSERT INTO evidence (digest, body) VALUES (?, ?)", digest[:], row)
+		return tx.putEvidence(ctx, newEvidence(rec.Evidence))
+	case rec.Pruned != nil:
+		p := rec.Pruned
+		return insert(fmt.Sprintf("pruned evidence %s", p.Digest), "INSERT INTO evidence (digest, machine, received, pruned, body) VALUES (?, ?, ?, ?, x'')",
+			p.Digest[:], p.Machine[:], p.Received.UnixNano(), p.Entry)
 	case rec.Entry != nil:
 		if err := chain.Add(*rec.Entry); err != nil {
 			return err

@@ -1,163 +1,146 @@
 package sqlstore
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
+	"database/sql"
 	"errors"
 	"fmt"
-	"maps"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/parts"
+	"github.com/sealift/sealift/image/manifest"
 )
 
-// Evidence is JSON of which almost all is the event log, in base64, and the log
-// is the same in each boot of a machine, and for the most part the same in all
-// machines of a model. So long strings are cut into parts of partSize bytes,
-// and a part that the database has is only referred to. What is read is put
-// together again and must have the digest under which it was stored.
-const (
-	longString = 2048 // bytes of a string that is cut
-	partSize   = 4096
-	// cutMark is the first byte of a row that refers to parts. JSON begins
-	// otherwise.
-	cutMark = 0x01
-	// maxKnown bounds the parts that are remembered, 64 bytes each. More are
-	// only asked for again.
-	maxKnown = 100_000
-	// maxEvidence bounds what is put together, bytes: many times what a
-	// request may have.
-	maxEvidence = 64 << 20
-)
+// A row of evidence holds what parts.Cut made of it. It also says, for Prune,
+// whose it is and when it was received, Unix nanoseconds: unknown if the evidence
+// does not say, and NULL as long as nobody looked. pruned is the number of the
+// audit entry that records that the row's evidence was removed.
+//
+// The epoch of the database is a number that Compact counts up. A row has the
+// epoch in which it was written, and a part the last in which a row was written
+// that refers to it: so no row refers to a part of an epoch before its own.
+// Whoever writes reads the epoch in its transaction, and Compact removes only
+// parts of epochs before the present one.
+const unknown = -1
 
-// part is a piece of evidence that is stored once.
-type part struct {
-	digest [sha256.Size]byte
-	body   []byte
+// evidence is evidence on its way into the database.
+type evidence struct {
+	digest   [sha256.Size]byte
+	machine  []byte // NULL if not known
+	received int64
+	row      []byte
+	parts    []parts.Part
 }
 
-// cut splits evidence. row is what is stored under the evidence's own digest:
-// cutMark, and then, as often as needed, the length of a piece that is kept in
-// place, the piece, the number of parts that follow it, and their digests.
-// Lengths and numbers are unsigned varints. Without parts, row is the evidence, unless that begins
-// with cutMark itself.
-func cut(body []byte) (row []byte, parts []part) {
-	row = append(row, cutMark)
-	literal := body
-	for rest := body; ; {
-		open := bytes.IndexByte(rest, '"')
-		if open < 0 {
-			break
+func newEvidence(body []byte) *evidence {
+	e := &evidence{digest: sha256.Sum256(body), received: unknown}
+	e.row, e.parts = parts.Cut(body)
+	if machine, received, ok := server.EvidenceAbout(body); ok {
+		e.machine, e.received = machine[:], received.UnixNano()
+	}
+	return e
+}
+
+// epoch returns the epoch of the database. It is read once a transaction.
+func (t *tx) epoch(ctx context.Context) (int64, error) {
+	if !t.inEpoch {
+		var epoch int64
+		if err := t.get(ctx, &epoch, "SELECT epoch FROM epoch"); err != nil {
+			return 0, fmt.Errorf("read the epoch: %w", err)
 		}
-		length := bytes.IndexByte(rest[open+1:], '"')
-		if length < 0 {
-			break
-		}
-		text := rest[open+1 : open+1+length]
-		rest = rest[open+1+length+1:]
-		if length < longString {
+		t.parts.Begin(epoch)
+		t.inEpoch = true
+	}
+	return t.parts.Epoch(), nil
+}
+
+// putEvidence stores evidence. That it is there is no error; if it was pruned,
+// it is there again.
+func (t *tx) putEvidence(ctx context.Context, e *evidence) error {
+	epoch, err := t.epoch(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range e.parts {
+		if t.parts.Has(p.Digest) {
 			continue
 		}
-		kept := len(literal) - len(rest) - 1 - length
-		row = binary.AppendUvarint(row, uint64(kept))
-		row = append(row, literal[:kept]...)
-		literal = literal[kept+length:]
-		row = binary.AppendUvarint(row, uint64((length+partSize-1)/partSize))
-		for len(text) > 0 {
-			n := min(partSize, len(text))
-			p := part{sha256.Sum256(text[:n]), text[:n]}
-			row, parts = append(row, p.digest[:]...), append(parts, p)
-			text = text[n:]
+		if _, err := t.exec(ctx, `INSERT INTO evidence_part (digest, body, epoch) VALUES (?, ?, ?)
+			ON CONFLICT DO UPDATE SET epoch = excluded.epoch WHERE epoch < excluded.epoch`, p.Digest[:], p.Body, epoch); err != nil {
+			return fmt.Errorf("store evidence %x: %w", e.digest, err)
 		}
+		t.parts.Add(p.Digest)
 	}
-	if len(parts) == 0 && !bytes.HasPrefix(body, []byte{cutMark}) {
-		return body, nil
+	if _, err := t.exec(ctx, `INSERT INTO evidence (digest, machine, received, epoch, body) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT DO UPDATE SET body = excluded.body, epoch = excluded.epoch, pruned = NULL WHERE pruned IS NOT NULL`,
+		e.digest[:], e.machine, e.received, epoch, e.row); err != nil {
+		return fmt.Errorf("store evidence %x: %w", e.digest, err)
 	}
-	row = binary.AppendUvarint(row, uint64(len(literal)))
-	return append(append(row, literal...), 0), parts
+	return nil
 }
 
-// join is the inverse of cut.
-func join(row []byte, get func(digest []byte) ([]byte, error)) ([]byte, error) {
-	if len(row) == 0 || row[0] != cutMark {
-		return row, nil
+// Evidence implements server.Store.
+func (s *Store) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
+	body, err := s.evidence(ctx, digest)
+	if errors.Is(err, errNoPart) {
+		// It may have been pruned between two reads.
+		body, err = s.evidence(ctx, digest)
 	}
-	var body []byte
-	damaged := errors.New("altered: the row does not refer to parts as it was written")
-	number := func(limit int) (int, bool) {
-		n, size := binary.Uvarint(row)
-		if size <= 0 || n > uint64(limit) {
-			return 0, false
-		}
-		row = row[size:]
-		return int(n), true
+	if err != nil && !errors.Is(err, server.ErrNotFound) {
+		return nil, fmt.Errorf("read evidence %s: %w", digest, err)
 	}
-	for row = row[1:]; len(row) > 0; {
-		n, ok := number(len(row))
-		if !ok || n > len(row) {
-			return nil, damaged
-		}
-		body = append(body, row[:n]...)
-		row = row[n:]
-		if n, ok = number(len(row) / sha256.Size); !ok || n*sha256.Size > len(row) {
-			return nil, damaged
-		}
-		for range n {
-			p, err := get(row[:sha256.Size])
-			if err != nil {
-				return nil, err
-			}
-			body = append(body, p...)
-			row = row[sha256.Size:]
-		}
-		if len(body) > maxEvidence {
-			return nil, damaged
-		}
+	return body, err
+}
+
+func (s *Store) evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
+	var row, machine []byte
+	var received, pruned sql.NullInt64
+	err := s.get(ctx, "SELECT body, machine, received, pruned FROM evidence WHERE digest = ?", []any{digest[:]}, &row, &machine, &received, &pruned)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("evidence %s: %w", digest, server.ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if pruned.Valid {
+		return nil, &server.PrunedError{PrunedEvidence: tombstone(digest[:], machine, received.Int64, pruned.Int64)}
+	}
+	body, err := parts.Join(row, s.part(ctx))
+	if err != nil {
+		return nil, err
+	}
+	if got := manifest.SHA256(sha256.Sum256(body)); got != digest {
+		return nil, fmt.Errorf("altered, its digest is %s", got)
 	}
 	return body, nil
 }
 
-// partSet remembers which parts are in the database. Parts are never removed.
-type partSet struct {
-	known map[[sha256.Size]byte]struct{}
-	fresh map[[sha256.Size]byte]struct{} // of the open transaction
+// tombstone is what a row says of evidence that was pruned.
+func tombstone(digest, machine []byte, received, pruned int64) server.PrunedEvidence {
+	p := server.PrunedEvidence{Received: time.Unix(0, received).UTC(), Entry: pruned}
+	copy(p.Digest[:], digest)
+	p.Machine = machineID(machine)
+	return p
 }
 
-func newPartSet() *partSet {
-	return &partSet{known: map[[sha256.Size]byte]struct{}{}, fresh: map[[sha256.Size]byte]struct{}{}}
+func machineID(b []byte) (id attest.MachineID) {
+	copy(id[:], b)
+	return id
 }
 
-func (s *partSet) has(d [sha256.Size]byte) bool {
-	_, known := s.known[d]
-	if !known {
-		_, known = s.fresh[d]
-	}
-	return known
-}
+// errNoPart: evidence refers to a part that is not there.
+var errNoPart = errors.New("a part of it is not there")
 
-// keep is called after a commit, drop when anything was undone.
-func (s *partSet) keep() {
-	if len(s.known)+len(s.fresh) > maxKnown {
-		clear(s.known)
-	}
-	maps.Copy(s.known, s.fresh)
-	s.drop()
-}
-
-func (s *partSet) drop() { clear(s.fresh) }
-
-// putEvidence stores evidence that was cut. That a row is there is no error.
-func (t *tx) putEvidence(ctx context.Context, digest [sha256.Size]byte, row []byte, parts []part) error {
-	for _, p := range parts {
-		if t.parts.has(p.digest) {
-			continue
+// part returns a function that reads parts of evidence.
+func (s *Store) part(ctx context.Context) func(digest []byte) ([]byte, error) {
+	return func(digest []byte) (body []byte, err error) {
+		err = s.get(ctx, "SELECT body FROM evidence_part WHERE digest = ?", []any{digest}, &body)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = errNoPart
 		}
-		if _, err := t.exec(ctx, "INSERT INTO evidence_part (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING", p.digest[:], p.body); err != nil {
-			return fmt.Errorf("store evidence %x: %w", digest, err)
-		}
-		t.parts.fresh[p.digest] = struct{}{}
+		return body, err
 	}
-	if _, err := t.exec(ctx, "INSERT INTO evidence (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING", digest[:], row); err != nil {
-		return fmt.Errorf("store evidence %x: %w", digest, err)
-	}
-	return nil
 }

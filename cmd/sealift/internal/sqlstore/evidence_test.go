@@ -10,28 +10,12 @@ import (
 
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/parts"
 )
 
 // log is a long string of JSON, of which two differ in one place.
 func log(change string) string {
 	return strings.Repeat("0123456789abcdef", 2000) + change + strings.Repeat("fedcba9876543210", 1000)
-}
-
-func TestEvidenceIsReadAsItWasStored(t *testing.T) {
-	s := create(t)
-	for name, body := range map[string]string{
-		"no JSON": "evidence", "empty object": "{}", "short": `{"a":"b"}`,
-		"long": `{"log":"` + log("x") + `","b":[1,"c"]}`, "two long": `["` + log("x") + `","` + log("y") + `"]`,
-		"only a long string": `"` + log("x") + `"`, "no end": `{"log":"` + log("x"), "escapes": `{"a":"` + strings.Repeat(`\"`, 4000) + `"}`,
-		"cut right": `{"a":"` + strings.Repeat("a", longString) + `"}`, "two parts": `"` + strings.Repeat("b", 2*partSize) + `"`,
-	} {
-		if err := s.Commit(t.Context(), &server.Change{Evidence: []byte(body)}); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := s.Evidence(t.Context(), sha256.Sum256([]byte(body))); err != nil || string(got) != body {
-			t.Errorf("%s: %d bytes, %v, want %d", name, len(got), err, len(body))
-		}
-	}
 }
 
 func TestWhatTwoPiecesOfEvidenceShareIsStoredOnce(t *testing.T) {
@@ -59,7 +43,7 @@ func TestWhatTwoPiecesOfEvidenceShareIsStoredOnce(t *testing.T) {
 	if err := s.Commit(t.Context(), &server.Change{Evidence: []byte(`{"log":"` + log("y") + `"}`)}); err != nil {
 		t.Fatal(err)
 	}
-	if grown := size() - was; grown < partSize || grown > 2*partSize {
+	if grown := size() - was; grown < parts.Size || grown > 2*parts.Size {
 		t.Errorf("a log with one other byte takes %d bytes", grown)
 	}
 }
@@ -67,10 +51,10 @@ func TestWhatTwoPiecesOfEvidenceShareIsStoredOnce(t *testing.T) {
 func TestAPartThatIsLostOrAlteredIsFound(t *testing.T) {
 	body := []byte(`{"log":"` + log("x") + `"}`)
 	d := sha256.Sum256(body)
-	_, parts := cut(body)
+	_, cut := parts.Cut(body)
 	for name, query := range map[string]string{
-		"altered": fmt.Sprintf("UPDATE evidence_part SET body = CAST('x' AS BLOB) WHERE digest = x'%x'", parts[0].digest),
-		"lost":    fmt.Sprintf("DELETE FROM evidence_part WHERE digest = x'%x'", parts[0].digest),
+		"altered": fmt.Sprintf("UPDATE evidence_part SET body = CAST('x' AS BLOB) WHERE digest = x'%x'", cut[0].Digest),
+		"lost":    fmt.Sprintf("DELETE FROM evidence_part WHERE digest = x'%x'", cut[0].Digest),
 		"row":     fmt.Sprintf("UPDATE evidence SET body = x'01ff' WHERE digest = x'%x'", d),
 	} {
 		s := create(t)
@@ -98,23 +82,4 @@ func TestAPartOfAFailedWriteIsStoredByTheNext(t *testing.T) {
 	if got, err := s.Evidence(t.Context(), sha256.Sum256(body)); err != nil || !bytes.Equal(got, body) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
-}
-
-// FuzzEvidence holds that cut loses nothing and that join does not fear a row.
-func FuzzEvidence(f *testing.F) {
-	f.Add([]byte(`{"log":"` + log("x") + `"}`))
-	f.Add([]byte{cutMark, 3, 'a', 'b', 'c', 1})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		get := func([]byte) ([]byte, error) { return make([]byte, partSize), nil }
-		_, _ = join(b, get)
-		row, parts := cut(b)
-		all := map[string][]byte{}
-		for _, p := range parts {
-			all[string(p.digest[:])] = p.body
-		}
-		got, err := join(row, func(d []byte) ([]byte, error) { return all[string(d)], nil })
-		if err != nil || !bytes.Equal(got, b) {
-			t.Errorf("%d bytes came back as %d, %v", len(b), len(got), err)
-		}
-	})
 }

@@ -26,7 +26,7 @@ import (
 // says how its tables look (PRAGMA user_version).
 const (
 	applicationID = 0x5ea11f70
-	schemaVersion = 4
+	schemaVersion = 5
 )
 
 // schema makes the tables. Columns hold what is searched or must be unique;
@@ -38,6 +38,7 @@ CREATE TABLE machine (
 	state     TEXT NOT NULL,
 	node_name TEXT NOT NULL UNIQUE,
 	disk_guid TEXT UNIQUE, -- NULL if there is none
+	due       INTEGER, -- server.Machine.Due as Unix nanoseconds, NULL for never
 	body      TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX machine_state ON machine (state);
@@ -52,18 +53,43 @@ CREATE TABLE release (
 	UNIQUE (machine, generation, reset_count, restart_count)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE evidence (
-	digest BLOB PRIMARY KEY, -- SHA-256 of the evidence
-	body   BLOB NOT NULL -- as cut wrote it
+	digest   BLOB PRIMARY KEY, -- SHA-256 of the evidence
+	machine  BLOB,
+	received INTEGER,
+	epoch    INTEGER NOT NULL DEFAULT 0,
+	pruned   INTEGER,
+	body     BLOB NOT NULL -- as parts.Cut wrote it
 ) STRICT;
 CREATE TABLE audit (
 	seq  INTEGER PRIMARY KEY,
 	line BLOB NOT NULL -- as exported, without the newline
 ) STRICT;
-` + documents + parts
-
-const parts = `
 CREATE TABLE evidence_part (
 	digest BLOB PRIMARY KEY, -- SHA-256 of body
+	epoch  INTEGER NOT NULL DEFAULT 0,
+	body   BLOB NOT NULL
+) STRICT;
+` + documents + pruning
+
+// pruning is what finds what is due and what is old.
+const pruning = `
+CREATE INDEX machine_due ON machine (state, due) WHERE due IS NOT NULL;
+CREATE INDEX release_open ON release (machine) WHERE confirmed = 0;
+CREATE INDEX evidence_received ON evidence (received, digest) WHERE pruned IS NULL AND received >= 0;
+CREATE INDEX evidence_unindexed ON evidence (epoch) WHERE received IS NULL;
+CREATE INDEX evidence_epoch ON evidence (epoch) WHERE pruned IS NULL;
+CREATE INDEX evidence_part_epoch ON evidence_part (epoch);
+CREATE TABLE epoch (
+	one   INTEGER PRIMARY KEY CHECK (one = 1),
+	epoch INTEGER NOT NULL
+) STRICT;
+INSERT INTO epoch (one, epoch) VALUES (1, 1);
+`
+
+// firstParts are the parts of version 3.
+const firstParts = `
+CREATE TABLE evidence_part (
+	digest BLOB PRIMARY KEY,
 	body   BLOB NOT NULL
 ) STRICT;
 `
@@ -87,13 +113,31 @@ DROP TABLE campaign;
 
 // fromSecond brings a file of schema version 2, which had all evidence in one
 // piece, to version 3.
-const fromSecond = parts + fromThird
+const fromSecond = firstParts + fromThird
 
 // fromThird brings a file of schema version 3, which had challenges, to
 // version 4.
 const fromThird = `
 DROP TABLE challenge;
-PRAGMA user_version = 4;
+` + fromFourth
+
+// fromFourth brings a file of schema version 4, which did not say what is due
+// and what is old, to version 5. When evidence was received is in it;
+// IndexEvidence looks. A time may be due a fraction of a second early.
+const fromFourth = `
+ALTER TABLE machine ADD COLUMN due INTEGER;
+UPDATE machine SET due = CASE
+	WHEN json_extract(body, '$.fenceDue') THEN 0
+	WHEN state = 'enrolled' AND NOT coalesce(json_extract(body, '$.stale'), 0)
+		THEN CAST(strftime('%s', json_extract(body, '$.reportDue')) AS INTEGER) * 1000000000
+END;
+ALTER TABLE evidence ADD COLUMN machine BLOB;
+ALTER TABLE evidence ADD COLUMN received INTEGER;
+ALTER TABLE evidence ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE evidence ADD COLUMN pruned INTEGER;
+ALTER TABLE evidence_part ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+` + pruning + `
+PRAGMA user_version = 5;
 `
 
 // readers bounds the connections that read at once.
@@ -291,7 +335,7 @@ func (s *Store) checkSchema(ctx context.Context) error {
 		if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 			return errors.Join(err, tx.Rollback())
 		}
-		if script := map[int64]string{1: fromFirst, 2: fromSecond, 3: fromThird}[version]; script != "" {
+		if script := map[int64]string{1: fromFirst, 2: fromSecond, 3: fromThird, 4: fromFourth}[version]; script != "" {
 			if _, err := tx.ExecContext(ctx, script); err != nil {
 				return errors.Join(fmt.Errorf("bring the schema to version %d: %w", schemaVersion, err), tx.Rollback())
 			}

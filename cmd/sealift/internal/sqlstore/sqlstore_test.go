@@ -116,7 +116,7 @@ func TestOpenRefuses(t *testing.T) {
 		want  string
 	}{
 		"no file":                 {func(t *testing.T, path string) { os.Remove(path) }, "no such file"},
-		"a later schema":          {exec("PRAGMA user_version = 5"), "schema version is 5, want 4"},
+		"a later schema":          {exec("PRAGMA user_version = 6"), "schema version is 6, want 5"},
 		"another program's file":  {exec("PRAGMA application_id = 7"), "application id is 0x7"},
 		"a file that others read": {func(t *testing.T, path string) { os.Chmod(path, 0o644) }, "mode is 0644, want 0600"},
 		"no database": {func(t *testing.T, path string) {
@@ -222,7 +222,15 @@ func TestAnAlteredRowIsFound(t *testing.T) {
 // third had challenges, the second no parts of evidence either, and in the first
 // campaigns had a table of their own, and there were no documents.
 func TestAFileOfAnEarlierSchemaIsBroughtToOurs(t *testing.T) {
-	third := `
+	fourth := `
+		DROP INDEX machine_due; DROP INDEX release_open; DROP INDEX evidence_received; DROP INDEX evidence_unindexed;
+		DROP INDEX evidence_epoch; DROP INDEX evidence_part_epoch; DROP TABLE epoch;
+		ALTER TABLE machine DROP COLUMN due;
+		ALTER TABLE evidence DROP COLUMN machine; ALTER TABLE evidence DROP COLUMN received;
+		ALTER TABLE evidence DROP COLUMN epoch; ALTER TABLE evidence DROP COLUMN pruned;
+		ALTER TABLE evidence_part DROP COLUMN epoch;
+		PRAGMA user_version = 4;`
+	third := fourth + `
 		CREATE TABLE challenge (id TEXT PRIMARY KEY, expires INTEGER NOT NULL, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
 		CREATE INDEX challenge_expires ON challenge (expires);
 		INSERT INTO challenge (id, expires, body) VALUES ('c', 1, '{}');
@@ -242,7 +250,7 @@ func TestAFileOfAnEarlierSchemaIsBroughtToOurs(t *testing.T) {
 		}
 		return out
 	}
-	for name, script := range map[string]string{"version 1": first, "version 2": second, "version 3": third} {
+	for name, script := range map[string]string{"version 1": first, "version 2": second, "version 3": third, "version 4": fourth} {
 		t.Run(name, func(t *testing.T) {
 			s := create(t)
 			want := schemaOf(s)
@@ -250,15 +258,25 @@ func TestAFileOfAnEarlierSchemaIsBroughtToOurs(t *testing.T) {
 				Events:    []audit.Event{{Time: time.Unix(1, 0), Kind: audit.KindStart, Data: audit.Start{}}},
 				Documents: []*server.Document{{Kind: "campaign", Name: "bios", Body: json.RawMessage(`{"a":1}`)}},
 				Evidence:  []byte("evidence"),
+				Machine: &server.Machine{Machine: api.Machine{
+					ID: attest.MachineID{1}, NodeName: "n", State: attest.StateEnrolled, ReportDue: time.Unix(1000, 123),
+				}},
 			}
 			if err := s.Commit(t.Context(), change); err != nil {
+				t.Fatal(err)
+			}
+			old, err := json.Marshal(&api.StoredEvidence{Version: api.Version, Received: time.Unix(5, 0), Machine: attest.MachineID{2}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Commit(t.Context(), &server.Change{Evidence: old}); err != nil {
 				t.Fatal(err)
 			}
 			tamper(t, s, script)
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			for range 2 { // brought over, then as it is
+			for round := range 2 { // brought over, then as it is
 				again, err := Open(t.Context(), s.path)
 				if err != nil {
 					t.Fatal(err)
@@ -275,6 +293,18 @@ func TestAFileOfAnEarlierSchemaIsBroughtToOurs(t *testing.T) {
 				}
 				if b, err := again.Evidence(t.Context(), sha256.Sum256([]byte("evidence"))); err != nil || string(b) != "evidence" {
 					t.Errorf("got %q, %v", b, err)
+				}
+				for at, want := range map[time.Time]int{time.Unix(1001, 0): 1, time.Unix(999, 0): 0} {
+					if found, err := again.Machines(t.Context(), server.Query{Due: at}); err != nil || len(found) != want {
+						t.Errorf("%d machines are due at %s, %v; want %d", len(found), at, err, want)
+					}
+				}
+				r, err := server.Prune(t.Context(), again, server.PruneOrder{Before: time.Unix(6, 0), By: "ops", Now: time.Now})
+				if err != nil || r.Removed != int64(1-round) {
+					t.Errorf("%+v, %v", r, err)
+				}
+				if _, err := again.Evidence(t.Context(), sha256.Sum256(old)); !errors.As(err, new(*server.PrunedError)) {
+					t.Errorf("got %v, want it pruned", err)
 				}
 				// What the new tables are for can be written.
 				if err := again.Commit(t.Context(), &server.Change{Evidence: []byte(`{"log":"` + log("x") + `"}`)}); err != nil {

@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -13,7 +12,6 @@ import (
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
-	"github.com/sealift/sealift/image/manifest"
 )
 
 var _ server.Store = (*Store)(nil)
@@ -69,7 +67,13 @@ func (s *Store) Machines(ctx context.Context, q server.Query) (_ []*server.Machi
 	if !q.After.IsZero() {
 		match("id > ?", q.After[:])
 	}
-	query := "SELECT revision, body FROM machine"
+	from := "machine"
+	if !q.Due.IsZero() {
+		// Few are due of many, whatever the planner thinks.
+		from += " INDEXED BY machine_due"
+		match("due <= ?", q.Due.UnixNano())
+	}
+	query := "SELECT revision, body FROM " + from
 	if len(where) > 0 {
 		query += " WHERE " + strings.Join(where, " AND ")
 	}
@@ -77,6 +81,10 @@ func (s *Store) Machines(ctx context.Context, q server.Query) (_ []*server.Machi
 	if q.Limit > 0 {
 		query += " LIMIT ?"
 		args = append(args, q.Limit)
+	}
+	if !q.Due.IsZero() {
+		// Only ids are sorted.
+		query = "SELECT revision, body FROM machine WHERE id IN (" + strings.Replace(query, "revision, body", "id", 1) + ") ORDER BY id"
 	}
 	// The texts are as many as there are ways to ask, which are few.
 	prepared, err := s.stmt(ctx, query)
@@ -128,12 +136,9 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return fmt.Errorf("encode what is to be stored: %w", err)
 	}
-	var digest [sha256.Size]byte
-	var row []byte
-	var parts []part
+	var ev *evidence
 	if c.Evidence != nil {
-		digest = sha256.Sum256(c.Evidence)
-		row, parts = cut(c.Evidence)
+		ev = newEvidence(c.Evidence)
 	}
 	return s.submit(ctx, func(ctx context.Context, tx *tx) error {
 		if c.Machine != nil {
@@ -156,8 +161,8 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 				return fmt.Errorf("store %s %s: %w", d.Kind, d.Name, err)
 			}
 		}
-		if c.Evidence != nil {
-			if err := tx.putEvidence(ctx, digest, row, parts); err != nil {
+		if ev != nil {
+			if err := tx.putEvidence(ctx, ev); err != nil {
 				return err
 			}
 		}
@@ -177,15 +182,22 @@ func encoded[T any](v *T) (string, error) {
 // putMachine writes m if the stored revision is m's.
 func putMachine(ctx context.Context, tx *tx, m *server.Machine, body string) error {
 	disk := sql.NullString{String: m.DiskGUID, Valid: m.DiskGUID != ""}
+	due := dueOf(m)
 	if m.Revision == 0 {
 		// Any conflict will do: the id, the node name or the disk.
 		return one(server.ErrConflict)(tx.exec(ctx,
-			"INSERT INTO machine (id, revision, state, node_name, disk_guid, body) VALUES (?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-			m.ID[:], string(m.State), m.NodeName, disk, body))
+			"INSERT INTO machine (id, revision, state, node_name, disk_guid, due, body) VALUES (?, 1, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+			m.ID[:], string(m.State), m.NodeName, disk, due, body))
 	}
 	return one(server.ErrConflict)(tx.exec(ctx,
-		"UPDATE OR IGNORE machine SET revision = revision + 1, state = ?, node_name = ?, disk_guid = ?, body = ? WHERE id = ? AND revision = ?",
-		string(m.State), m.NodeName, disk, body, m.ID[:], m.Revision))
+		"UPDATE OR IGNORE machine SET revision = revision + 1, state = ?, node_name = ?, disk_guid = ?, due = ?, body = ? WHERE id = ? AND revision = ?",
+		string(m.State), m.NodeName, disk, due, body, m.ID[:], m.Revision))
+}
+
+// dueOf is the column due: Unix nanoseconds, NULL for never.
+func dueOf(m *server.Machine) sql.NullInt64 {
+	at := m.Due()
+	return sql.NullInt64{Int64: at.UnixNano(), Valid: !at.IsZero()}
 }
 
 func putRelease(ctx context.Context, tx *tx, r *server.Release, body string) error {
@@ -223,12 +235,15 @@ func (s *Store) Document(ctx context.Context, kind, name string) (*server.Docume
 }
 
 // Documents implements server.Store.
-func (s *Store) Documents(ctx context.Context, kind string) (_ []*server.Document, err error) {
-	query, err := s.stmt(ctx, "SELECT name, revision, body FROM document WHERE kind = ? ORDER BY name")
+func (s *Store) Documents(ctx context.Context, kind, after string, limit int) (_ []*server.Document, err error) {
+	if limit <= 0 {
+		limit = -1 // none
+	}
+	query, err := s.stmt(ctx, "SELECT name, revision, body FROM document WHERE kind = ? AND name > ? ORDER BY name LIMIT ?")
 	if err != nil {
 		return nil, fmt.Errorf("read documents of kind %s: %w", kind, err)
 	}
-	rows, err := query.QueryContext(ctx, kind)
+	rows, err := query.QueryContext(ctx, kind, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read documents of kind %s: %w", kind, err)
 	}
@@ -262,32 +277,6 @@ func (s *Store) Release(ctx context.Context, id string) (*server.Release, error)
 		return nil, fmt.Errorf("decode release %s: %w", id, err)
 	}
 	return r, nil
-}
-
-// Evidence implements server.Store.
-func (s *Store) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {
-	var body []byte
-	err := s.get(ctx, "SELECT body FROM evidence WHERE digest = ?", []any{digest[:]}, &body)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, fmt.Errorf("evidence %s: %w", digest, server.ErrNotFound)
-	}
-	if err == nil {
-		body, err = join(body, s.part(ctx))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read evidence %s: %w", digest, err)
-	}
-	if got := manifest.SHA256(sha256.Sum256(body)); got != digest {
-		return nil, fmt.Errorf("read evidence %s: altered, its digest is %s", digest, got)
-	}
-	return body, nil
-}
-
-// part returns a function that reads parts of evidence.
-func (s *Store) part(ctx context.Context) func(digest []byte) ([]byte, error) {
-	return func(digest []byte) (body []byte, err error) {
-		return body, s.get(ctx, "SELECT body FROM evidence_part WHERE digest = ?", []any{digest}, &body)
-	}
 }
 
 // auditPage is how many audit entries are read at a time. A reader that takes

@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/cmd/sealift/internal/parts"
 )
 
 // tx is the connection of the writer, with the transaction that is open on it.
@@ -25,8 +26,10 @@ type tx struct {
 	last     []byte
 	lastHead audit.Head
 
-	// parts are those of evidence that are in the database.
-	parts *partSet
+	// parts are those of evidence that are in the database. inEpoch: this
+	// transaction has told them the epoch.
+	parts   *parts.Set
+	inEpoch bool
 }
 
 func newTx(ctx context.Context, db *sql.DB) (*tx, error) {
@@ -34,7 +37,7 @@ func newTx(ctx context.Context, db *sql.DB) (*tx, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tx{conn: conn, prepared: map[string]*sql.Stmt{}, parts: newPartSet()}, nil
+	return &tx{conn: conn, prepared: map[string]*sql.Stmt{}, parts: parts.NewSet()}, nil
 }
 
 // stmt prepares each statement once: its text is a constant of this package.
@@ -70,7 +73,7 @@ func (t *tx) get(ctx context.Context, dest any, query string, args ...any) error
 // begin takes the write lock, so that no transaction fails halfway because
 // another writer was faster.
 func (t *tx) begin(ctx context.Context) error {
-	t.head = nil
+	t.head, t.inEpoch = nil, false
 	if _, err := t.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
@@ -81,7 +84,7 @@ func (t *tx) commit(ctx context.Context) error {
 	if _, err := t.exec(ctx, "COMMIT"); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	t.parts.keep()
+	t.parts.Keep()
 	return nil
 }
 
@@ -107,7 +110,7 @@ func (t *tx) savepoint(ctx context.Context, do func(context.Context, *tx) error)
 	head, last, lastHead := t.head, t.last, t.lastHead
 	if result = do(ctx, t); result != nil {
 		t.head, t.last, t.lastHead = head, last, lastHead
-		t.parts.drop()
+		t.parts.Drop()
 		if _, err := t.exec(ctx, "ROLLBACK TO one"); err != nil {
 			return result, fmt.Errorf("roll back: %w", errors.Join(err, result))
 		}
