@@ -106,3 +106,6 @@ func (l *boundedListener) Open() (total, addresses int) {
 	defer l.mu.Unlock()
 	return l.open, len(l.by)
 }
+
+// RetainOnce prunes once what is older than the retention.
+func (s *Server) RetainOnce(ctx context.Context) error { return s.retain(ctx) }
