@@ -605,3 +605,7 @@ func BenchmarkReleases(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkSweep(b *testing.B) { storetest.BenchmarkSweep(b, open(b, pgtest.Start(b).Database(b))) }
+
+func BenchmarkPrune(b *testing.B) { storetest.BenchmarkPrune(b, open(b, pgtest.Start(b).Database(b))) }

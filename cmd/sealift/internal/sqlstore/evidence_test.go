@@ -5,11 +5,13 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/cmd/sealift/internal/parts"
 )
 
@@ -83,3 +85,16 @@ func TestAPartOfAFailedWriteIsStoredByTheNext(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
+
+func openBench(b *testing.B) *Store {
+	s, err := Create(b.Context(), filepath.Join(b.TempDir(), "state.db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { s.Close() })
+	return s
+}
+
+func BenchmarkSweep(b *testing.B) { storetest.BenchmarkSweep(b, openBench(b)) }
+
+func BenchmarkPrune(b *testing.B) { storetest.BenchmarkPrune(b, openBench(b)) }
