@@ -215,7 +215,7 @@ func TestRetentionPrunesByItself(t *testing.T) {
 	}
 	// Without one nothing goes.
 	s, _, _ = pruning(t, nil)
-	if err := s.srv.Retain(t.Context()); err != nil {
+	if err := s.srv.RetainOnce(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if u, err := s.memory.Usage(t.Context()); err != nil || u.Evidence.Count != 4 {

@@ -158,13 +158,17 @@ func (s *Server) prunedEvidence(ctx context.Context, p *PrunedError) *failure {
 }
 
 const (
-	// retainEvery is how often Retain prunes.
+	// retainFirst is when Retain prunes first: not when a whole fleet comes back
+	// with the service after a power cut.
+	retainFirst = 10 * time.Minute
+	// retainEvery is how often it does then.
 	retainEvery = 24 * time.Hour
 	// retainAgain is when it tries again after an error.
 	retainAgain = 10 * time.Minute
 )
 
-// Retain prunes what is older than the retention, once a day until ctx ends. Any
+// Retain prunes what is older than the retention, ten minutes after the start and
+// then once a day, until ctx ends. Any
 // number of replicas may do so at once: each piece is removed, and recorded,
 // once. Without a retention it only notes how old evidence is that an earlier
 // program stored.
@@ -172,17 +176,17 @@ func (s *Server) Retain(ctx context.Context) error {
 	if s.c.Pruner == nil {
 		return nil
 	}
-	for {
-		wait := retainEvery
+	for wait := retainFirst; ; {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+		wait = retainEvery
 		if err := s.retain(ctx); err != nil && ctx.Err() == nil {
 			s.c.Log.Error("old evidence not pruned, trying again", "error", err, "again", retainAgain)
 			wait = retainAgain
 		} else if err == nil && s.c.Retention == 0 {
-			return nil
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
 			return nil
 		}
 	}
