@@ -24,7 +24,7 @@ func (s *Server) handleStore(handle func(string, api.Role, func(Operator, http.R
 	handle("POST "+api.PathStore+"/prune", api.RoleApprover, s.postPrune)
 }
 
-// getStore answers GET api.PathStore.
+// getStore answers GET api.PathStore. Counting reads much: one request at a time.
 func (s *Server) getStore(_ Operator, _ http.ResponseWriter, r *http.Request) (any, *failure) {
 	var order *PruneOrder
 	if v := r.URL.Query().Get("older"); v != "" {
@@ -38,6 +38,12 @@ func (s *Server) getStore(_ Operator, _ http.ResponseWriter, r *http.Request) (a
 		}
 		order = &PruneOrder{Before: before, DryRun: true}
 	}
+	if !s.measuring.take(r.Context(), s.c.Limits.Queue) {
+		f := busy(limitConcurrent)
+		f.text = "the store is being measured for another"
+		return nil, f
+	}
+	defer s.measuring.release()
 	u, err := s.c.Pruner.Usage(r.Context())
 	if err == nil && order != nil {
 		var report api.PruneReport

@@ -296,8 +296,8 @@ type Server struct {
 	free atomic.Bool
 
 	// trying lets one proposal be tried at a time, pruning one order be
-	// carried out.
-	trying, pruning slots
+	// carried out, and measuring the store be measured.
+	trying, pruning, measuring slots
 
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)
@@ -363,6 +363,7 @@ func New(c Config) (*Server, error) {
 		bodyShares:    newShares(bodiesPerAddress),
 		trying:        make(slots, 1),
 		pruning:       make(slots, 1),
+		measuring:     make(slots, 1),
 		appraise:      appraise,
 
 		hooks:           hooks,
