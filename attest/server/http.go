@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/strict"
 )
 
 // Time limits of the transport. A body is at most 4 MiB and nodes may hang on
@@ -219,8 +220,10 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, timeout time.
 	if a, ok := w.(*answer); ok {
 		inner = a.ResponseWriter // which MaxBytesReader tells, so that it closes the connection well
 	}
-	b, err := io.ReadAll(http.MaxBytesReader(inner, r.Body, limit))
-	if err != nil {
+	body := http.MaxBytesReader(inner, r.Body, limit)
+	decoded := strict.Decode(body, v)
+	// What is wrong in the JSON does not matter before the whole body is there.
+	if _, err := io.Copy(io.Discard, body); err != nil {
 		// What is left of the body is not waited for: net/http would read on,
 		// but the deadline stays.
 		w.Header().Set("Connection", "close")
@@ -233,8 +236,8 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, timeout time.
 	// The work takes as long as it takes: net/http ends a request's context
 	// when a read deadline passes under it.
 	_ = rc.SetReadDeadline(time.Time{})
-	if err := api.DecodeStrict(b, v); err != nil {
-		return badRequest("the body is not the JSON of this request: %v", err)
+	if decoded != nil {
+		return badRequest("the body is not the JSON of this request: %v", decoded)
 	}
 	return nil
 }
