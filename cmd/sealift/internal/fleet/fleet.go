@@ -367,9 +367,8 @@ func (b *boot) attempt(ctx context.Context) error {
 			return f.stats.wrong("second release", fmt.Errorf("a second request in one boot was not refused as repeated: %w", errors.Join(err, errWrong)))
 		}
 	}
-	_ = s.Close()
 	began = time.Now()
-	if err := c.Confirm(ctx, transport, rel.ID, api.OutcomeUnlocked); err != nil {
+	if err := s.Confirm(ctx, transport, rel.ID, api.OutcomeUnlocked); err != nil {
 		// The agent goes on without.
 		f.stats.unconfirmed.Add(1)
 		_ = f.stats.failed(err)
