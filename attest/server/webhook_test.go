@@ -272,7 +272,20 @@ func TestAReceiverThatHangsOrTalksWithoutEndIsCutOff(t *testing.T) {
 			r := newReceiver(t)
 			var tries atomic.Int64
 			f := func(w http.ResponseWriter, req *http.Request) {
-				if tries.Add(1) == 2 {
+				n := tries.Add(1)
+				body, err := io.ReadAll(req.Body)
+				if err != nil {
+					return
+				}
+				// Who talks does so to the first two events, however often each is
+				// sent; under load the time may be over before it was heard.
+				if talk && bytes.Contains(body, []byte(`"three"`)) {
+					r.fail.Store(nil)
+					req.Body = io.NopCloser(bytes.NewReader(body))
+					r.serve(w, req)
+					return
+				}
+				if !talk && n == 2 {
 					r.fail.Store(nil)
 				}
 				for talk {
@@ -304,15 +317,19 @@ func TestAReceiverThatHangsOrTalksWithoutEndIsCutOff(t *testing.T) {
 			if talk {
 				want = want[2:]
 			}
-			for _, w := range want {
+			for last := ""; len(want) > 0; {
 				select {
 				case d := <-r.got:
-					if d.reason() != w {
-						t.Errorf("got %s, want %s", d.body, w)
+					if d.reason() == last {
+						continue // the time was over before its answer was there
 					}
+					if last = d.reason(); last != want[0] {
+						t.Errorf("got %s, want %s", d.body, want[0])
+					}
+					want = want[1:]
 				case <-time.After(time.Minute):
 					docs, err := store.Documents(t.Context(), "webhook")
-					t.Fatalf("%s was not delivered: the receiver was asked %d times; cursor %s, %v; log:\n%s", w, tries.Load(), docs[0].Body, err, log)
+					t.Fatalf("%s was not delivered: the receiver was asked %d times; cursor %s, %v; log:\n%s", want[0], tries.Load(), docs[0].Body, err, log)
 				}
 			}
 			cancel()
