@@ -605,6 +605,13 @@ func (r *Recovery) Lost() []attest.MachineID {
 	return out
 }
 
+// Held reports whether the store that Finish gave is held, and whether it is
+// unsettled: by this restore, or by an earlier one that was left open.
+func (r *Recovery) Held() (held, unsettled bool) {
+	status := r.restoreState().Status
+	return status.Held, status.Unsettled
+}
+
 // MustStart returns the machines that were released after the backup and are
 // not locked out: their reports are refused until their next release.
 func (r *Recovery) MustStart() []api.RestoreMissing {

@@ -145,7 +145,7 @@ func TestARestoreOfARestoredStoreForgetsNothing(t *testing.T) {
 					file = first
 				}
 				memory, report := s.restored(func(o *backup.Order) { o.Log, o.Head = bytes.NewReader(s.exportLog(1)), s.head() }, file)
-				if !report.Complete {
+				if !report.Complete || report.Held == accept || !report.Unsettled {
 					t.Fatalf("got %+v", report)
 				}
 				s.adopt(config, memory)
