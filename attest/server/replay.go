@@ -43,7 +43,9 @@ type Recovery struct {
 	unknown  map[attest.MachineID]map[string]bool // what entries of an earlier version do not tell of who it is
 	started  map[attest.MachineID]bool            // was released after the backup
 	expected []audit.ExpectedLine                 // of entries of an earlier version
-	old      map[attest.MachineID]bool            // a promotion was logged by an earlier version
+	// What entries of an earlier version say before the one that makes it so: an
+	// install, a promotion.
+	installed, promoted map[attest.MachineID]bool
 }
 
 // NewRecovery returns an empty Recovery.
@@ -52,7 +54,8 @@ func NewRecovery() *Recovery {
 		machines: map[attest.MachineID]*Machine{}, names: map[string]attest.MachineID{}, documents: map[[2]string]*Document{},
 		open: map[string]*Release{}, released: map[string]*Release{}, skipped: map[audit.Kind]int64{},
 		lost: map[attest.MachineID]string{}, next: map[attest.MachineID]string{}, asked: map[attest.MachineID]string{},
-		unknown: map[attest.MachineID]map[string]bool{}, started: map[attest.MachineID]bool{}, old: map[attest.MachineID]bool{},
+		unknown: map[attest.MachineID]map[string]bool{}, started: map[attest.MachineID]bool{},
+		installed: map[attest.MachineID]bool{}, promoted: map[attest.MachineID]bool{},
 	}
 }
 
@@ -168,7 +171,9 @@ func (r *Recovery) Replay(e audit.Entry) error {
 			r.skipped[e.Kind]++
 			r.expected = append(r.expected, d.Machines...)
 		}
-		r.bindings(d.Bindings)
+		if err == nil {
+			err = r.bindings(d.Bindings)
+		}
 	case audit.KindRestore:
 		var d audit.Restore
 		if decode(&d) {
@@ -220,8 +225,7 @@ func (r *Recovery) state(m *Machine, d *audit.StateChange) error {
 		m.Joined = false
 	}
 	if d.Identity != nil {
-		r.identity(m, d.Identity)
-		return nil
+		return r.identity(m, d.Identity)
 	}
 	return r.stateBefore(m, d)
 }
@@ -238,6 +242,7 @@ func (r *Recovery) install(m *Machine, d *audit.Install) {
 	m.Boot = nil
 	delete(r.asked, m.ID)
 	delete(r.unknown[m.ID], lacksSerial)
+	r.installed[m.ID] = true
 }
 
 func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) error {
@@ -248,12 +253,12 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) error {
 		if m.Listed {
 			m.Serial = serial
 		}
-		if r.old[m.ID] && !m.Listed {
-			if err := r.bind(m); err != nil {
+		if r.promoted[m.ID] && !m.Listed {
+			if err := r.bind(m, false); err != nil {
 				return err
 			}
 		}
-		delete(r.old, m.ID)
+		delete(r.promoted, m.ID)
 	}
 	m.DiskGUID = d.DiskGUID
 	// Counters that do not go on have started anew.
@@ -357,21 +362,24 @@ func (r *Recovery) token(m *Machine, d *audit.Token) {
 }
 
 // identity repeats who a machine is.
-func (r *Recovery) identity(m *Machine, id *audit.Identity) {
+func (r *Recovery) identity(m *Machine, id *audit.Identity) error {
 	r.rename(m, id.NodeName)
 	m.FormerName, m.Serial, m.Listed, m.ReplacedBy, m.Digests = id.FormerName, id.Serial, id.Listed, id.ReplacedBy, id.Digests
-	r.bindings(id.Bindings)
 	delete(r.unknown, m.ID)
+	delete(r.installed, m.ID)
+	return r.bindings(id.Bindings)
 }
 
-// bindings repeats whose serial numbers are. Documents of other kinds are none
-// that such an entry has.
-func (r *Recovery) bindings(all []audit.Binding) {
+// bindings repeats whose serial numbers are. An entry has no documents of other
+// kinds.
+func (r *Recovery) bindings(all []audit.Binding) error {
 	for _, b := range all {
-		if b.Kind == serialKind || b.Kind == expectedKind {
-			r.document(b.Kind, b.Name, b.Body)
+		if b.Kind != serialKind && b.Kind != expectedKind || b.Name == "" || b.Body == nil {
+			return fmt.Errorf("a binding of kind %q, name %q, is not one of a serial number or of an expected machine", b.Kind, b.Name)
 		}
+		r.document(b.Kind, b.Name, b.Body)
 	}
+	return nil
 }
 
 // document stores a document once more.
@@ -405,7 +413,7 @@ func (r *Recovery) stateBefore(m *Machine, d *audit.StateChange) error {
 		lacks("whose its node name and serial number are since it was enrolled anew")
 		return nil
 	case strings.HasSuffix(d.Effect, effectPromoted):
-		r.old[m.ID] = true // the release that follows makes it so
+		r.promoted[m.ID] = true
 		return nil
 	case d.To == attest.StatePending:
 		lacks(lacksSerial)
@@ -414,14 +422,17 @@ func (r *Recovery) stateBefore(m *Machine, d *audit.StateChange) error {
 		return nil
 	case listed:
 		m.Generation++
-		m.Serial = cmp.Or(m.Serial, serial)
+		m.Serial, m.Listed = cmp.Or(m.Serial, serial), true
 	}
-	return r.bind(m)
+	met := listed || r.installed[m.ID]
+	delete(r.installed, m.ID)
+	return r.bind(m, met)
 }
 
 // bind gives a machine its serial number as the service did when it wrote an
-// entry of an earlier version: it had found it to be nobody else's.
-func (r *Recovery) bind(m *Machine) error {
+// entry of an earlier version: it had found it to be nobody else's. met: the
+// machine was asked for among those that are expected.
+func (r *Recovery) bind(m *Machine, met bool) error {
 	key := attest.SerialKey(m.Serial)
 	if key == "" {
 		return nil
@@ -435,7 +446,7 @@ func (r *Recovery) bind(m *Machine) error {
 	if n.Machine == m.ID {
 		return nil
 	}
-	if doc := r.documents[[2]string{expectedKind, n.EK.String()}]; doc != nil && !n.EK.IsZero() {
+	if doc := r.documents[[2]string{expectedKind, n.EK.String()}]; met && doc != nil && !n.EK.IsZero() {
 		// Only the machine that was expected can have had it.
 		e := new(api.Expected)
 		if err := json.Unmarshal(doc.Body, e); err != nil {
@@ -657,7 +668,7 @@ func (r *Recovery) Missing() []api.RestoreMissing {
 	}
 	for _, e := range r.expected {
 		out = append(out, api.RestoreMissing{
-			Serial: e.Serial, What: "its enrolment beforehand, in entries of an earlier version (" + e.Outcome + ")",
+			Serial: e.Serial, What: "its enrolment beforehand with the endorsement key " + e.EK.String() + ", in entries of an earlier version (" + e.Outcome + ")",
 			Mend: "sealift machine import FILE, again",
 		})
 	}
