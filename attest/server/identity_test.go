@@ -516,3 +516,23 @@ func TestAKeyLostBeforeADiskCameBackIsLost(t *testing.T) {
 		t.Errorf("%s, missing %+v", m.State, got.missing)
 	}
 }
+
+// An installer may have cleared the TPM, after which its clock starts anew and its
+// attestation key may be another.
+func TestAReinstallAfterTheBackupIsNotHeldAgainstTheOldTPM(t *testing.T) {
+	id := attest.MachineID{1}
+	for name, tt := range map[string]struct {
+		guid       string
+		generation int64
+		kept       bool
+	}{"reinstalled": {otherDisk, 2, false}, "started": {disk, 1, true}} {
+		got := recovers(t, []server.Record{{Machine: &server.Machine{
+			Machine: api.Machine{ID: id, NodeName: "box-1", State: attest.StateEnrolled, DiskGUID: disk, Next: &api.Candidate{DiskGUID: otherDisk}},
+			DiskKey: &server.SealedKey{}, AKName: []byte("ak"), Clock: 5000, TPMFirmware: 7, Released: true, ResetCount: 8, Generation: 1,
+		}}}, audit.Event{Kind: audit.KindRelease, Machine: id, Data: audit.Release{ID: "r", NodeName: "box-1", DiskGUID: tt.guid, ResetCount: 9, Generation: tt.generation}})
+		m := got.machines[id]
+		if kept := m.AKName != nil && m.Clock == 5000 && m.TPMFirmware == 7; kept != tt.kept || m.Generation != tt.generation || !m.Released || m.ResetCount != 9 {
+			t.Errorf("%s: got %+v", name, m)
+		}
+	}
+}

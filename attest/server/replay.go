@@ -27,7 +27,8 @@ const OutcomeRestored = "restored: the service lost what it takes to confirm thi
 // and their boots, joins, campaigns. What it does not hold is not invented. Disk
 // keys made after the backup are lost with their store: their machines are
 // quarantined, as each must be installed again. Attestation keys and clocks stay
-// those of the backup. What a machine was at a release after the backup is not
+// those of the backup, and are taken anew if the log says that the TPM's counters
+// may have started anew. What a machine was at a release after the backup is not
 // known: its reports are refused until it starts anew.
 type Recovery struct {
 	machines  map[attest.MachineID]*Machine
@@ -247,6 +248,7 @@ func (r *Recovery) install(m *Machine, d *audit.Install) {
 
 func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) error {
 	r.rename(m, d.NodeName)
+	generation := m.Generation
 	if m.fromCandidate(d.DiskGUID) {
 		serial := m.Serial
 		m.promote(at)
@@ -267,6 +269,10 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) error {
 	}
 	if d.Generation > 0 {
 		m.Generation = d.Generation
+	}
+	if m.Generation != generation {
+		// Its TPM may have been cleared: what the backup knows of it does not bind.
+		m.AKName, m.TPMFirmware, m.Clock = nil, 0, 0
 	}
 	m.ResetCount, m.RestartCount, m.Released, m.Rebased, m.ReleaseID = d.ResetCount, d.RestartCount, true, false, d.ID
 	// Who had a release is not in the boot of an earlier restore any more. What it
