@@ -10,6 +10,9 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 )
 
+// effectPromoted is what the effect of a promotion ends with, in the audit log.
+const effectPromoted = ", as the install record said"
+
 // maxFormer bounds how many former disks' keys a record keeps.
 const maxFormer = 4
 
@@ -119,6 +122,6 @@ func (m *Machine) promote(now time.Time) audit.Event {
 	m.Generation++
 	return audit.Event{Time: now, Kind: audit.KindState, Machine: m.ID, Data: audit.StateChange{
 		From: m.State, To: m.State, By: "service", Reason: m.Reason,
-		Effect: fmt.Sprintf("disk %s replaces disk %q, as the install record said", m.DiskGUID, old),
+		Effect: fmt.Sprintf("disk %s replaces disk %q", m.DiskGUID, old) + effectPromoted,
 	}}
 }
