@@ -46,9 +46,6 @@ type TPM struct {
 
 	// PCRs are the present values: bank to PCR, for every active bank.
 	PCRs map[string]map[int][]byte
-	// Hidden are banks that are active, too, and that the machine does not speak
-	// of: only ProveBanks names them.
-	Hidden []string
 
 	// Transport is the key that Transport made last, nil after a reset.
 	Transport       *ecdsa.PrivateKey
@@ -59,6 +56,7 @@ type TPM struct {
 	OnCreation  func(*tpm2.TPMSCreationData)
 	OnCertify   func(*tpm2.TPMSAttest)
 	OnQuote     func(bank string, a *tpm2.TPMSAttest)
+	OnList      func(*tpm2.TPMLPCRSelection) // of the active banks, in ProveBanks
 	OnBanks     func(*tpm2.TPMSAttest)
 	// RawQuote replaces the bytes that are signed and sent as a quote.
 	RawQuote func([]byte) []byte
@@ -344,10 +342,13 @@ func (t *TPM) ProveBanks(extra []byte) (*attest.BankProof, error) {
 	list := tpm2.TPMLPCRSelection{}
 	for _, bank := range []string{"sha1", "sha256", "sha384", "sha512"} {
 		s := Selection(algOf(bank), nil).PCRSelections[0]
-		if t.PCRs[bank] != nil || slices.Contains(t.Hidden, bank) {
+		if t.PCRs[bank] != nil {
 			s.PCRSelect = []byte{0xff, 0xff, 0xff}
 		}
 		list.PCRSelections = append(list.PCRSelections, s)
+	}
+	if t.OnList != nil {
+		t.OnList(&list)
 	}
 	session, err := tpm2.NewAudit(tpm2.TPMAlgSHA256)
 	if err != nil {
