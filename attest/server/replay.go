@@ -203,6 +203,9 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) {
 	if m.Released && cmp.Or(cmp.Compare(d.ResetCount, m.ResetCount), cmp.Compare(d.RestartCount, m.RestartCount)) <= 0 {
 		m.Generation++
 	}
+	if m.Rebased {
+		m.Boot = nil // with the banks that it was approved to be without
+	}
 	m.ResetCount, m.RestartCount, m.Released, m.Rebased, m.ReleaseID = d.ResetCount, d.RestartCount, true, false, d.ID
 	if d.NewDiskKey {
 		m.DiskKey = nil
