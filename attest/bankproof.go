@@ -16,12 +16,13 @@ import (
 // of a bank somebody asked for; this says which banks there are.
 //
 // The device runs two commands in an audit session with SHA-256 (TPM 2.0 Library
-// Part 1, "Audit"): TPM2_Hash (Part 3, 15.4) of the qualifying data of the quotes,
-// with SHA-256 and TPM_RH_NULL, and then TPM2_GetCapability (Part 3, 30.2) of
-// TPM_CAP_PCRS, property 0, count 1. The attestation key signs the session's digest,
-// with the same qualifying data (TPM2_GetSessionAuditDigest, Part 3, 18.5).
+// Part 1, "Audit"): TPM2_ReadClock (Part 3, 29.1), and then TPM2_GetCapability
+// (Part 3, 30.2) of TPM_CAP_PCRS, property 0, count 1. The attestation key signs the
+// session's digest with the qualifying data of the quotes
+// (TPM2_GetSessionAuditDigest, Part 3, 18.5).
 type BankProof struct {
-	List      []byte `json:"list"`      // TPML_PCR_SELECTION as the TPM gave it
+	Time      []byte `json:"time"`      // TPMS_TIME_INFO, as the TPM gave it before the list
+	List      []byte `json:"list"`      // TPML_PCR_SELECTION, as the TPM gave it
 	Attest    []byte `json:"attest"`    // TPMS_ATTEST
 	Signature []byte `json:"signature"` // TPMT_SIGNATURE
 }
@@ -31,26 +32,33 @@ const factBanks = "pcr.banks"
 
 // checkBankProof checks a proof:
 //
-//   - the list decodes exactly;
+//   - the time and the list decode exactly;
 //   - the statement, as checkAttest does: magic, type TPM_ST_ATTEST_SESSION_AUDIT,
 //     a signature by the attestation key, our extraData, the signer;
 //   - the session's digest, computed from the two commands that there must be in
-//     the session, in their order, and from their answers, the second with this
-//     list.
+//     the session, in their order, and from their answers with this time and this
+//     list;
+//   - the resets and restarts that the TPM counted before it gave the list: the
+//     same as in the statement.
 //
 // It returns the banks that have any PCR, in the TPM's order, and the counters in
 // the statement. The caller compares both with the quotes.
 //
-// The statement alone does not say when the list was made. A session outlives a TPM
-// restart, and a TPM that is told to change its banks between TPM2_Shutdown(STATE)
-// and the restart comes back with others in the same resetCount. What the TPM hashes
-// first has the nonce in it, so that the list is not older than the challenge.
+// A TPM changes its banks when it starts (Part 3, TPM2_PCR_Allocate), which is
+// mostly a reset. But a session outlives a TPM restart, and a TPM that is told to
+// change its banks between TPM2_Shutdown(STATE) and the restart comes back with
+// others while it counts the same reset. Hence the time: what was counted before
+// the list and is counted after it was so when it was given.
 // Whether other commands ran outside of the session meanwhile (exclusiveSession) is
 // of no interest: they do not change the banks, and where there is a resource
 // manager they cannot be kept out.
 func checkBankProof(p *BankProof, key *ecdsa.PublicKey, akName, extra []byte) ([]string, tpmTime, *checkError) {
 	const what = "proof of the active banks"
 	none := tpmTime{}
+	before, err := decodeTimeInfo(what+": time", p.Time)
+	if err != nil {
+		return nil, none, failf(CodeMalformed, "%v", err)
+	}
 	list, err := decodeSelection(what+": list", p.List)
 	if err != nil {
 		return nil, none, failf(CodeMalformed, "%v", err)
@@ -63,11 +71,16 @@ func checkBankProof(p *BankProof, key *ecdsa.PublicKey, akName, extra []byte) ([
 	if err != nil {
 		return nil, none, failf(CodeMalformed, "%s: %v", what, err)
 	}
-	if want := bankListDigest(extra, p.List); !bytes.Equal(info.SessionDigest.Buffer, want) {
-		e := failf(CodeBankUnproven, "%s: the TPM did not give the list that was sent: the session's digest is %x, of %s it is %x",
+	if want := bankListDigest(p.Time, p.List); !bytes.Equal(info.SessionDigest.Buffer, want) {
+		e := failf(CodeBankUnproven, "%s: the TPM did not give the time and the list that were sent: the session's digest is %x, with %s it is %x",
 			what, info.SessionDigest.Buffer, selectionText(*list), want)
 		e.got, e.want = fmt.Sprintf("%x", info.SessionDigest.Buffer), fmt.Sprintf("%x", want)
 		return nil, none, e
+	}
+	t, c := timeOf(a), before.ClockInfo
+	if c.ResetCount != t.resetCount || c.RestartCount != t.restartCount || c.Clock > t.clock {
+		return nil, none, failf(CodeClock, "%s: the TPM was started after it gave the list: reset %d, restart %d, clock %d ms before it, reset %d, restart %d, clock %d ms when it was signed",
+			what, c.ResetCount, c.RestartCount, c.Clock, t.resetCount, t.restartCount, t.clock)
 	}
 	var active []string
 	for _, s := range list.PCRSelections {
@@ -80,16 +93,14 @@ func checkBankProof(p *BankProof, key *ecdsa.PublicKey, akName, extra []byte) ([
 		}
 		active = append(active, name)
 	}
-	return active, timeOf(a), nil
+	return active, t, nil
 }
 
 // bankListDigest returns the digest of the audit session of a BankProof (Part 1,
 // "Session Audit", "cpHash", "rpHash"). A TPM names all banks whatever count it is
 // asked for, so that moreData is never set.
-func bankListDigest(extra, list []byte) []byte {
-	be := binary.BigEndian
-	u16 := func(v uint16) []byte { return be.AppendUint16(nil, v) }
-	u32 := func(v uint32) []byte { return be.AppendUint32(nil, v) }
+func bankListDigest(time, list []byte) []byte {
+	u32 := func(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 	digest := make([]byte, sha256.Size)
 	audit := func(command tpm2.TPMCC, parameters, answer []byte) {
 		cpHash := sha256.Sum256(slices.Concat(u32(uint32(command)), parameters))
@@ -97,11 +108,7 @@ func bankListDigest(extra, list []byte) []byte {
 		d := sha256.Sum256(slices.Concat(digest, cpHash[:], rpHash[:]))
 		digest = d[:]
 	}
-	hashed := sha256.Sum256(extra)
-	ticket := slices.Concat(u16(uint16(tpm2.TPMSTHashCheck)), u32(uint32(tpm2.TPMRHNull)), u16(0))
-	audit(tpm2.TPMCCHash,
-		slices.Concat(u16(uint16(len(extra))), extra, u16(uint16(tpm2.TPMAlgSHA256)), u32(uint32(tpm2.TPMRHNull))),
-		slices.Concat(u16(sha256.Size), hashed[:], ticket))
+	audit(tpm2.TPMCCReadClock, nil, time)
 	audit(tpm2.TPMCCGetCapability,
 		slices.Concat(u32(uint32(tpm2.TPMCapPCRs)), u32(0), u32(1)),
 		slices.Concat([]byte{0}, u32(uint32(tpm2.TPMCapPCRs)), list))

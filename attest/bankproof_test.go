@@ -50,6 +50,17 @@ func TestThatSHA256IsOffIsTheTPMsWord(t *testing.T) {
 	statement := func(change func(*tpm2.TPMSAttest)) func(*scene) {
 		return func(s *scene) { s.tpm.OnBanks = change }
 	}
+	// listedAt has the TPM count otherwise when it gives the list.
+	listedAt := func(change func(*tpm2.TPMSClockInfo)) func(*scene) {
+		return func(s *scene) { s.tpm.OnTime = func(now *tpm2.TPMSTimeInfo) { change(&now.ClockInfo) } }
+	}
+	// earlier has all of the proof be of another boot than the quotes.
+	earlier := func(change func(*tpm2.TPMSClockInfo)) func(*scene) {
+		return func(s *scene) {
+			listedAt(change)(s)
+			statement(func(a *tpm2.TPMSAttest) { change(&a.ClockInfo) })(s)
+		}
+	}
 	digest := func(change func([]byte) []byte) func(*scene) {
 		return statement(func(a *tpm2.TPMSAttest) {
 			info, _ := a.Attested.SessionAudit()
@@ -98,26 +109,35 @@ func TestThatSHA256IsOffIsTheTPMsWord(t *testing.T) {
 				}
 				active(false, tpm2.TPMAlgSHA256)(l)
 				s.ev.Banks.List = tpm2.Marshal(l)
-			}, want: []Code{CodeBankUnproven}, says: "did not give the list"},
-		"the list is of no bank":          {after: func(s *scene) { s.ev.Banks.List = make([]byte, 4) }, want: []Code{CodeBankUnproven}},
-		"the list is missing":             {after: func(s *scene) { s.ev.Banks.List = nil }, want: []Code{CodeMalformed}},
-		"the list has a byte behind it":   {after: func(s *scene) { s.ev.Banks.List = append(s.ev.Banks.List, 0) }, want: []Code{CodeMalformed}},
-		"the list ends early":             {after: func(s *scene) { s.ev.Banks.List = s.ev.Banks.List[:9] }, want: []Code{CodeMalformed}},
-		"the list is of millions":         {after: func(s *scene) { copy(s.ev.Banks.List, []byte{0xff, 0xff, 0xff, 0xff}) }, want: []Code{CodeMalformed}},
-		"the session has another digest":  {before: digest(func(d []byte) []byte { return slices.Concat([]byte{d[0] ^ 1}, d[1:]) }), want: []Code{CodeBankUnproven}},
-		"the session is of SHA-1":         {before: digest(func(d []byte) []byte { return d[:20] }), want: []Code{CodeBankUnproven}},
-		"the session has no digest":       {before: digest(func([]byte) []byte { return nil }), want: []Code{CodeBankUnproven}},
-		"the list was made before":        {after: func(s *scene) { s.proveLate() }, want: []Code{CodeBankUnproven}},
-		"the statement is missing":        {after: func(s *scene) { s.ev.Banks.Attest = nil }, want: []Code{CodeMalformed}},
-		"all of it is missing":            {after: func(s *scene) { s.ev.Banks = &BankProof{} }, want: []Code{CodeMalformed}},
-		"the statement has no magic":      {before: statement(func(a *tpm2.TPMSAttest) { a.Magic ^= 1 }), want: []Code{CodeQuoteFormat}},
-		"the statement is for another":    {before: statement(func(a *tpm2.TPMSAttest) { a.ExtraData.Buffer = make([]byte, 32) }), want: []Code{CodeQuoteNonce}},
-		"of another hierarchy":            {before: statement(func(a *tpm2.TPMSAttest) { a.QualifiedSigner.Buffer = []byte{0, 0x0b} }), want: []Code{CodeAKAttributes}},
-		"of the reset before":             {before: statement(func(a *tpm2.TPMSAttest) { a.ClockInfo.ResetCount-- }), want: []Code{CodeClock}},
-		"of the restart before":           {before: statement(func(a *tpm2.TPMSAttest) { a.ClockInfo.RestartCount-- }), want: []Code{CodeClock}},
-		"of another firmware of the TPM":  {before: statement(func(a *tpm2.TPMSAttest) { a.FirmwareVersion++ }), want: []Code{CodeClock}},
-		"exclusive is neither yes nor no": {after: func(s *scene) { s.resign(func(b []byte) { b[len(b)-35] = 2 }) }, want: []Code{CodeMalformed}},
-		"a quote in place of it":          {after: func(s *scene) { q := s.ev.Quotes[0]; s.ev.Banks.Attest, s.ev.Banks.Signature = q.Attest, q.Signature }, want: []Code{CodeQuoteFormat}},
+			}, want: []Code{CodeBankUnproven}, says: "did not give the time and the list"},
+		"the time is altered":                      {after: func(s *scene) { s.ev.Banks.Time[15] ^= 1 }, want: []Code{CodeBankUnproven}},
+		"the time is missing":                      {after: func(s *scene) { s.ev.Banks.Time = nil }, want: []Code{CodeMalformed}},
+		"the time has a byte behind it":            {after: func(s *scene) { s.ev.Banks.Time = append(s.ev.Banks.Time, 0) }, want: []Code{CodeMalformed}},
+		"the time ends early":                      {after: func(s *scene) { s.ev.Banks.Time = s.ev.Banks.Time[:20] }, want: []Code{CodeMalformed}},
+		"the time's clock is neither safe nor not": {after: func(s *scene) { s.ev.Banks.Time[24] = 2 }, want: []Code{CodeMalformed}},
+		"the TPM was reset after the list":         {before: listedAt(func(c *tpm2.TPMSClockInfo) { c.ResetCount-- }), want: []Code{CodeClock}, says: "started after it gave the list"},
+		"the TPM was restarted after the list":     {before: listedAt(func(c *tpm2.TPMSClockInfo) { c.RestartCount-- }), want: []Code{CodeClock}},
+		"the clock went back after the list":       {before: listedAt(func(c *tpm2.TPMSClockInfo) { c.Clock++ }), want: []Code{CodeClock}},
+		"the clock went on after the list":         {before: listedAt(func(c *tpm2.TPMSClockInfo) { c.Clock -= 100 })},
+		"the list is of no bank":                   {after: func(s *scene) { s.ev.Banks.List = make([]byte, 4) }, want: []Code{CodeBankUnproven}},
+		"the list is missing":                      {after: func(s *scene) { s.ev.Banks.List = nil }, want: []Code{CodeMalformed}},
+		"the list has a byte behind it":            {after: func(s *scene) { s.ev.Banks.List = append(s.ev.Banks.List, 0) }, want: []Code{CodeMalformed}},
+		"the list ends early":                      {after: func(s *scene) { s.ev.Banks.List = s.ev.Banks.List[:9] }, want: []Code{CodeMalformed}},
+		"the list is of millions":                  {after: func(s *scene) { copy(s.ev.Banks.List, []byte{0xff, 0xff, 0xff, 0xff}) }, want: []Code{CodeMalformed}},
+		"the session has another digest":           {before: digest(func(d []byte) []byte { return slices.Concat([]byte{d[0] ^ 1}, d[1:]) }), want: []Code{CodeBankUnproven}},
+		"the session is of SHA-1":                  {before: digest(func(d []byte) []byte { return d[:20] }), want: []Code{CodeBankUnproven}},
+		"the session has no digest":                {before: digest(func([]byte) []byte { return nil }), want: []Code{CodeBankUnproven}},
+		"the clock was read after the list":        {after: func(s *scene) { s.proveLate() }, want: []Code{CodeBankUnproven}},
+		"the statement is missing":                 {after: func(s *scene) { s.ev.Banks.Attest = nil }, want: []Code{CodeMalformed}},
+		"all of it is missing":                     {after: func(s *scene) { s.ev.Banks = &BankProof{} }, want: []Code{CodeMalformed}},
+		"the statement has no magic":               {before: statement(func(a *tpm2.TPMSAttest) { a.Magic ^= 1 }), want: []Code{CodeQuoteFormat}},
+		"the statement is for another":             {before: statement(func(a *tpm2.TPMSAttest) { a.ExtraData.Buffer = make([]byte, 32) }), want: []Code{CodeQuoteNonce}},
+		"of another hierarchy":                     {before: statement(func(a *tpm2.TPMSAttest) { a.QualifiedSigner.Buffer = []byte{0, 0x0b} }), want: []Code{CodeAKAttributes}},
+		"of the reset before":                      {before: earlier(func(c *tpm2.TPMSClockInfo) { c.ResetCount-- }), want: []Code{CodeClock}, says: "not of one boot of one TPM"},
+		"of the restart before":                    {before: earlier(func(c *tpm2.TPMSClockInfo) { c.RestartCount-- }), want: []Code{CodeClock}, says: "not of one boot of one TPM"},
+		"of another firmware of the TPM":           {before: statement(func(a *tpm2.TPMSAttest) { a.FirmwareVersion++ }), want: []Code{CodeClock}},
+		"exclusive is neither yes nor no":          {after: func(s *scene) { s.resign(func(b []byte) { b[len(b)-35] = 2 }) }, want: []Code{CodeMalformed}},
+		"a quote in place of it":                   {after: func(s *scene) { q := s.ev.Quotes[0]; s.ev.Banks.Attest, s.ev.Banks.Signature = q.Attest, q.Signature }, want: []Code{CodeQuoteFormat}},
 		"it is in place of a quote": {after: func(s *scene) {
 			p := s.ev.Banks
 			s.ev.Quotes[1].Attest, s.ev.Quotes[1].Signature = p.Attest, p.Signature
@@ -137,7 +157,7 @@ func TestThatSHA256IsOffIsTheTPMsWord(t *testing.T) {
 		"SHA-256 is on, and was":                                  {banks: []string{"sha256"}, before: func(s *scene) { s.known.Banks = []string{"sha256"} }},
 		"SHA-256 is on, with a proof that is not needed":          {banks: []string{"sha256", "sha384"}, after: (*scene).prove},
 		"SHA-256 is on, with a proof that another bank is hidden": {banks: []string{"sha256"}, before: func(s *scene) { s.tpm.OnList = active(true, tpm2.TPMAlgSHA1) }, after: (*scene).prove, want: []Code{CodeBankHidden}},
-		"SHA-256 is on, with a proof that is none":                {banks: []string{"sha256"}, after: func(s *scene) { s.ev.Banks = &BankProof{List: make([]byte, 4)} }, want: []Code{CodeMalformed}},
+		"SHA-256 is on, with a proof that is none":                {banks: []string{"sha256"}, after: func(s *scene) { s.ev.Banks = &BankProof{Time: make([]byte, 25), List: make([]byte, 4)} }, want: []Code{CodeMalformed}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -180,11 +200,15 @@ func (s *scene) proveBy(d *papertpm.TPM) {
 	}
 }
 
-// proveLate makes a proof of a session that hashed the challenge after it listed
-// the banks.
+// proveLate makes a proof of a session that read the clock after it listed the
+// banks.
 func (s *scene) proveLate() {
 	s.t.Helper()
 	l, err := tpm2.Unmarshal[tpm2.TPMLPCRSelection](s.ev.Banks.List)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	now, err := tpm2.Unmarshal[tpm2.TPMSTimeInfo](s.ev.Banks.Time)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -197,9 +221,7 @@ func (s *scene) proveLate() {
 	}); err != nil {
 		s.t.Fatal(err)
 	}
-	hashed := sha256.Sum256(s.qualifying())
-	if err := tpm2.AuditCommand(session, tpm2.Hash{Data: tpm2.TPM2BMaxBuffer{Buffer: s.qualifying()}, HashAlg: tpm2.TPMAlgSHA256, Hierarchy: tpm2.TPMRHNull},
-		&tpm2.HashResponse{OutHash: tpm2.TPM2BDigest{Buffer: hashed[:]}, Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull}}); err != nil {
+	if err := tpm2.AuditCommand(session, tpm2.ReadClock{}, &tpm2.ReadClockResponse{CurrentTime: *now}); err != nil {
 		s.t.Fatal(err)
 	}
 	s.resign(func(b []byte) { copy(b[len(b)-sha256.Size:], session.Digest()) })
@@ -289,19 +311,19 @@ func FuzzBankProof(f *testing.F) {
 	s.collect()
 	good := *s.ev.Banks
 	quote := s.ev.Quotes[0]
-	f.Add(good.List, good.Attest, good.Signature, false)
-	f.Add(good.List, good.Attest, good.Signature, true)
-	f.Add(good.List, quote.Attest, quote.Signature, false)
-	f.Add([]byte{0, 0, 0, 1, 0, 0x0c, 3, 0xff, 0xff, 0xff}, good.Attest, []byte{}, true)
-	f.Add([]byte{0, 0, 0, 16}, good.Attest[:100], []byte{0, 0x18}, true)
-	f.Fuzz(func(t *testing.T, list, statement, signature []byte, signed bool) {
+	f.Add(good.Time, good.List, good.Attest, good.Signature, false)
+	f.Add(good.Time, good.List, good.Attest, good.Signature, true)
+	f.Add(good.Time, good.List, quote.Attest, quote.Signature, false)
+	f.Add(good.Time, []byte{0, 0, 0, 1, 0, 0x0c, 3, 0xff, 0xff, 0xff}, good.Attest, []byte{}, true)
+	f.Add(make([]byte, 25), []byte{0, 0, 0, 16}, good.Attest[:100], []byte{0, 0x18}, true)
+	f.Fuzz(func(t *testing.T, now, list, statement, signature []byte, signed bool) {
 		ev := *s.ev
-		ev.Banks = &BankProof{List: list, Attest: statement, Signature: signature}
+		ev.Banks = &BankProof{Time: now, List: list, Attest: statement, Signature: signature}
 		if signed { // reach what is behind the signature
 			ev.Banks.Signature = sign(t, s.tpm, statement)
 		}
 		r := Verify(&ev, s.ch, s.ses, s.known, s.policy)
-		if r.Allowed && !(bytes.Equal(list, good.List) && listed(t, statement, s.qualifying())) {
+		if r.Allowed && !(bytes.Equal(now, good.Time) && bytes.Equal(list, good.List) && listed(t, statement, s.qualifying())) {
 			t.Errorf("allowed with the list %x and the statement %x", list, statement)
 		}
 		if !r.Allowed && len(r.Findings) == 0 {
@@ -326,7 +348,7 @@ func listed(t *testing.T, statement, extra []byte) bool {
 func TestTheStructuresOfAProofAreDecoded(t *testing.T) {
 	s := sha384Scene(t, "sha384")
 	s.collect()
-	for want, b := range map[string][]byte{"TPML_PCR_SELECTION": s.ev.Banks.List, "TPMS_ATTEST": s.ev.Banks.Attest} {
+	for want, b := range map[string][]byte{"TPMS_TIME_INFO": s.ev.Banks.Time, "TPML_PCR_SELECTION": s.ev.Banks.List, "TPMS_ATTEST": s.ev.Banks.Attest} {
 		if got := DecodeStructures(b)[want]; !bytes.Equal(got, b) {
 			t.Errorf("%s: %x was read as %x", want, b, got)
 		}

@@ -156,14 +156,29 @@ func (r *wireReader) yesNo(what string) tpm2.TPMIYesNo {
 	return v == 1
 }
 
+// clockInfo reads a TPMS_CLOCK_INFO (10.11.1).
+func (r *wireReader) clockInfo() tpm2.TPMSClockInfo {
+	c := tpm2.TPMSClockInfo{Clock: r.u64(), ResetCount: r.u32(), RestartCount: r.u32()}
+	c.Safe = r.yesNo("the clock's safe")
+	return c
+}
+
+// decodeTimeInfo decodes a TPMS_TIME_INFO (10.11.6).
+func decodeTimeInfo(what string, b []byte) (*tpm2.TPMSTimeInfo, error) {
+	return read(what, b, func(r *wireReader) *tpm2.TPMSTimeInfo {
+		t := &tpm2.TPMSTimeInfo{Time: r.u64()}
+		t.ClockInfo = r.clockInfo()
+		return t
+	})
+}
+
 // decodeAttest decodes a TPMS_ATTEST (10.12.12) of a quote, a creation or an audit
 // session.
 func decodeAttest(what string, b []byte) (*tpm2.TPMSAttest, error) {
 	return read(what, b, func(r *wireReader) *tpm2.TPMSAttest {
 		a := &tpm2.TPMSAttest{Magic: tpm2.TPMGenerated(r.u32()), Type: tpm2.TPMST(r.u16())}
 		a.QualifiedSigner.Buffer, a.ExtraData.Buffer = r.sized(), r.sized()
-		a.ClockInfo.Clock, a.ClockInfo.ResetCount, a.ClockInfo.RestartCount = r.u64(), r.u32(), r.u32()
-		a.ClockInfo.Safe = r.yesNo("the clock's safe")
+		a.ClockInfo = r.clockInfo()
 		a.FirmwareVersion = r.u64()
 		switch a.Type {
 		case tpm2.TPMSTAttestQuote:

@@ -56,6 +56,7 @@ type TPM struct {
 	OnCreation  func(*tpm2.TPMSCreationData)
 	OnCertify   func(*tpm2.TPMSAttest)
 	OnQuote     func(bank string, a *tpm2.TPMSAttest)
+	OnTime      func(*tpm2.TPMSTimeInfo)     // in ProveBanks
 	OnList      func(*tpm2.TPMLPCRSelection) // of the active banks, in ProveBanks
 	OnBanks     func(*tpm2.TPMSAttest)
 	// RawQuote replaces the bytes that are signed and sent as a quote.
@@ -354,12 +355,11 @@ func (t *TPM) ProveBanks(extra []byte) (*attest.BankProof, error) {
 	if err != nil {
 		return nil, fmt.Errorf("paper TPM: %w", err)
 	}
-	hashed := sha256.Sum256(extra)
-	err = tpm2.AuditCommand(session, tpm2.Hash{
-		Data: tpm2.TPM2BMaxBuffer{Buffer: extra}, HashAlg: tpm2.TPMAlgSHA256, Hierarchy: tpm2.TPMRHNull,
-	}, &tpm2.HashResponse{
-		OutHash: tpm2.TPM2BDigest{Buffer: hashed[:]}, Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
-	})
+	now := tpm2.TPMSTimeInfo{Time: t.Clock.Clock, ClockInfo: t.Clock}
+	if t.OnTime != nil {
+		t.OnTime(&now)
+	}
+	err = tpm2.AuditCommand(session, tpm2.ReadClock{}, &tpm2.ReadClockResponse{CurrentTime: now})
 	if err != nil {
 		return nil, fmt.Errorf("paper TPM: %w", err)
 	}
@@ -375,7 +375,7 @@ func (t *TPM) ProveBanks(extra []byte) (*attest.BankProof, error) {
 	if t.OnBanks != nil {
 		t.OnBanks(&a)
 	}
-	p := &attest.BankProof{List: tpm2.Marshal(list), Attest: tpm2.Marshal(a)}
+	p := &attest.BankProof{Time: tpm2.Marshal(now), List: tpm2.Marshal(list), Attest: tpm2.Marshal(a)}
 	p.Signature, err = t.Sign(p.Attest)
 	return p, err
 }

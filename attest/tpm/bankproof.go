@@ -20,11 +20,9 @@ func (t *TPM) proveBanks(qualifying []byte) (_ *attest.BankProof, err error) {
 		return nil, fmt.Errorf("prove the active pcr banks: start an audit session: %w", err)
 	}
 	defer func() { err = errors.Join(err, flush()) }()
-	_, err = tpm2.Hash{
-		Data: tpm2.TPM2BMaxBuffer{Buffer: qualifying}, HashAlg: tpm2.TPMAlgSHA256, Hierarchy: tpm2.TPMRHNull,
-	}.Execute(t.transport, session)
+	clock, err := tpm2.ReadClock{}.Execute(t.transport, session)
 	if err != nil {
-		return nil, fmt.Errorf("prove the active pcr banks: hash the qualifying data: %w", err)
+		return nil, fmt.Errorf("prove the active pcr banks: read the clock: %w", err)
 	}
 	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}.Execute(t.transport, session)
 	if err != nil {
@@ -47,7 +45,10 @@ func (t *TPM) proveBanks(qualifying []byte) (_ *attest.BankProof, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("prove the active pcr banks: sign the session's digest: %w", hint(err))
 	}
-	return &attest.BankProof{List: tpm2.Marshal(list), Attest: signed.AuditInfo.Bytes(), Signature: tpm2.Marshal(signed.Signature)}, nil
+	return &attest.BankProof{
+		Time: tpm2.Marshal(clock.CurrentTime), List: tpm2.Marshal(list),
+		Attest: signed.AuditInfo.Bytes(), Signature: tpm2.Marshal(signed.Signature),
+	}, nil
 }
 
 // unknownCommand reports whether err is TPM_RC_COMMAND_CODE, of the TPM or of

@@ -40,10 +40,14 @@ func activeIn(t *testing.T, p *attest.BankProof) string {
 }
 
 // auditDigest computes, with go-tpm's calculator, the digest of a session in which
-// the qualifying data was hashed, and then the banks were listed.
-func auditDigest(t *testing.T, qualifying, list []byte) []byte {
+// the clock was read, and then the banks were listed.
+func auditDigest(t *testing.T, p *attest.BankProof) []byte {
 	t.Helper()
-	l, err := tpm2.Unmarshal[tpm2.TPMLPCRSelection](list)
+	now, err := tpm2.Unmarshal[tpm2.TPMSTimeInfo](p.Time)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tpm2.Unmarshal[tpm2.TPMLPCRSelection](p.List)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,9 +55,7 @@ func auditDigest(t *testing.T, qualifying, list []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := tpm2.AuditCommand(a, hashOf(qualifying), &tpm2.HashResponse{
-		OutHash: tpm2.TPM2BDigest{Buffer: hashed(qualifying)}, Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
-	}); err != nil {
+	if err := tpm2.AuditCommand(a, tpm2.ReadClock{}, &tpm2.ReadClockResponse{CurrentTime: *now}); err != nil {
 		t.Fatal(err)
 	}
 	if err := tpm2.AuditCommand(a, tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}, &tpm2.GetCapabilityResponse{
@@ -62,10 +64,6 @@ func auditDigest(t *testing.T, qualifying, list []byte) []byte {
 		t.Fatal(err)
 	}
 	return a.Digest()
-}
-
-func hashOf(data []byte) tpm2.Hash {
-	return tpm2.Hash{Data: tpm2.TPM2BMaxBuffer{Buffer: data}, HashAlg: tpm2.TPMAlgSHA256, Hierarchy: tpm2.TPMRHNull}
 }
 
 // qualifyingOf is the qualifying data of evidence's quotes.
@@ -157,7 +155,7 @@ func TestTheActiveBanksAreProvenThroughAResourceManager(t *testing.T) {
 	if r.swaps < 3 || bool(info.ExclusiveSession) {
 		t.Fatalf("the session was loaded %d times and is exclusive %t", r.swaps, info.ExclusiveSession)
 	}
-	if want := auditDigest(t, qualifyingOf(dev, again, in), again.Banks.List); !bytes.Equal(info.SessionDigest.Buffer, want) {
+	if want := auditDigest(t, again.Banks); !bytes.Equal(info.SessionDigest.Buffer, want) {
 		t.Errorf("the session's digest is %x, want %x", info.SessionDigest.Buffer, want)
 	}
 }
@@ -170,7 +168,7 @@ func TestProofsOfTheActiveBanksPassOtherVerifiers(t *testing.T) {
 	d, dev, ev, in := collected(t, tpmtest.Config{Banks: []string{"sha1", "sha384"}})
 	info := sessionInfo(t, ev.Banks)
 	qualifying := qualifyingOf(dev, ev, in)
-	if want := auditDigest(t, qualifying, ev.Banks.List); !bytes.Equal(info.SessionDigest.Buffer, want) {
+	if want := auditDigest(t, ev.Banks); !bytes.Equal(info.SessionDigest.Buffer, want) {
 		t.Errorf("the session's digest is %x, want %x", info.SessionDigest.Buffer, want)
 	}
 	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](ev.Banks.Attest)
@@ -271,14 +269,28 @@ func TestATPMThatCannotProveItsBanksGivesEvidenceWithoutAProof(t *testing.T) {
 }
 
 // A session outlives a TPM restart, and in a restart the banks can change. A list
-// from before does not serve a challenge from after: what the session hashed of the
-// challenge comes too late.
-func TestAListThatIsOlderThanItsChallengeProvesNothing(t *testing.T) {
+// from before does not serve afterwards: the TPM counted fewer restarts when it gave
+// it, and cannot be made to have counted them later.
+func TestAListFromBeforeARestartProvesNothing(t *testing.T) {
 	d := tpmtest.Config{Banks: []string{"sha384"}}.Open(t)
-	session, list := auditedList(t, d, nil)
-	saved, err := tpm2.ContextSave{SaveHandle: session.Handle()}.Execute(d)
+	session, _, err := tpm2.HMACSession(d, tpm2.TPMAlgSHA256, 16, tpm2.Audit())
 	if err != nil {
 		t.Fatal(err)
+	}
+	first := auditedTime(t, d, session)
+	list := auditedList(t, d, session)
+	reversed, _, err := tpm2.HMACSession(d, tpm2.TPMAlgSHA256, 16, tpm2.Audit())
+	if err != nil {
+		t.Fatal(err)
+	}
+	auditedList(t, d, reversed)
+	var saved []tpm2.TPMSContext
+	for _, s := range []tpm2.Session{session, reversed} {
+		rsp, err := tpm2.ContextSave{SaveHandle: s.Handle()}.Execute(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		saved = append(saved, rsp.Context)
 	}
 	before := clockOf(t, d)
 	if _, err := (tpm2.Shutdown{ShutdownType: tpm2.TPMSUState}).Execute(d); err != nil {
@@ -289,8 +301,10 @@ func TestAListThatIsOlderThanItsChallengeProvesNothing(t *testing.T) {
 	if after := clockOf(t, d); after.ResetCount != before.ResetCount || after.RestartCount == before.RestartCount {
 		t.Fatalf("this was no restart: resets %d and %d, restarts %d and %d", before.ResetCount, after.ResetCount, before.RestartCount, after.RestartCount)
 	}
-	if _, err := (tpm2.ContextLoad{Context: saved.Context}).Execute(d); err != nil {
-		t.Fatalf("the session does not outlive a restart: this test shows nothing: %v", err)
+	for _, c := range saved {
+		if _, err := (tpm2.ContextLoad{Context: c}).Execute(d); err != nil {
+			t.Fatalf("the session does not outlive a restart: this test shows nothing: %v", err)
+		}
 	}
 	dev := New(d)
 	if _, err := dev.Identify("test"); err != nil {
@@ -303,34 +317,42 @@ func TestAListThatIsOlderThanItsChallengeProvesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	qualifying := qualifyingOf(dev, ev, in)
-	if _, err := hashOf(qualifying).Execute(d, session); err != nil {
-		t.Fatal(err)
+	check := func(what string, want ...attest.Code) {
+		t.Helper()
+		if got := bankFindings(ev, in); !slices.Equal(got, want) {
+			t.Errorf("%s: findings on the banks are %q, want %q", what, got, want)
+		}
 	}
-	ev.Banks = signedSession(t, dev, session, list, qualifying)
-	if got := bankFindings(ev, in); !slices.Equal(got, []attest.Code{attest.CodeBankUnproven}) {
-		t.Errorf("findings on the banks are %q", got)
-	}
+	ev.Banks = signedSession(t, dev, session, first, list, qualifying)
+	check("the session from before", attest.CodeClock)
+	now := auditedTime(t, d, reversed)
+	ev.Banks = signedSession(t, dev, reversed, now, list, qualifying)
+	check("the clock is read after the restart", attest.CodeBankUnproven)
+	ev.Banks = signedSession(t, dev, session, now, list, qualifying)
+	check("another time than the session's", attest.CodeBankUnproven)
 	// A list of now, made by the same means.
-	session, list = auditedList(t, d, qualifying)
-	ev.Banks = signedSession(t, dev, session, list, qualifying)
-	if got := bankFindings(ev, in); len(got) > 0 {
-		t.Errorf("findings on the banks are %q, want none", got)
-	}
-}
-
-// auditedList lists the active banks in an audit session, after it hashed what is
-// given, if anything is.
-func auditedList(t *testing.T, d *tpmtest.TPM, hashed []byte) (tpm2.Session, []byte) {
-	t.Helper()
-	session, _, err := tpm2.HMACSession(d, tpm2.TPMAlgSHA256, 16, tpm2.Audit())
+	session, _, err = tpm2.HMACSession(d, tpm2.TPMAlgSHA256, 16, tpm2.Audit())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if hashed != nil {
-		if _, err := hashOf(hashed).Execute(d, session); err != nil {
-			t.Fatal(err)
-		}
+	now = auditedTime(t, d, session)
+	ev.Banks = signedSession(t, dev, session, now, auditedList(t, d, session), qualifying)
+	check("a list of now")
+}
+
+// auditedTime reads the clock in an audit session.
+func auditedTime(t *testing.T, d *tpmtest.TPM, session tpm2.Session) []byte {
+	t.Helper()
+	rsp, err := tpm2.ReadClock{}.Execute(d, session)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return tpm2.Marshal(rsp.CurrentTime)
+}
+
+// auditedList lists the active banks in an audit session.
+func auditedList(t *testing.T, d *tpmtest.TPM, session tpm2.Session) []byte {
+	t.Helper()
 	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}.Execute(d, session)
 	if err != nil {
 		t.Fatal(err)
@@ -339,11 +361,11 @@ func auditedList(t *testing.T, d *tpmtest.TPM, hashed []byte) (tpm2.Session, []b
 	if err != nil {
 		t.Fatal(err)
 	}
-	return session, tpm2.Marshal(list)
+	return tpm2.Marshal(list)
 }
 
 // signedSession has the attestation key sign an audit session's digest.
-func signedSession(t *testing.T, dev *TPM, session tpm2.Session, list, qualifying []byte) *attest.BankProof {
+func signedSession(t *testing.T, dev *TPM, session tpm2.Session, now, list, qualifying []byte) *attest.BankProof {
 	t.Helper()
 	rsp, err := tpm2.GetSessionAuditDigest{
 		PrivacyAdminHandle: hierarchy(tpm2.TPMRHEndorsement), SignHandle: dev.ak.auth(tpm2.PasswordAuth(nil)), SessionHandle: session.Handle(),
@@ -352,7 +374,7 @@ func signedSession(t *testing.T, dev *TPM, session tpm2.Session, list, qualifyin
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &attest.BankProof{List: list, Attest: rsp.AuditInfo.Bytes(), Signature: tpm2.Marshal(rsp.Signature)}
+	return &attest.BankProof{Time: now, List: list, Attest: rsp.AuditInfo.Bytes(), Signature: tpm2.Marshal(rsp.Signature)}
 }
 
 // bankFindings returns the findings about the proof of the active banks. The

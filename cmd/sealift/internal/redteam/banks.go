@@ -94,7 +94,15 @@ func bankAttacks() []Attack {
 		{
 			Name: "bank-list-from-before-the-reset", What: "the TPM's list from before a reset, when SHA-256 was off", Want: want(attest.CodeClock),
 			run: sent(func(b *box) error {
+				b.tpm.OnTime = func(now *tpm2.TPMSTimeInfo) { now.ClockInfo.ResetCount-- }
 				b.tpm.OnBanks = func(a *tpm2.TPMSAttest) { a.ClockInfo.ResetCount-- }
+				return b.bySHA384()
+			}, nil),
+		},
+		{
+			Name: "bank-list-from-before-a-restart", What: "the TPM's list from before a restart, which a saved audit session outlives, signed after it", Want: want(attest.CodeClock),
+			run: sent(func(b *box) error {
+				b.tpm.OnTime = func(now *tpm2.TPMSTimeInfo) { now.ClockInfo.RestartCount-- }
 				return b.bySHA384()
 			}, nil),
 		},
