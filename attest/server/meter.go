@@ -38,7 +38,7 @@ const (
 	limitEK                 = "endorsement-key"     // challenges of one endorsement key
 	limitOperator           = "operator"            // requests of one operator
 	limitConcurrent         = "concurrent"          // requests worked on at once
-	limitBodies             = "bodies"              // bodies that are being read
+	limitBodies             = "bodies"              // node requests that are let in, and large bodies
 	limitConnections        = "connections"         // connections of an API
 	limitAddressConnections = "address-connections" // connections of one address
 )
