@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -70,6 +71,9 @@ func (m *Machine) recorded(disk string) *attest.Known {
 	k := &attest.Known{
 		State: m.State, StateReason: m.Reason, AKName: m.AKName, DiskGUID: m.DiskGUID, StateMade: m.StateMade,
 		ResetCount: m.ResetCount, RestartCount: m.RestartCount, Clock: m.Clock, TPMFirmware: m.TPMFirmware, Released: m.Released,
+	}
+	if m.Boot != nil && !m.Rebased {
+		k.Banks = slices.Sorted(maps.Keys(m.Boot.PCRs))
 	}
 	candidate := m.fromCandidate(disk)
 	if candidate {
