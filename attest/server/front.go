@@ -116,8 +116,9 @@ func (f *front) Close() error {
 	defer f.mu.Unlock()
 	f.closed = true
 	for c := range f.silent {
-		// Nobody is told anything over it, so it does not matter how it ends.
-		_ = c.Conn.Close()
+		// Nobody is told anything over it, so it does not matter how it ends. The
+		// end of TLS would be an alert, for which there may be no room on the way.
+		_ = c.NetConn().Close()
 	}
 	return err
 }
@@ -247,7 +248,8 @@ func (f *front) wait(c *nodeConn) {
 		}
 		first := make([]byte, 1)
 		// A connection whose deadline cannot be set fails in Read.
-		_ = c.SetReadDeadline(time.Now().Add(patience))
+		// It is for writes too: a key update is answered in Read (RFC 8446 4.6.3).
+		_ = c.SetDeadline(time.Now().Add(patience))
 		_, err := io.ReadFull(c.Conn, first)
 		f.left(c)
 		if err != nil {
@@ -270,6 +272,9 @@ func (f *front) wait(c *nodeConn) {
 		f.turnAway(c)
 		return
 	}
+	// net/http sets no deadline for what is written before the handler has the
+	// request: answers to key updates, and to what is no request.
+	_ = c.SetWriteDeadline(time.Now().Add(headerTimeout + briefTimeout))
 	both := func() { f.requests.release(); leave() }
 	c.leave.Store(&both)
 	c.open.waited = time.Since(began)

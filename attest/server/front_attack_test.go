@@ -92,7 +92,9 @@ func TestAnErrorThatPassesDoesNotEndTheListener(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- s.srv.ServeNodes(ctx, &scarce{Listener: inner}, s.certificate(pkixName("service"), serverAuth)) }()
+	go func() {
+		done <- s.srv.ServeNodes(ctx, &scarce{Listener: inner}, s.certificate(pkixName("service"), serverAuth))
+	}()
 	s.nodes = inner.Addr().String()
 	n := s.node(t)
 	n.say(post(api.PathConfirm, "{}"))
