@@ -61,6 +61,9 @@ func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certi
 	f := newFront(s.bounded(apiNodes, ln), cfg, s.c.Log, s.c.Limits, func(limit string) { s.c.Meter.Limited(apiNodes, limit) })
 	srv := s.httpServer(f.handler(s.NodeHandler()))
 	srv.ConnContext = withConnection
+	// net/http would answer OPTIONS * by itself and keep the connection, with
+	// the room of the request.
+	srv.DisableGeneralOptionsHandler = true
 	return s.serve(ctx, apiNodes, srv, f, f.working.Wait)
 }
 
@@ -264,7 +267,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, timeout time.
 	// when a read deadline passes under it.
 	_ = rc.SetReadDeadline(time.Time{})
 	if decoded != nil {
-		return badRequest("the body is not the JSON of this request: %v", decoded)
+		return badRequest("the body is not the JSON of this request: %s", clip(decoded.Error()))
 	}
 	return nil
 }
