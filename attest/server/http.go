@@ -105,7 +105,8 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 	}
 }
 
-// serve serves until ctx ends. finish waits for what net/http does not know of.
+// serve serves until ctx ends. finish waits for what net/http does not know of,
+// unless requests had to be cut.
 func (s *Server) serve(ctx context.Context, name string, srv *http.Server, ln net.Listener, finish func()) error {
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
@@ -117,13 +118,16 @@ func (s *Server) serve(ctx context.Context, name string, srv *http.Server, ln ne
 	// ctx has ended; the drain has its own time.
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.c.Limits.Drain)
 	defer cancel()
+	cut := false
 	err := srv.Shutdown(drain)
 	if errors.Is(err, context.DeadlineExceeded) {
 		// A peer that does not come to its end is no error of ours.
 		s.c.Log.Warn("requests cut at the end of service", "api", name, "after", s.c.Limits.Drain)
-		err = srv.Close()
+		cut, err = true, srv.Close()
 	}
-	finish()
+	if err == nil && !cut {
+		finish()
+	}
 	<-done
 	if err != nil {
 		return fmt.Errorf("end of service on %s: %w", ln.Addr(), err)
