@@ -33,6 +33,14 @@ const (
 	KindAcceptRestore    Kind = "store.accept"      // AcceptRestore
 )
 
+// Kinds returns all of them.
+func Kinds() []Kind {
+	return []Kind{
+		KindStart, KindChallengeRefused, KindVerdict, KindRelease, KindConfirm, KindState, KindInstall, KindToken, KindCampaign,
+		KindReport, KindStale, KindExpected, KindPolicy, KindDiskKey, KindKEK, KindRestore, KindAcceptRestore, KindAlarm, KindRecovery,
+	}
+}
+
 // Start records that the service began to answer. A gap in a log's time is
 // explained by the start that follows it.
 type Start struct {

@@ -113,11 +113,7 @@ func New(c Config) *Monitor {
 	for _, outcome := range []string{"allowed", "refused"} {
 		m.verdicts.WithLabelValues(outcome)
 	}
-	for _, k := range []audit.Kind{
-		audit.KindStart, audit.KindChallengeRefused, audit.KindVerdict, audit.KindRelease, audit.KindConfirm, audit.KindState,
-		audit.KindInstall, audit.KindToken, audit.KindCampaign, audit.KindAlarm,
-		audit.KindPolicy, audit.KindDiskKey, audit.KindKEK, audit.KindRestore, audit.KindAcceptRestore, audit.KindRecovery,
-	} {
+	for _, k := range audit.Kinds() {
 		m.events.WithLabelValues(string(k))
 	}
 	for _, name := range audit.AlarmNames() {

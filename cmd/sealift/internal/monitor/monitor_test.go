@@ -135,6 +135,15 @@ func TestWhatHappensIsCounted(t *testing.T) {
 	}
 }
 
+func TestEachKindOfEntryIsCountedFromTheStart(t *testing.T) {
+	got := scrape(t, newMonitor())
+	for _, k := range audit.Kinds() {
+		if v, there := got[fmt.Sprintf("sealift_audit_events_total{kind=%q}", k)]; !there || v != 0 {
+			t.Errorf("%s is %v, there %t", k, v, there)
+		}
+	}
+}
+
 type minter struct{}
 
 func (minter) Mint(context.Context, string) (*server.Token, error) {
