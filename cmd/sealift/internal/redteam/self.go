@@ -30,6 +30,11 @@ import (
 // keys and a database of its own in dir, and returns it as a target. stop ends
 // it.
 func Self(ctx context.Context, dir string, log *slog.Logger) (_ Target, stop func() error, err error) {
+	return self(ctx, dir, log, nil)
+}
+
+// self starts a service whose policy also denies images.
+func self(ctx context.Context, dir string, log *slog.Logger, denied []attest.DeniedImage) (_ Target, stop func() error, err error) {
 	fail := func(err error) (Target, func() error, error) {
 		return Target{}, nil, fmt.Errorf("start a service to attack: %w", err)
 	}
@@ -69,7 +74,7 @@ func Self(ctx context.Context, dir string, log *slog.Logger) (_ Target, stop fun
 	if err != nil {
 		return fail(err)
 	}
-	policies := &policies{ca: ca.Root, strict: map[attest.MachineID]bool{}}
+	policies := &policies{ca: ca.Root, denied: denied, strict: map[attest.MachineID]bool{}}
 	service, err := server.New(server.Config{Store: store, Policy: policies.policy, KEK: kek, ReleaseKey: release, Log: log, Version: "redteam"})
 	if err != nil {
 		return fail(errors.Join(err, store.Close()))
@@ -107,7 +112,8 @@ func Self(ctx context.Context, dir string, log *slog.Logger) (_ Target, stop fun
 
 // policies is the policy of the service that is started to be attacked.
 type policies struct {
-	ca *x509.Certificate
+	ca     *x509.Certificate
+	denied []attest.DeniedImage
 
 	mu     sync.Mutex
 	strict map[attest.MachineID]bool // guarded by mu
@@ -121,7 +127,7 @@ func (p *policies) policy(_ context.Context, id attest.MachineID) (*attest.Polic
 		allowed = attest.TPMHardware
 	}
 	return &attest.Policy{
-		ID: "redteam", Images: []*manifest.Manifest{papertpm.GoodImage()},
+		ID: "redteam", Images: []*manifest.Manifest{papertpm.GoodImage()}, DeniedImages: p.denied,
 		Firmware: attest.FirmwarePolicy{References: []attest.FirmwareReference{papertpm.GoodFirmware()}},
 		TPM:      attest.TPMPolicy{Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: p.ca}}, Allowed: []attest.TPMClass{allowed}},
 	}, nil
