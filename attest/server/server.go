@@ -120,7 +120,7 @@ type Limits struct {
 	PerAddress    time.Duration // one request per address (IPv6: per /64) after each; 50 ms
 	AddressBurst  int           // requests an address can save up; 1000, for a factory line behind one address
 	PerEK         time.Duration // one challenge per address and endorsement key after each; 2 s
-	EKBurst       int           // challenges that the two can save up; 10
+	EKBurst       int           // challenges that the two can save up; 10. Both bound proven evidence of a key from all addresses, too
 	Unproven      time.Duration // one logged refusal of unproven senders after each; 1 s
 	UnprovenBurst int           // such refusals that are logged at once; 100
 	Refusal       time.Duration // one refusal of a machine is stored after each; 1 min
@@ -260,6 +260,9 @@ type Server struct {
 	keyID   string // of ReleaseKey
 	address *limiter
 	ek      *limiter
+	// proven bounds the evidence of each endorsement key, from all addresses
+	// together, of senders that have proven to hold it.
+	proven *limiter
 
 	// slots bound the requests worked on at once, apart for nodes and
 	// operators so that a power-cut storm does not lock the operators out.
@@ -344,6 +347,7 @@ func New(c Config) (*Server, error) {
 		keyID:         keyID,
 		address:       newLimiter(c.Limits.PerAddress, c.Limits.AddressBurst),
 		ek:            newLimiter(c.Limits.PerEK, c.Limits.EKBurst),
+		proven:        newProvenLimiter(c.Limits.PerEK, c.Limits.EKBurst),
 		unproven:      newBudget(c.Limits.Unproven, c.Limits.UnprovenBurst),
 		refusals:      newBudget(c.Limits.Refusal, c.Limits.RefusalBurst),
 		nodeSlots:     make(slots, c.Limits.Concurrent),
