@@ -98,6 +98,11 @@ type Config struct {
 	// request as "unavailable". Optional.
 	Revoked func(*x509.Certificate) (bool, error)
 
+	// People are those who may have several names as operators. Where two people
+	// must agree, a certificate and a token count as two only if both are named
+	// here. Optional.
+	People []Person
+
 	// Meter counts. Optional.
 	Meter Meter
 
@@ -283,6 +288,8 @@ type Server struct {
 
 	hooks []*hook
 
+	people people
+
 	// wake tells Watch that a node is to be fenced.
 	wake chan struct{}
 
@@ -341,6 +348,10 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("attestation service: %w", err)
 	}
 	c.Webhooks = nil
+	who, err := newPeople(c.People)
+	if err != nil {
+		return nil, fmt.Errorf("attestation service: %w", err)
+	}
 	return &Server{
 		c:             c,
 		keys:          keys,
@@ -358,6 +369,7 @@ func New(c Config) (*Server, error) {
 		appraise:      appraise,
 
 		hooks:           hooks,
+		people:          who,
 		appraiseReport:  attest.VerifyReport,
 		wake:            make(chan struct{}, 1),
 		operatorAddress: newLimiter(c.Limits.OperatorPerAddress, c.Limits.OperatorAddressBurst),

@@ -172,6 +172,9 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	config.IgnoreSerials = c.IgnoreSerials
+	for _, p := range c.Operator.People {
+		config.People = append(config.People, server.Person(p))
+	}
 	revoked, err := ring.Revocations(c.Operator.Revoked)
 	if err != nil {
 		return err

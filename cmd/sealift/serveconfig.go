@@ -20,6 +20,15 @@ type operatorConfig struct {
 	Hosts   []string    `yaml:"hosts"`   // names and IP addresses in the server certificate
 	Revoked string      `yaml:"revoked"` // optional: list of revoked certificates; operators.crl in the key directory if left out
 	OIDC    *oidcConfig `yaml:"oidc"`    // optional: without it operators need a certificate
+	// People are those with several names. Optional.
+	People []personConfig `yaml:"people"`
+}
+
+// personConfig says which names are one person's, see server.Person.
+type personConfig struct {
+	Name         string   `yaml:"name"`
+	Certificates []string `yaml:"certificates"`
+	Tokens       []string `yaml:"tokens"`
 }
 
 // oidcConfig says whose tokens name operators, see oidc.Config.
