@@ -254,4 +254,7 @@ type Policy struct {
 	Rollback    bool            `json:"rollback,omitempty"` // to an older version, or to another name
 	By          string          `json:"by"`
 	Reason      string          `json:"reason,omitempty"`
+	// Images are the SHA-256 digests of the manifests that came with it, or with
+	// those before.
+	Images []manifest.SHA256 `json:"images,omitempty"`
 }

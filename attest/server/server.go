@@ -42,6 +42,16 @@ type Config struct {
 	// evidence as "unavailable", without a verdict.
 	Policy func(ctx context.Context, machine attest.MachineID) (*attest.Policy, error)
 
+	// PolicyHolds reports whether what Policy returned before may still be decided
+	// by. It is asked before a release is committed, and is cheap. An error keeps
+	// the release back; one that wraps ErrConflict has the evidence decided on
+	// anew. Optional.
+	PolicyHolds func(*attest.Policy) error
+
+	// EnablePolicy makes a policy that of all replicas, for an operator. An error
+	// that wraps ErrRefused says why not. Optional.
+	EnablePolicy func(ctx context.Context, operator string, req *api.PolicyEnable) (*api.PolicyState, error)
+
 	// Propose makes the policies of a proposal, or says what is wrong with it.
 	// Optional; without it nothing can be tried.
 	Propose func(context.Context, *api.PolicyProposal) (*Proposal, error)
