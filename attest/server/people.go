@@ -17,6 +17,12 @@ type Person struct {
 // small letters, the person's.
 type people map[string]string
 
+// CheckPeople refuses what New refuses as Config.People.
+func CheckPeople(all []Person) error {
+	_, err := newPeople(all)
+	return err
+}
+
 // newPeople checks that no name is of two people.
 func newPeople(all []Person) (people, error) {
 	p, seen := people{}, map[string]bool{}

@@ -31,6 +31,15 @@ type personConfig struct {
 	Tokens       []string `yaml:"tokens"`
 }
 
+// people are those of the configuration.
+func (c *operatorConfig) people() []server.Person {
+	var all []server.Person
+	for _, p := range c.People {
+		all = append(all, server.Person(p))
+	}
+	return all
+}
+
 // oidcConfig says whose tokens name operators, see oidc.Config.
 type oidcConfig struct {
 	Issuer      string                `yaml:"issuer"`
@@ -112,6 +121,9 @@ func (c *serveConfig) checkService() error {
 		if _, err := o.authenticator(nil, time.Now); err != nil {
 			return fmt.Errorf("operator.oidc: %w", err)
 		}
+	}
+	if err := server.CheckPeople(c.Operator.people()); err != nil {
+		return fmt.Errorf("operator.%w", err)
 	}
 	if m := c.Monitor; m != nil {
 		if m.Listen == "" {
