@@ -24,7 +24,7 @@ type PolicyState struct {
 	// Images are the SHA-256 digests of the manifests that came with it, or with
 	// those before, beside those of each replica's configuration.
 	Images   []manifest.SHA256 `json:"images,omitempty"`
-	Replicas []PolicyReplica   `json:"replicas,omitempty"` // that were heard of in the last minute
+	Replicas []PolicyReplica   `json:"replicas,omitempty"` // that were heard of in the last 30 seconds
 }
 
 // PolicyReplica is what one replica of the service goes by.

@@ -38,7 +38,7 @@ const (
 	// policyTell is how often a replica tells the others what it goes by.
 	policyTell = 10 * time.Second
 	// policyGone is after how long a replica that tells nothing is not counted.
-	policyGone = time.Minute
+	policyGone = 30 * time.Second
 )
 
 // errPolicyStale: it is not known which policy is enabled.
@@ -173,8 +173,14 @@ func (l *livePolicy) alike(context.Context) error {
 	return nil
 }
 
-// Run looks which policy is enabled until ctx ends.
+// Run looks which policy is enabled until ctx ends, and then tells the others
+// that this replica is gone.
 func (l *livePolicy) Run(ctx context.Context) {
+	defer func() {
+		if err := l.leave(context.WithoutCancel(ctx)); err != nil {
+			l.log.Debug("other replicas not told of the end", "error", err)
+		}
+	}()
 	tick := time.NewTicker(policyPoll)
 	defer tick.Stop()
 	failed := false
@@ -557,10 +563,31 @@ func (l *livePolicy) tell(ctx context.Context) error {
 		return err
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(differs) > 0 && !slices.Equal(differs, l.differs) {
+	news := len(differs) > 0 && !slices.Equal(differs, l.differs)
+	l.told, l.toldFault, l.differs = now, me.Fault, differs
+	l.mu.Unlock()
+	if news {
 		l.log.Warn("replicas judge by other images, firmware or TPM roots than this one", "replicas", differs, "remedy", "give all replicas the same images, firmware.catalogue and tpm")
 	}
-	l.told, l.toldFault, l.differs = now, me.Fault, differs
 	return nil
+}
+
+// leave takes this replica from those that are told of.
+func (l *livePolicy) leave(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, policyRead)
+	defer cancel()
+	l.mu.Lock()
+	me := l.name
+	l.mu.Unlock()
+	return again(func() error {
+		all, doc, err := l.replicas(ctx)
+		if err != nil || doc.Revision == 0 {
+			return err
+		}
+		all.Replicas = slices.DeleteFunc(all.Replicas, func(r api.PolicyReplica) bool { return r.Name == me })
+		if doc.Body, err = json.Marshal(all); err != nil {
+			return err
+		}
+		return l.store.Commit(ctx, &server.Change{Documents: []*server.Document{doc}})
+	})
 }

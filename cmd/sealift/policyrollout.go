@@ -117,7 +117,7 @@ func awaitPolicy(ctx context.Context, e *env, client *operator.Client, enabled *
 		return err
 	}
 	if n := behind(state); n > 0 {
-		return withHint(fmt.Errorf("the policy is enabled, and %d of %d replicas do not go by it: they release nothing", n, len(state.Replicas)),
+		return withHint(fmt.Errorf("the policy is enabled, and %d of %d replicas do not go by it: they release nothing, or have just ended", n, len(state.Replicas)),
 			"their log says why; sealift policy status shows them")
 	}
 	return nil
@@ -140,7 +140,7 @@ func newPolicyStatusCommand(e *env) *cobra.Command {
 		Use:   "status",
 		Short: "Show which policy each replica of a service goes by",
 		Long: `Prints the policy that is enabled, and of each replica that was heard of in the last
-minute the policy that it goes by, when it last saw that this is the enabled one,
+30 seconds the policy that it goes by, when it last saw that this is the enabled one,
 and the digest of what else it judges by: images, firmware catalogue and TPM roots,
 which must be the same for all.
 
