@@ -35,8 +35,9 @@ type policyHead struct {
 	Digest  manifest.SHA256 `json:"digest"`
 	Signed  bool            `json:"signed"`
 	Enabled time.Time       `json:"enabled"`
-	// Rollback: this is a step back, and was meant.
-	Rollback bool `json:"rollback,omitempty"`
+	// Left is the highest version of this name from which there was a step back
+	// that was meant.
+	Left int `json:"left,omitempty"`
 }
 
 func (h policyHead) String() string {
@@ -50,8 +51,6 @@ func (h policyHead) String() string {
 // was enabled last.
 type policyName struct {
 	policyHead
-	// Left is the highest version from which there was a step back.
-	Left int `json:"left,omitempty"`
 	// Rollbacks are those of configurations that were carried out, the last of them.
 	Rollbacks []policyRollback `json:"rollbacks,omitempty"`
 }
@@ -257,20 +256,18 @@ func tryEnable(ctx context.Context, store server.Store, n enabling, now time.Tim
 		return false, nil // as before
 	}
 	entry.Name, entry.Version, entry.Digest, entry.Signed, entry.Images = d.Name, d.Version, d.Digest, signed, images
-	next := policyHead{Name: d.Name, Version: d.Version, Digest: d.Digest, Signed: signed, Enabled: now, Rollback: entry.Rollback}
-	nextNamed := policyName{policyHead: next, Left: head.Left, Rollbacks: head.Rollbacks}
-	if entry.Rollback {
-		if current.Name == d.Name {
-			nextNamed.Left = max(head.Left, head.Version)
-		}
-		if n.by == "" {
-			const most = 10
-			nextNamed.Rollbacks = append(slices.Clone(head.Rollbacks), *n.rollback)
-			nextNamed.Rollbacks = nextNamed.Rollbacks[max(0, len(nextNamed.Rollbacks)-most):]
-		}
+	next := policyHead{Name: d.Name, Version: d.Version, Digest: d.Digest, Signed: signed, Enabled: now, Left: head.Left}
+	if d.Version < head.Version {
+		next.Left = max(head.Left, head.Version)
+	}
+	nextNamed := policyName{policyHead: next, Rollbacks: head.Rollbacks}
+	if entry.Rollback && n.by == "" {
+		const most = 10
+		nextNamed.Rollbacks = append(slices.Clone(head.Rollbacks), *n.rollback)
+		nextNamed.Rollbacks = nextNamed.Rollbacks[max(0, len(nextNamed.Rollbacks)-most):]
 	}
 	version := policyVersion{policyHead: next, Text: d.Text, Bundle: n.bundle, Files: n.files, Images: images}
-	version.Rollback = false
+	version.Left = 0
 	if versioned.Revision > 0 {
 		version.Enabled = kept.Enabled
 	}

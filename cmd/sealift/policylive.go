@@ -65,6 +65,10 @@ type livePolicy struct {
 	mon       *monitor.Monitor
 	log       *slog.Logger
 
+	// looking is held during a look: one after the other, what they read never
+	// goes back.
+	looking sync.Mutex
+
 	mu        sync.Mutex
 	name      string        // of this replica; guarded by mu
 	head      policyHead    // guarded by mu: of source
@@ -208,6 +212,8 @@ func (l *livePolicy) Run(ctx context.Context) {
 
 // look reads which policy is enabled, and takes it.
 func (l *livePolicy) look(ctx context.Context) error {
+	l.looking.Lock()
+	defer l.looking.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, policyRead)
 	defer cancel()
 	began := l.local.clock()
@@ -231,16 +237,12 @@ func (l *livePolicy) look(ctx context.Context) error {
 		err = fmt.Errorf("the store goes by policy %s, revision %d, and this replica has seen revision %d: the store was replaced; start the replicas again", head, pointer.Revision, before.revision)
 	case before != nil && head.Name == "" && was.Name != "" && (l.config == nil || l.config.Off == ""):
 		err = fmt.Errorf("it was turned off after %s, and the configuration of this replica does not say so", was)
-	case before != nil && head.Name == was.Name && head.Version < was.Version && !head.Rollback:
+	case before != nil && head.Name == was.Name && head.Version < was.Version && head.Left < was.Version:
 		err = fmt.Errorf("the store goes by policy %s after %s, and not by a step back that was meant", head, was)
 	default:
 		next, err = l.load(ctx, head, pointer.Revision)
 	}
 	l.mu.Lock()
-	if l.source != before {
-		l.mu.Unlock()
-		return nil // another look was faster; the next one confirms
-	}
 	if err != nil {
 		err = fmt.Errorf("policy %s is enabled: %w", head, err)
 		l.fault = err

@@ -558,6 +558,47 @@ func (u unreadable) Document(ctx context.Context, kind, name string) (*server.Do
 	return u.Store.Document(ctx, kind, name)
 }
 
+func TestAReplicaMayMissStepsInBetween(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	a := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
+	b := s.start(memory, memory, s.images[:], nil, nil)
+	enable := func(version int, minimum string, back bool) {
+		t.Helper()
+		req := s.request(version, minimum)
+		req.Rollback = back
+		if _, err := a.enable(req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	enable(5, "1", false)
+	b.look()
+	enable(3, "2", true) // a step back, and
+	enable(4, "2", false)
+	b.look()
+	b.wants("after a step back and one forward", 1, denied)
+	// Looks that end in another order than they began do no harm.
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 20 {
+				if err := b.live.look(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for version := 6; version < 20; version++ {
+		enable(version, "2", false)
+	}
+	wg.Wait()
+	b.look()
+	if r, err := b.live.inForce(); err != nil || r.document.Version != 19 {
+		t.Errorf("%v, %v", r, err)
+	}
+}
+
 func TestAReplicaThatCannotTellReleasesNothing(t *testing.T) {
 	t.Parallel()
 	s := newPolicyScene(t)
