@@ -224,7 +224,7 @@ func (s *policyScene) start(store, looks server.Store, images []loadedImage, fil
 	if r.service, err = server.New(server.Config{
 		Store: store, KEK: kek, ReleaseKey: key, Log: slog.New(slog.DiscardHandler), Policy: r.live.policy, PolicyHolds: r.live.holds,
 		EnablePolicy: r.live.enable, PolicyState: r.live.state, Propose: r.live.proposer,
-		Limits: server.Limits{PerAddress: 1, PerEK: 1, Refusal: 1, Unproven: 1},
+		Limits: server.Limits{PerAddress: 1, AddressBurst: 1 << 30, PerEK: 1, EKBurst: 1 << 30, Refusal: 1, Unproven: 1, OperatorPerAddress: 1, OperatorAddressBurst: 1 << 30},
 	}); err != nil {
 		s.Fatal(err)
 	}
