@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"testing"
+
+	"github.com/sealift/sealift/attest/strict"
 )
 
 // FuzzDecodeMessages decodes whatever is on the wire between node, operator and
@@ -52,14 +54,14 @@ func FuzzDecodeMessages(f *testing.F) {
 func roundTrip[T any](t *testing.T, b []byte) {
 	t.Helper()
 	var v, w T
-	if DecodeStrict(b, &v) != nil {
+	if strict.Decode(bytes.NewReader(b), &v) != nil {
 		return
 	}
 	first, err := json.Marshal(&v)
 	if err != nil {
 		t.Fatalf("%T was decoded but not encoded: %v", v, err)
 	}
-	if err := DecodeStrict(first, &w); err != nil {
+	if err := strict.Decode(bytes.NewReader(first), &w); err != nil {
 		t.Fatalf("%T does not decode what it encodes: %v\n%s", v, err, first)
 	}
 	second, err := json.Marshal(&w)

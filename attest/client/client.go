@@ -1,7 +1,7 @@
 // Package client is a node's side of the attestation protocol. Connect opens
 // the one TLS connection that a Session is: its exporter is signed by the TPM
 // with the evidence, so challenge and evidence must go over it and nothing here
-// ever dials again in between. Confirm stands alone.
+// ever dials again in between. A confirmation goes over it too while it lasts.
 //
 // The connection is HTTP/1.1 over TLS 1.3. What the service says is believed
 // only as far as its release key signed it.
@@ -82,13 +82,13 @@ func (e *ServiceError) Error() string {
 
 // Session is one connection to the service. It is used by one goroutine.
 type Session struct {
-	host       string
-	releaseKey *ecdsa.PublicKey
-	timeout    time.Duration
-	conn       *tls.Conn
-	r          *bufio.Reader
-	exporter   []byte
-	broken     error // after which the connection is of no use
+	client   *Client
+	host     string
+	timeout  time.Duration
+	conn     *tls.Conn
+	r        *bufio.Reader
+	exporter []byte
+	broken   error // after which the connection is of no use
 }
 
 // Connect dials the service and completes the TLS handshake.
@@ -140,7 +140,7 @@ func (c *Client) Connect(ctx context.Context) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the attestation service at %s: channel binding: %w", address, errors.Join(err, conn.Close()))
 	}
-	return &Session{host: u.Host, releaseKey: c.ReleaseKey, timeout: timeout, conn: conn, r: bufio.NewReader(conn), exporter: exporter}, nil
+	return &Session{client: c, host: u.Host, timeout: timeout, conn: conn, r: bufio.NewReader(conn), exporter: exporter}, nil
 }
 
 // Exporter returns the connection's tls-exporter channel binding (RFC 9266),
@@ -185,7 +185,7 @@ func (s *Session) Evidence(ctx context.Context, machine attest.MachineID, req *a
 	if resp.Release == nil {
 		return nil, resp.Result, errors.New("send evidence: the service answered without a release")
 	}
-	r, err := api.VerifyRelease(resp.Release, s.releaseKey)
+	r, err := api.VerifyRelease(resp.Release, s.client.ReleaseKey)
 	if err != nil {
 		return nil, resp.Result, fmt.Errorf("the service's answer to the evidence: %w", err)
 	}
@@ -216,18 +216,40 @@ func (s *Session) Report(ctx context.Context, req *api.EvidenceRequest) (after t
 	return time.Duration(min(max(0, resp.ReportAfter), api.MaxReportAfter)) * time.Second, nil
 }
 
-// Confirm tells the service how a release ended: api.OutcomeUnlocked, or an
-// error text, which is cut to what the service takes. It dials anew.
-func (c *Client) Confirm(ctx context.Context, transport attest.Secret, releaseID, outcome string) error {
-	if len(outcome) > api.MaxOutcome {
-		outcome = string(bytes.ToValidUTF8([]byte(outcome[:api.MaxOutcome]), nil))
+// Confirm tells the service how a release of this session ended:
+// api.OutcomeUnlocked, or an error text, which is cut to what the service
+// takes. The connection may have gone since, with a NAT that forgot it or a
+// service that was started again: then it dials anew, and leaves at least half
+// of ctx's time for that. The service takes a confirmation twice.
+func (s *Session) Confirm(ctx context.Context, transport attest.Secret, releaseID, outcome string) error {
+	half, cancel := ctx, func() {}
+	if deadline, ok := ctx.Deadline(); ok {
+		half, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
 	}
+	err := s.confirm(half, transport, releaseID, outcome)
+	cancel()
+	var answered *ServiceError
+	if err == nil || errors.As(err, &answered) || ctx.Err() != nil {
+		return err
+	}
+	return s.client.Confirm(ctx, transport, releaseID, outcome)
+}
+
+// Confirm is Session.Confirm over a connection of its own.
+func (c *Client) Confirm(ctx context.Context, transport attest.Secret, releaseID, outcome string) error {
 	s, err := c.Connect(ctx)
 	if err != nil {
 		return fmt.Errorf("confirm release %s: %w", releaseID, err)
 	}
 	// The answer is what counts, not how the connection ends.
 	defer func() { _ = s.Close() }()
+	return s.confirm(ctx, transport, releaseID, outcome)
+}
+
+func (s *Session) confirm(ctx context.Context, transport attest.Secret, releaseID, outcome string) error {
+	if len(outcome) > api.MaxOutcome {
+		outcome = string(bytes.ToValidUTF8([]byte(outcome[:api.MaxOutcome]), nil))
+	}
 	req := &api.ConfirmRequest{ReleaseID: releaseID, Outcome: outcome, Proof: api.ConfirmProof(transport, releaseID, outcome)}
 	if err := s.post(ctx, api.PathConfirm, req, &struct{}{}, nil); err != nil {
 		return fmt.Errorf("confirm release %s: %w", releaseID, err)

@@ -32,6 +32,8 @@ type service struct {
 	key   *ecdsa.PrivateKey
 	conns atomic.Int32
 
+	silent, refuse atomic.Bool // for a test's answer
+
 	answer func(w http.ResponseWriter, r *http.Request)
 }
 
@@ -355,5 +357,60 @@ func TestConfirmProvesAndCutsItsOutcome(t *testing.T) {
 		if len(got.Outcome) > api.MaxOutcome || !strings.HasPrefix(outcome, got.Outcome) || !bytes.Equal(got.Proof, api.ConfirmProof(transport, "r1", got.Outcome)) {
 			t.Errorf("sent %+v", got)
 		}
+	}
+}
+
+// A confirmation goes over the connection of its release, or over another if
+// that one is gone.
+func TestConfirmOutlivesItsConnection(t *testing.T) {
+	t.Parallel()
+	transport := attest.Secret(bytes.Repeat([]byte{1}, 32))
+	for name, tt := range map[string]struct {
+		// lose is what happens to the connection after the challenge.
+		lose  func(s *service)
+		conns int32
+	}{
+		"the connection is there":                {func(*service) {}, 1},
+		"the service closed it":                  {func(s *service) { s.srv.CloseClientConnections() }, 2},
+		"it leads nowhere, and no end of it":     {func(s *service) { s.silent.Store(true) }, 2},
+		"the service answers, but with an error": {func(s *service) { s.refuse.Store(true) }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, nil)
+			release := make(chan struct{})
+			t.Cleanup(func() { close(release) }) // before the server is closed, which waits for the handler
+			var confirmed atomic.Int32
+			s.answer = func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(io.Discard, r.Body)
+				switch {
+				case r.URL.Path == api.PathChallenge:
+					reply(200, challenge())(w, r)
+				case s.silent.CompareAndSwap(true, false):
+					<-release
+				case s.refuse.Load():
+					reply(403, api.Error{Code: "confirm-refused"})(w, r)
+				default:
+					confirmed.Add(1)
+					fmt.Fprint(w, "{}")
+				}
+			}
+			session := s.connect()
+			if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			tt.lose(s)
+			// Half of it is waited for in one case.
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			defer cancel()
+			err := session.Confirm(ctx, transport, "r1", api.OutcomeUnlocked)
+			var answered *client.ServiceError
+			if s.refuse.Load() != errors.As(err, &answered) || !s.refuse.Load() && (err != nil || confirmed.Load() != 1) {
+				t.Errorf("error %v after %d confirmations", err, confirmed.Load())
+			}
+			if got := s.conns.Load(); got != tt.conns {
+				t.Errorf("made %d connections, want %d", got, tt.conns)
+			}
+		})
 	}
 }

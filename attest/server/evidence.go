@@ -102,6 +102,11 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		s.c.Meter.Verdict(result)
 		return refused(result)
 	}
+	if waited := p.conn.waited.Truncate(time.Millisecond); waited > 0 {
+		later := *ch
+		later.Expires = ch.Expires.Add(waited)
+		ch = &later
+	}
 	machine, err := attest.EKMachineID(ch.EKPublic)
 	if err != nil {
 		// MakeCredential took this key when the challenge was made.

@@ -70,11 +70,11 @@ func (l Limiter) Allow(key string, now time.Time) (bool, time.Duration) { return
 // AddressKey is what requests are counted by.
 func AddressKey(remote string) string { return addressKey(remote) }
 
-// Shares is the number of addresses whose bodies are being read.
+// Shares is the number of addresses that send large bodies.
 func (s *Server) Shares() int {
-	s.bodyShares.mu.Lock()
-	defer s.bodyShares.mu.Unlock()
-	return len(s.bodyShares.use)
+	s.largeShares.mu.Lock()
+	defer s.largeShares.mu.Unlock()
+	return len(s.largeShares.use)
 }
 
 // HurryWebhooks shortens the times of webhooks.

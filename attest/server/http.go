@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/strict"
 )
 
 // Time limits of the transport. A body is at most 4 MiB and nodes may hang on
@@ -31,11 +32,17 @@ const (
 	idleTimeout   = 90 * time.Second // outlives a challenge, so that its connection is there for the evidence
 	maxHeader     = 16 << 10
 
-	// bodiesPerSlot is how many bodies may be on their way for each request
+	// requestsPerSlot is how many node requests may be on their way for each
 	// that is worked on.
-	bodiesPerSlot = 8
-	// bodiesPerAddress is how many of them may be from one address.
-	bodiesPerAddress = 16
+	requestsPerSlot = 4
+	// requestsPerAddress is how many of them may be from one address (IPv6: /64).
+	requestsPerAddress = 16
+	// A body longer than commonBody is one of largeBodies at once, and of
+	// largePerAddress from one address: evidence with an event log of 32 KiB has
+	// 50 kB, and what is let in must fit into memory.
+	commonBody      = 256 << 10
+	largeBodies     = 16
+	largePerAddress = 4
 	// requestsPerOperator is how many requests of one operator are worked on
 	// at once.
 	requestsPerOperator = 16
@@ -44,13 +51,17 @@ const (
 // ServeNodes serves the node API on ln until ctx ends, and then lets open
 // requests finish. It closes ln.
 func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certificate) error {
-	return s.serve(ctx, apiNodes, ln, s.NodeHandler(), &tls.Config{
+	cfg := &tls.Config{
 		Certificates: []tls.Certificate{cert},
 		MinVersion:   tls.VersionTLS13,
 		NextProtos:   []string{"http/1.1"},
 		// No agent resumes a session.
 		SessionTicketsDisabled: true,
-	})
+	}
+	f := newFront(s.bounded(apiNodes, ln), cfg, s.c.Log, s.c.Limits, func(limit string) { s.c.Meter.Limited(apiNodes, limit) })
+	srv := s.httpServer(f.handler(s.NodeHandler()))
+	srv.ConnContext = withConnection
+	return s.serve(ctx, apiNodes, srv, f, f.working.Wait)
 }
 
 // ServeOperators serves the operator API on ln until ctx ends, and then lets
@@ -66,28 +77,35 @@ func (s *Server) ServeOperators(ctx context.Context, ln net.Listener, cert tls.C
 		// Those without a certificate get as far as authenticate.
 		auth = tls.VerifyClientCertIfGiven
 	}
-	return s.serve(ctx, apiOperators, ln, s.OperatorHandler(), &tls.Config{
+	secured := tls.NewListener(s.bounded(apiOperators, ln), &tls.Config{
 		Certificates: []tls.Certificate{cert},
 		MinVersion:   tls.VersionTLS13,
 		NextProtos:   []string{"http/1.1"},
 		ClientAuth:   auth,
 		ClientCAs:    operators,
 	})
+	return s.serve(ctx, apiOperators, s.httpServer(s.OperatorHandler()), secured, func() {})
 }
 
-func (s *Server) serve(ctx context.Context, name string, ln net.Listener, h http.Handler, cfg *tls.Config) error {
-	srv := &http.Server{
+func (s *Server) bounded(name string, ln net.Listener) net.Listener {
+	return newBoundedListener(ln, s.c.Limits.Connections, s.c.Limits.AddressConnections, func(limit string) { s.c.Meter.Limited(name, limit) })
+}
+
+func (s *Server) httpServer(h http.Handler) *http.Server {
+	return &http.Server{
 		Handler: h,
-		// It bounds the TLS handshake as well, see net/http.
+		// It bounds the TLS handshake of the operator API as well, see net/http.
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.c.Log.Handler(), slog.LevelDebug),
-		ConnContext:       withConnection,
 	}
-	ln = newBoundedListener(ln, s.c.Limits.Connections, s.c.Limits.AddressConnections, func(limit string) { s.c.Meter.Limited(name, limit) })
+}
+
+// serve serves until ctx ends. finish waits for what net/http does not know of.
+func (s *Server) serve(ctx context.Context, name string, srv *http.Server, ln net.Listener, finish func()) error {
 	done := make(chan error, 1)
-	go func() { done <- srv.Serve(tls.NewListener(ln, cfg)) }()
+	go func() { done <- srv.Serve(ln) }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("serve %s: %w", ln.Addr(), err)
@@ -102,6 +120,7 @@ func (s *Server) serve(ctx context.Context, name string, ln net.Listener, h http
 		s.c.Log.Warn("requests cut at the end of service", "api", name, "after", s.c.Limits.Drain)
 		err = srv.Close()
 	}
+	finish()
 	<-done
 	if err != nil {
 		return fmt.Errorf("end of service on %s: %w", ln.Addr(), err)
@@ -172,6 +191,11 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 			s.c.Meter.Limited(a.api, f.limit)
 		}
 	}
+	writeFailure(w, id, f)
+}
+
+// writeFailure answers with f to the request of that id.
+func writeFailure(w http.ResponseWriter, id string, f *failure) {
 	if f.status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="sealift"`) // RFC 9110 11.6.1
 	}
@@ -215,12 +239,18 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, timeout time.
 	rc := http.NewResponseController(w)
 	// Not every ResponseWriter has deadlines; those of tests do not.
 	_ = rc.SetReadDeadline(time.Now().Add(timeout))
-	inner := w
-	if a, ok := w.(*answer); ok {
-		inner = a.ResponseWriter // which MaxBytesReader tells, so that it closes the connection well
+	inner := w // which MaxBytesReader tells, so that it closes the connection well
+	for {
+		outer, ok := inner.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			break
+		}
+		inner = outer.Unwrap()
 	}
-	b, err := io.ReadAll(http.MaxBytesReader(inner, r.Body, limit))
-	if err != nil {
+	body := http.MaxBytesReader(inner, r.Body, limit)
+	decoded := strict.Decode(body, v)
+	// What is wrong in the JSON does not matter before the whole body is there.
+	if _, err := io.Copy(io.Discard, body); err != nil {
 		// What is left of the body is not waited for: net/http would read on,
 		// but the deadline stays.
 		w.Header().Set("Connection", "close")
@@ -233,8 +263,8 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, timeout time.
 	// The work takes as long as it takes: net/http ends a request's context
 	// when a read deadline passes under it.
 	_ = rc.SetReadDeadline(time.Time{})
-	if err := api.DecodeStrict(b, v); err != nil {
-		return badRequest("the body is not the JSON of this request: %v", err)
+	if decoded != nil {
+		return badRequest("the body is not the JSON of this request: %v", decoded)
 	}
 	return nil
 }

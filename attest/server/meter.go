@@ -39,7 +39,7 @@ const (
 	limitProvenEK           = "proven-endorsement-key" // evidence of one endorsement key, from all addresses
 	limitOperator           = "operator"               // requests of one operator
 	limitConcurrent         = "concurrent"             // requests worked on at once
-	limitBodies             = "bodies"                 // bodies that are being read
+	limitBodies             = "bodies"                 // node requests that are let in, and large bodies
 	limitConnections        = "connections"            // connections of an API
 	limitAddressConnections = "address-connections"    // connections of one address
 )

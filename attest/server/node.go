@@ -22,7 +22,8 @@ const maxPublic = 1024
 
 // NodeHandler serves the node API. It must be served over TLS 1.3 that ends
 // here: evidence is bound to the TLS connection. Challenges are kept with the
-// connection, which only ServeNodes does.
+// connection, and requests let in only while there is room, which only
+// ServeNodes does.
 func (s *Server) NodeHandler() http.Handler {
 	operators := s.operatorRoutes()
 	return s.guard(apiNodes, s.nodeRoutes(), func(r *http.Request) *failure {
@@ -92,22 +93,22 @@ func node[T any](s *Server, limit int64, timeout time.Duration, work func(contex
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), workTimeout)
 		defer cancel()
-		// The address's share first: who waits for it holds nothing of others.
-		release, ok := s.bodyShares.take(ctx, addressKey(r.RemoteAddr), s.c.Limits.Queue)
-		if !ok {
-			s.fail(w, r, busy(limitBodies))
-			return
-		}
-		if !s.bodies.take(ctx, s.c.Limits.Queue) {
-			release()
-			s.fail(w, r, busy(limitBodies))
-			return
+		if r.ContentLength < 0 || r.ContentLength > commonBody {
+			// The address's share first: who waits for it holds nothing of others.
+			leave, ok := s.largeShares.take(ctx, addressKey(r.RemoteAddr), s.c.Limits.Queue)
+			if !ok {
+				s.fail(w, r, busy(limitBodies))
+				return
+			}
+			defer leave()
+			if !s.large.take(ctx, s.c.Limits.Queue) {
+				s.fail(w, r, busy(limitBodies))
+				return
+			}
+			defer s.large.release()
 		}
 		req := new(T)
-		f := readBody(w, r, limit, timeout, req)
-		s.bodies.release()
-		release()
-		if f != nil {
+		if f := readBody(w, r, limit, timeout, req); f != nil {
 			s.fail(w, r, f)
 			return
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/strict"
 )
 
 func TestOperatorsNeedTheirCertificate(t *testing.T) {
@@ -303,7 +304,7 @@ func TestStoredEvidenceGivesTheVerdictAgain(t *testing.T) {
 		t.Fatalf("HTTP %d, digest %x, want %s", status, sum, digest)
 	}
 	var stored api.StoredEvidence
-	if err := api.DecodeStrict(body, &stored); err != nil {
+	if err := strict.Decode(bytes.NewReader(body), &stored); err != nil {
 		t.Fatal(err)
 	}
 	if stored.Machine != b.id || stored.Known.State != attest.StateEnrolled || !bytes.Equal(stored.Evidence.EKPublic, b.ekPublic) {

@@ -136,7 +136,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		Machine: m,
 		Release: &Release{
 			ID: id, Machine: m.ID, Generation: m.Generation, ResetCount: prf.resetCount, RestartCount: prf.restartCount,
-			Issued: sub.now, Transport: kept, Rotation: rotation,
+			Issued: sub.now, Transport: kept, Rotation: rotation, StateMade: m.StateMade,
 		},
 		Documents: sub.documents.dirty,
 		Evidence:  stored,
@@ -277,7 +277,7 @@ func (s *Server) confirm(ctx context.Context, p peer, req *api.ConfirmRequest) (
 			Time: now, Kind: audit.KindConfirm, Machine: rel.Machine, Data: audit.Confirm{ReleaseID: rel.ID, Outcome: req.Outcome},
 		}}}
 		rel.Transport, rel.Outcome, rel.Confirmed = nil, req.Outcome, now
-		if api.Opened(req.Outcome) {
+		if api.Opened(req.Outcome) && (!rel.StateMade || rel.Rotation != "") {
 			m, f := s.load(ctx, rel.Machine)
 			if f != nil {
 				return 0, nil, f

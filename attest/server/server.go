@@ -281,10 +281,10 @@ type Server struct {
 
 	// slots bound the requests worked on at once, apart for nodes and
 	// operators so that a power-cut storm does not lock the operators out.
-	// bodies bounds the node requests whose body is being read, bodyShares
-	// those of one address.
-	nodeSlots, operatorSlots, bodies slots
-	bodyShares                       *shares
+	// large bounds the node requests with a long body, largeShares those of one
+	// address; how many there are in all is bounded by what ServeNodes lets in.
+	nodeSlots, operatorSlots, large slots
+	largeShares                     *shares
 
 	// operatorAddress and operator bound the requests to the operator API of
 	// each address and each operator, operatorShares what an operator has of
@@ -373,8 +373,8 @@ func New(c Config) (*Server, error) {
 		refusals:      newBudget(c.Limits.Refusal, c.Limits.RefusalBurst),
 		nodeSlots:     make(slots, c.Limits.Concurrent),
 		operatorSlots: make(slots, c.Limits.Concurrent),
-		bodies:        make(slots, bodiesPerSlot*c.Limits.Concurrent),
-		bodyShares:    newShares(bodiesPerAddress),
+		large:         make(slots, largeBodies),
+		largeShares:   newShares(largePerAddress),
 		trying:        make(slots, 1),
 		appraise:      appraise,
 

@@ -143,8 +143,10 @@ type Release struct {
 	// nil from then on.
 	Transport *SealedKey `json:"transport,omitempty"`
 	Rotation  string     `json:"rotation,omitempty"` // id of the machine's rotation whose next key it held
-	Outcome   string     `json:"outcome,omitempty"`
-	Confirmed time.Time  `json:"confirmed,omitzero"`
+	// StateMade: the machine's record had it when the release was made.
+	StateMade bool      `json:"stateMade,omitempty"`
+	Outcome   string    `json:"outcome,omitempty"`
+	Confirmed time.Time `json:"confirmed,omitzero"`
 }
 
 // Document is a record of what is neither a machine nor a release: a firmware

@@ -28,6 +28,8 @@ type released struct {
 	issued    time.Time     // by the service's clock, signed
 	transport attest.Secret // proves the confirmation
 	secrets   *api.Secrets
+	// session is the connection that it came over, for the confirmation.
+	session *client.Session
 	// reportAfter is how often the service wants reports, seconds; 0: never.
 	reportAfter int
 	recovered   bool // people typed the secrets: nothing of the above is set, and there is nothing to confirm
@@ -64,8 +66,12 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 	if err != nil {
 		return nil, err
 	}
-	// What was received counts, not how the connection ends.
-	defer func() { _ = session.Close() }()
+	defer func() {
+		if err != nil {
+			// What was received counts, not how the connection ends.
+			_ = session.Close()
+		}
+	}()
 	// A box that is refused is switched off sooner or later, and a TPM must
 	// not take that for an attack.
 	defer func() {
@@ -115,7 +121,7 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 	if err != nil {
 		return nil, err
 	}
-	r := &released{id: release.ID, issued: release.Issued, transport: transport, secrets: secrets, reportAfter: release.ReportAfter}
+	r := &released{id: release.ID, issued: release.Issued, transport: transport, secrets: secrets, session: session, reportAfter: release.ReportAfter}
 	if result != nil {
 		r.image = result.Image
 	}
@@ -124,11 +130,13 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 
 // confirm tells the service how the release ended. It does not hold up a boot
 // for long: the next boot's evidence tells the same.
-func (m *machine) confirm(ctx context.Context, s *service, r *released, outcome string) {
+func (m *machine) confirm(ctx context.Context, r *released, outcome string) {
 	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
 	defer cancel()
-	if err := s.client.Confirm(ctx, r.transport, r.id, outcome); err != nil {
+	if err := r.session.Confirm(ctx, r.transport, r.id, outcome); err != nil {
 		m.log.Warn("the service does not know yet how the boot went on", "outcome", outcome, "err", err)
 	}
 	clear(r.transport)
+	// The answer is what counts, not how the connection ends.
+	_ = r.session.Close()
 }

@@ -251,7 +251,7 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 	clear(secrets.NextDiskKey)
 	if err != nil {
 		if !r.recovered {
-			m.confirm(ctx, s, r, err.Error())
+			m.confirm(ctx, r, err.Error())
 		}
 		err = errors.Join(err, e.tpm.Rest())
 		return advise(err, "the state partition is left as it is: restore what was changed (TPM, disk), or install the machine again, which loses its state")
@@ -273,7 +273,7 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 	go func() {
 		defer close(confirmed)
 		if !r.recovered {
-			m.confirm(ctx, s, r, outcomeOf(opened))
+			m.confirm(ctx, r, outcomeOf(opened))
 		}
 	}()
 	if err := e.root.MountState(opened.Node, stateMount, !e.state.Exists()); err != nil {

@@ -42,6 +42,7 @@ var rooms = map[string][]string{
 	"github.com/diskfs/go-diskfs":            {"image"},
 	"github.com/pin/tftp":                    {"provisioner"},
 	"github.com/coreos/go-oidc":              {"cmd/sealift/internal/oidc"},
+	"github.com/go-json-experiment":          {"attest/strict"},
 	"github.com/go-jose/go-jose":             {"cmd/sealift/internal/oidc"},
 	"github.com/prometheus":                  {"cmd/sealift/internal/monitor"},
 	"k8s.io/client-go":                       {"cmd/sealift/internal/cluster"},
@@ -58,6 +59,7 @@ var rooms = map[string][]string{
 var agentMayNot = []string{
 	module + "/attest/server", module + "/provisioner", module + "/image", "database/sql", "github.com/spf13/cobra",
 	"github.com/sigstore", "github.com/diskfs", "k8s.io", "net/http/httptest", "testing",
+	"github.com/go-json-experiment",
 }
 
 type pkg struct {

@@ -254,6 +254,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return listeners.Wait()
 	})
 	group.Go(func() error { mon.Count(background, metered); return nil })
+	group.Go(func() error { tuneGC(background); return nil })
 	if watched != nil {
 		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
 	}

@@ -34,6 +34,7 @@ import (
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/strict"
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -317,7 +318,7 @@ func (r *Reader) finish(e *api.Envelope, digest manifest.SHA256, count Count, he
 		return refuse("the signature of its manifest does not verify: it was altered")
 	}
 	m := new(Manifest)
-	if err := api.DecodeStrict(e.Payload, m); err != nil {
+	if err := strict.Decode(bytes.NewReader(e.Payload), m); err != nil {
 		return refuse("its manifest: %v", err)
 	}
 	switch {

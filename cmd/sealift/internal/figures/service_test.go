@@ -51,7 +51,7 @@ func TestServiceFigures(t *testing.T) {
 			b.goal(fmt.Sprintf("all steps of a release at 500/s, p50, p99, p99.9 (reached %.0f/s, load %.1f)", half.Rate, half.Load), fmt.Sprintf("%.1f, %.1f, %.1f ms", l.P50, l.P99, l.P999), "p99 50 ms")
 		}
 	}
-	flight := b.fleet("--machines", "10000", "--addresses", "1000", "--storm", "--open", "9500", "--tpm-time", "60s", "--again", "0")
+	flight := b.fleet("--machines", "10000", "--addresses", "1000", "--storm", "--open", "9500", "--tpm-time", "40s", "--again", "0")
 	b.atMost(fmt.Sprintf("memory with %d machines in flight", flight.Open), flight.Service.PeakRSS, 300e6, megabytes(flight.Service.PeakRSS), "300 MB")
 	storm := b.fleet("--machines", "100000", "--addresses", "5000", "--storm", "--open", "4096")
 	b.goal(fmt.Sprintf("storm of %d machines: drained in", storm.Machines), fmt.Sprintf("%.0f s, %d came again, %d refused wrongly, %d second releases (load %.1f)",

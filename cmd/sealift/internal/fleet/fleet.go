@@ -127,7 +127,7 @@ func Enrol(ctx context.Context, c Config) (*Fleet, error) {
 func (f *Fleet) enrol(ctx context.Context, m *machine, t *papertpm.TPM) error {
 	err := f.c.Enrol(ctx, &api.InstallRecord{
 		EKPublic: tpm2.Marshal(t.EKPublic), EKCertificates: t.EKCertificates, DiskGUID: m.disk,
-		Serial: fmt.Sprintf("SIM%08d", m.number), MAC: fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", byte(m.number>>24), byte(m.number>>16), byte(m.number>>8), byte(m.number)),
+		Serial: serial(m), MAC: fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", byte(m.number>>24), byte(m.number>>16), byte(m.number>>8), byte(m.number)),
 		Image: f.c.Files.Image.Name + " " + f.c.Files.Image.Version, SecureBoot: "already", Finished: time.Now().UTC().Truncate(time.Second),
 	})
 	if err != nil {
@@ -135,6 +135,9 @@ func (f *Fleet) enrol(ctx context.Context, m *machine, t *papertpm.TPM) error {
 	}
 	return nil
 }
+
+// serial is the serial number that the machine has and tells.
+func serial(m *machine) string { return fmt.Sprintf("SIM%08d", m.number) }
 
 // tpm makes the machine's TPM.
 func (f *Fleet) tpm(m *machine) (*papertpm.TPM, error) {
@@ -339,6 +342,7 @@ func (b *boot) attempt(ctx context.Context) error {
 		if b.log, err = f.c.Files.Boot.OnDisk(m.disk, m.made); err != nil {
 			return f.stats.wrong("simulator", err)
 		}
+		b.log.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Box", serial(m))
 		b.log.Measure(b.tpm)
 	}
 	c := *f.client
@@ -367,9 +371,8 @@ func (b *boot) attempt(ctx context.Context) error {
 			return f.stats.wrong("second release", fmt.Errorf("a second request in one boot was not refused as repeated: %w", errors.Join(err, errWrong)))
 		}
 	}
-	_ = s.Close()
 	began = time.Now()
-	if err := c.Confirm(ctx, transport, rel.ID, api.OutcomeUnlocked); err != nil {
+	if err := s.Confirm(ctx, transport, rel.ID, api.OutcomeUnlocked); err != nil {
 		// The agent goes on without.
 		f.stats.unconfirmed.Add(1)
 		_ = f.stats.failed(err)

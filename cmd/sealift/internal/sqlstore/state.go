@@ -174,6 +174,9 @@ func encoded[T any](v *T) (string, error) {
 	return string(b), err
 }
 
+// errChanged: a column that is searched by changes, or the record is another.
+var errChanged = errors.New("changed")
+
 // putMachine writes m if the stored revision is m's.
 func putMachine(ctx context.Context, tx *tx, m *server.Machine, body string) error {
 	disk := sql.NullString{String: m.DiskGUID, Valid: m.DiskGUID != ""}
@@ -182,6 +185,14 @@ func putMachine(ctx context.Context, tx *tx, m *server.Machine, body string) err
 		return one(server.ErrConflict)(tx.exec(ctx,
 			"INSERT INTO machine (id, revision, state, node_name, disk_guid, body) VALUES (?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
 			m.ID[:], string(m.State), m.NodeName, disk, body))
+	}
+	// SQLite writes each index anew of which a column is named, even to the same
+	// value, and these hardly ever change.
+	same, err := tx.exec(ctx,
+		"UPDATE machine SET revision = revision + 1, body = ? WHERE id = ? AND revision = ? AND state = ? AND node_name = ? AND disk_guid IS ?",
+		body, m.ID[:], m.Revision, string(m.State), m.NodeName, disk)
+	if err := one(errChanged)(same, err); !errors.Is(err, errChanged) {
+		return err
 	}
 	return one(server.ErrConflict)(tx.exec(ctx,
 		"UPDATE OR IGNORE machine SET revision = revision + 1, state = ?, node_name = ?, disk_guid = ?, body = ? WHERE id = ? AND revision = ?",
