@@ -81,8 +81,9 @@ type Evidence struct {
 	EKCertificates [][]byte `json:"ekCertificates"` // DER: the EK certificate first, then chain certificates found in NV
 	AKPublic       []byte   `json:"akPublic"`       // TPMT_PUBLIC of the attestation key
 
-	Quotes    []Quote      `json:"quotes"`   // one for each active PCR bank, and one for SHA-256 if it is off
-	EventLog  []byte       `json:"eventLog"` // TCG crypto-agile event log
+	Quotes    []Quote      `json:"quotes"`          // one for each active PCR bank, and one for SHA-256 if it is off
+	Banks     *BankProof   `json:"banks,omitempty"` // where SHA-256 is off; else Optional
+	EventLog  []byte       `json:"eventLog"`        // TCG crypto-agile event log
 	Transport TransportKey `json:"transport"`
 
 	SMBIOS []byte `json:"smbios"` // structure table (DSP0134), without the entry point; a claim
@@ -90,7 +91,7 @@ type Evidence struct {
 }
 
 // Quote is one TPM2_Quote (TPM 2.0 Library Part 3, 18.4) over PolicyPCRs of one
-// bank. Without PCR values it is the TPM's statement that the bank is off.
+// bank. Without PCR values it says that the bank is off, which a BankProof proves.
 type Quote struct {
 	Bank      string         `json:"bank"`      // sha1, sha256, sha384, sha512
 	Attest    []byte         `json:"attest"`    // TPMS_ATTEST

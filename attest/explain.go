@@ -155,7 +155,8 @@ func (x *explainer) refusal(f Finding) {
 	case strings.HasPrefix(string(f.Code), "machine."), strings.HasPrefix(string(f.Code), "policy."), f.Code == CodeReleaseRepeated:
 		trust = TrustRecorded
 	case !x.rooted, f.Code == CodeMalformed, f.Code == CodeLogMalformed, f.Code == CodeLogReplay, f.PCR != nil && x.unsound(*f.PCR),
-		f.Code == CodeDiskForeign && f.PCR == nil, f.Code == CodeStateLost, f.Code == CodeFirmwareClaim:
+		f.Code == CodeDiskForeign && f.PCR == nil, f.Code == CodeStateLost, f.Code == CodeFirmwareClaim,
+		f.Code == CodeBankUnproven, f.Code == CodeBankTurnedOff && !slices.ContainsFunc(x.r.Facts, func(f Fact) bool { return f.Name == factBanks }):
 		trust = TrustClaimed
 	case f.Code == CodeCmdline || f.Code == CodeSection || f.Code == CodeImageUnknown || f.Code == CodeEventUnknown || f.Code == CodeFirmwareUnknown:
 		trust = TrustDigest
@@ -195,6 +196,10 @@ func mends(c Code) (component, command string) {
 		return "the endorsement certificate", "sealift machine revoke ID --reason TEXT"
 	case CodeTPMClass:
 		return "the TPM", "sealift policy sign FILE --keys KEYS"
+	case CodeBankUnproven, CodeBankHidden:
+		return "the PCR banks", commandSetup
+	case CodeBankTurnedOff:
+		return "the PCR banks", "sealift machine approve ID --reason TEXT"
 	case CodeClock:
 		return "the TPM's clock", "sealift machine approve ID --reason TEXT"
 	case CodeTPMFirmware:
@@ -424,7 +429,9 @@ func tpmFirmwareOf(ev *Evidence) string {
 func banksOf(ev *Evidence) string {
 	var banks []string
 	for i := range ev.Quotes {
-		banks = append(banks, cleanText(ev.Quotes[i].Bank))
+		if len(ev.Quotes[i].PCRs) > 0 { // else it is off
+			banks = append(banks, cleanText(ev.Quotes[i].Bank))
+		}
 	}
 	slices.Sort(banks)
 	return strings.Join(banks, " ")

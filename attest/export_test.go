@@ -53,6 +53,12 @@ func DecodeStructures(b []byte) map[string][]byte {
 	if v, err := decodeSignature("fuzz", b); err == nil {
 		out["TPMT_SIGNATURE"] = tpm2.Marshal(v)
 	}
+	if v, err := decodeTimeInfo("fuzz", b); err == nil {
+		out["TPMS_TIME_INFO"] = tpm2.Marshal(v)
+	}
+	if v, err := decodeSelection("fuzz", b); err == nil {
+		out["TPML_PCR_SELECTION"] = tpm2.Marshal(v)
+	}
 	if v, err := decodeCreation("fuzz", b); err == nil {
 		out["TPMS_CREATION_DATA"] = tpm2.Marshal(v)
 	}

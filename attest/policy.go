@@ -32,8 +32,8 @@ type Policy struct {
 	Revision int64
 	// Bank is the PCR bank that evidence is appraised by, sha256 or sha384, and
 	// which therefore must be active. Empty: SHA-256. With sha384, SHA-256 need
-	// not be active, and then nothing proves that the firmware measures into
-	// SHA-384: say so only where it is known to.
+	// not be active, if the TPM proves that it is off. What nothing proves is that
+	// the firmware measures into SHA-384: say so only where it is known to.
 	Bank string
 }
 
@@ -146,6 +146,7 @@ type Known struct {
 	RestartCount uint32
 	Clock        uint64    // TPMS_CLOCK_INFO clock of the last accepted evidence, ms
 	TPMFirmware  uint64    // TPMS_ATTEST firmwareVersion of the last accepted evidence
+	Banks        []string  // PCR banks that were active in the last accepted evidence, nil if not known
 	Serial       string    // that the machine must claim, because it was enrolled beforehand with it; empty if it need not
 	SerialOwner  MachineID // machine to which the serial number belongs that the evidence claims, if any
 	// SerialExpected: SerialOwner is the digest of an endorsement key that was

@@ -122,7 +122,7 @@ func timeOf(a *tpm2.TPMSAttest) tpmTime {
 //
 // A quote without values is what the TPM signs of a bank that is off: it takes
 // those PCRs out of the selection that it does not have (Part 3, 18.4), so that its
-// selection must be empty. It proves nothing: see mainBank.
+// selection must be empty. It proves nothing: see checkActiveBanks.
 func checkQuote(q *Quote, key *ecdsa.PublicKey, akName, extra []byte) (*quoted, *checkError) {
 	what := "quote of bank " + printable([]byte(q.Bank), 8)
 	hash, ok := bankHash(q.Bank)

@@ -149,7 +149,7 @@ func (v *verification) checkReportChallenge() {
 // checkReport does all that needs the boot on record.
 func (v *verification) checkReport(boot *Boot) Report {
 	if boot == nil {
-		v.find(Finding{Code: CodeReportBoot, Message: "no release is on record for this machine, so there is nothing to compare with", Hint: "restart the machine"})
+		v.find(Finding{Code: CodeReportBoot, Message: "what the machine was at its last release is not on record, so there is nothing to compare with: it had none, or the service was restored from a backup since", Hint: "restart the machine: its next release is the new reference"})
 		return Report{}
 	}
 	key, err := checkAK(v.ev.AKPublic)

@@ -128,7 +128,7 @@ func TestAReportIsRefusedAndWhetherTheMachineChanged(t *testing.T) {
 		"a revoked machine":           {before: func(r *reported) { r.known.State = StateRevoked }, want: []Code{CodeMachineRevoked}, genuine: true},
 
 		// Not proven to be from the machine, or not an answer to the challenge.
-		"no release is on record": {before: func(r *reported) { r.boot = nil }, want: []Code{CodeReportBoot}},
+		"no boot is on record": {before: func(r *reported) { r.boot = nil }, want: []Code{CodeReportBoot}},
 		"another attestation key": {before: func(r *reported) {
 			k := newKey(r.t, elliptic.P256())
 			r.tpm.AK, r.tpm.AKPublic = k, akArea(r.t, &k.PublicKey)

@@ -52,9 +52,12 @@ const (
 	CodeQuoteFormat     Code = "quote.format" // magic, type or scheme
 	CodeQuoteNonce      Code = "quote.nonce"  // extraData is not ours
 	CodeQuoteSelection  Code = "quote.selection"
-	CodeQuoteDigest     Code = "quote.digest" // PCR values sent are not the ones quoted
-	CodeClock           Code = "tpm.clock"    // clock not safe or went backwards
-	CodeTPMFirmware     Code = "tpm.firmware" // the TPM's own firmware is older than before
+	CodeQuoteDigest     Code = "quote.digest"    // PCR values sent are not the ones quoted
+	CodeBankUnproven    Code = "bank.unproven"   // SHA-256 is said to be off, and the TPM did not say so
+	CodeBankHidden      Code = "bank.hidden"     // the TPM says that a bank is active which is not quoted
+	CodeBankTurnedOff   Code = "bank.turned-off" // SHA-256 was active in the last accepted boot
+	CodeClock           Code = "tpm.clock"       // clock not safe or went backwards
+	CodeTPMFirmware     Code = "tpm.firmware"    // the TPM's own firmware is older than before
 	CodeTPMDenied       Code = "tpm.firmware-denied"
 	CodeTransport       Code = "transport.invalid"
 	CodeLogMalformed    Code = "eventlog.malformed"

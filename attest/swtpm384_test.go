@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
+	"maps"
+	"slices"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -19,14 +21,7 @@ func TestARealTPMWithoutSHA256IsGivenItsSecretOnceInABoot(t *testing.T) {
 	for _, banks := range [][]string{{"sha384"}, {"sha1", "sha384"}} {
 		d := tpmtest.Config{Banks: banks, P256Certificate: true}.Open(t)
 		s := sha384Scene(t, banks...)
-		s.policy.TPM = attest.TPMPolicy{
-			Roots:   []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: d.CA.Root}, {Certificate: d.CA.Issuer, Intermediate: true}},
-			Allowed: []attest.TPMClass{attest.TPMSoftware},
-		}
-		a := &attestation{t, tpm.New(d), s.policy, &attest.Known{State: attest.StateEnrolled, DiskGUID: s.Disk.GUID}, &attest.Evidence{
-			EventLog: s.Log(), SMBIOS: s.SMBIOS, Disk: s.Disk,
-		}}
-		extendLog(t, d, a.sent.EventLog)
+		a := sha384Machine(t, d, d, s)
 		r := a.run()
 		wantCodes(t, r)
 		v, ok := r.Verified()
@@ -52,25 +47,85 @@ func TestARealTPMWithoutSHA256IsGivenItsSecretOnceInABoot(t *testing.T) {
 	}
 }
 
-// A TPM quotes a bank that is active without any PCR, if it is asked for none:
-// the quote is the same as that of a bank that is off. Whoever fills an active
-// SHA-384 bank that the firmware leaves empty (CVE-2021-42299) must not be able
-// to keep SHA-256 to himself with it.
-func TestAQuoteWithoutPCRsDoesNotProveThatABankIsOff(t *testing.T) {
-	d := tpmtest.Config{Banks: []string{"sha256", "sha384"}, P256Certificate: true}.Open(t)
-	s := sha384Scene(t, "sha384")
-	s.policy.Bank = ""
+// sha384Machine is a machine with a real TPM that boots by SHA-384, and what the
+// service knows of it.
+func sha384Machine(t *testing.T, d *tpmtest.TPM, dev transport.TPM, s *scene) *attestation {
 	s.policy.TPM = attest.TPMPolicy{
 		Roots:   []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: d.CA.Root}, {Certificate: d.CA.Issuer, Intermediate: true}},
 		Allowed: []attest.TPMClass{attest.TPMSoftware},
 	}
+	extendLog(t, d, s.Log())
+	return &attestation{t: t, tpm: tpm.New(dev), policy: s.policy, known: &attest.Known{State: attest.StateEnrolled, DiskGUID: s.Disk.GUID},
+		sent: &attest.Evidence{EventLog: s.Log(), SMBIOS: s.SMBIOS, Disk: s.Disk}}
+}
+
+// A TPM quotes a bank that is active without any PCR, if it is asked for none:
+// the quote is the same as that of a bank that is off. Whoever fills an active
+// SHA-384 bank that the firmware leaves empty (CVE-2021-42299) must not be able
+// to keep SHA-256 to himself with it: neither without the TPM's list of its banks,
+// nor with it, nor with another.
+func TestAnActiveBankCannotBeHidden(t *testing.T) {
+	d := tpmtest.Config{Banks: []string{"sha256", "sha384"}, P256Certificate: true}.Open(t)
 	// The firmware measured something else into SHA-256; the log is what the
 	// attacker wrote into SHA-384.
+	a := sha384Machine(t, d, &blindfold{TPM: d}, sha384Scene(t, "sha384"))
+	wantCodes(t, a.run(), attest.CodeBankHidden)
+	a.bend = func(ev *attest.Evidence) { ev.Banks = nil }
+	wantCodes(t, a.run(), attest.CodeBankUnproven)
+	a.bend = func(ev *attest.Evidence) {
+		i := bytes.Index(ev.Banks.List, []byte{0, 0x0b, 3, 0xff, 0xff, 0xff})
+		if i < 0 {
+			t.Fatalf("the list %x does not name SHA-256", ev.Banks.List)
+		}
+		clear(ev.Banks.List[i+3 : i+6])
+	}
+	wantCodes(t, a.run(), attest.CodeBankUnproven)
+	a.policy.Bank = ""
+	wantCodes(t, a.run(), attest.CodeBankUnproven, attest.CodeQuoteMissing)
+}
+
+// A proof is of one challenge, and of the boot of its quotes.
+func TestAProofOfTheBanksServesOnce(t *testing.T) {
+	d := tpmtest.Config{Banks: []string{"sha384"}, P256Certificate: true}.Open(t)
+	a := sha384Machine(t, d, d, sha384Scene(t, "sha384"))
+	var old *attest.BankProof
+	a.bend = func(ev *attest.Evidence) { old = ev.Banks }
+	r := a.run()
+	wantCodes(t, r)
+	if !slices.Contains(r.Facts, attest.Fact{Name: "pcr.banks", Value: "sha384", Trust: attest.TrustQuoted}) {
+		t.Errorf("the active banks are no fact: %+v", r.Facts)
+	}
+	a.bend = func(ev *attest.Evidence) { ev.Banks = old }
+	wantCodes(t, a.run(), attest.CodeQuoteNonce)
+	d.Reset()
+	extendLog(t, d, a.sent.EventLog)
+	a.tpm = tpm.New(d)
+	wantCodes(t, a.run(), attest.CodeQuoteNonce)
+	a.bend = nil
+	wantCodes(t, a.run())
+}
+
+// A TPM whose banks are other ones from one boot to the next.
+func TestSHA256IsNotTurnedOffBetweenTwoBoots(t *testing.T) {
+	d := tpmtest.Config{Banks: []string{"sha256", "sha384"}, P256Certificate: true}.Open(t)
+	s := sha384Scene(t, "sha256", "sha384")
+	s.policy.Bank = "sha384"
+	a := sha384Machine(t, d, d, s)
+	r := a.run()
+	wantCodes(t, r)
+	v, ok := r.Verified()
+	if !ok {
+		t.Fatal("no proof")
+	}
+	a.known.Banks = slices.Collect(maps.Keys(v.BootState().PCRs))
+	d.Allocate("sha384")
+	d.Reset()
+	s.Banks = []string{"sha384"}
+	a.sent.EventLog, a.tpm = s.Log(), tpm.New(d)
 	extendLog(t, d, s.Log())
-	a := &attestation{t, tpm.New(&blindfold{TPM: d}), s.policy, &attest.Known{State: attest.StateEnrolled, DiskGUID: s.Disk.GUID}, &attest.Evidence{
-		EventLog: s.Log(), SMBIOS: s.SMBIOS, Disk: s.Disk,
-	}}
-	wantCodes(t, a.run(), attest.CodeQuoteMissing)
+	wantCodes(t, a.run(), attest.CodeBankTurnedOff)
+	a.known.Banks = nil // an approver said so
+	wantCodes(t, a.run())
 }
 
 // blindfold is a TPM whose SHA-256 bank its system does not speak of: it is not
@@ -87,7 +142,8 @@ func (b *blindfold) Send(in []byte) ([]byte, error) {
 		}
 	}
 	out, err := b.TPM.Send(in)
-	if err == nil && code == uint32(tpm2.TPMCCGetCapability) {
+	// The answer in an audit session is as it was: an agent refuses another.
+	if err == nil && code == uint32(tpm2.TPMCCGetCapability) && binary.BigEndian.Uint16(in) == uint16(tpm2.TPMSTNoSessions) {
 		// TPMS_PCR_SELECTION of SHA-256 in TPM_CAP_PCRS.
 		if i := bytes.Index(out, []byte{0, 0x0b, 3, 0xff, 0xff, 0xff}); i >= 0 {
 			out = bytes.Clone(out)

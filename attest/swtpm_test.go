@@ -47,6 +47,8 @@ type attestation struct {
 	policy *attest.Policy
 	known  *attest.Known
 	sent   *attest.Evidence // log, SMBIOS and disk
+	// bend changes the evidence on its way. Optional.
+	bend func(*attest.Evidence)
 }
 
 func (a *attestation) run() *attest.Result {
@@ -77,6 +79,9 @@ func (a *attestation) run() *attest.Result {
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	if a.bend != nil {
+		a.bend(ev)
+	}
 	return attest.Verify(ev, ch, &attest.Session{
 		Exporter: exporter, ActivationProof: attest.ActivationProof(answer, ch.ID, nonce, id.AKPublic), Now: now,
 	}, a.known, a.policy)
@@ -97,7 +102,7 @@ func begin(t *testing.T, d *tpmtest.TPM, log string) *attestation {
 		Allowed: []attest.TPMClass{attest.TPMSoftware},
 	}
 	extendLog(t, d, sent.EventLog)
-	return &attestation{t, tpm.New(d), policy, known, sent}
+	return &attestation{t: t, tpm: tpm.New(d), policy: policy, known: known, sent: sent}
 }
 
 func codes(r *attest.Result) []attest.Code {

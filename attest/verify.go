@@ -49,6 +49,8 @@ type verification struct {
 //     exact PCR selection, digest of the values sent; SHA-256, or SHA-384 if
 //     the policy says so, and every bank of the event log quoted, all of one
 //     boot;
+//   - the active banks: exactly those that the TPM lists are quoted, where
+//     SHA-256 is said to be off; and it is not off since the last accepted boot;
 //   - the transport key: checkTransport, certified in the same boot;
 //   - the TPM's counters, clock and firmware version against the last accepted
 //     evidence, and its firmware against the policy's denials;
@@ -298,6 +300,7 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 		byBank[q.bank] = q
 		banks = append(banks, q)
 	}
+	v.checkActiveBanks(banks, seen, key, akName, extra)
 	main := v.mainBank(byBank, seen)
 	if main == nil {
 		return nil, nil
@@ -353,8 +356,10 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 // system filled (CVE-2021-42299). So SHA-384 counts for itself only together with
 // a quote of SHA-256 without PCRs. That quote is no proof that SHA-256 is off: a
 // TPM names the PCRs that it has of those that it was asked for (Part 3, 18.4),
-// and whoever asks may ask for none. Hence the policy has to say as well that
-// the bank is sha384: its owner vouches for the firmware.
+// and whoever asks may ask for none. The proof is checkActiveBanks'. Where SHA-256
+// is off, firmware that knows no SHA-384 measures nothing at all: hence the policy
+// has to say as well that the bank is sha384, by which its owner vouches for the
+// firmware.
 func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool) *quoted {
 	missing := func(hint, format string, args ...any) *quoted {
 		v.find(Finding{Code: CodeQuoteMissing, Message: fmt.Sprintf(format, args...), Hint: hint})
@@ -378,7 +383,7 @@ func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool)
 		}
 		if v.p.Bank != "sha384" {
 			return missing("activate the SHA-256 bank in the firmware's setup; or, if the firmware of all machines is known to measure into SHA-384, set tpm.bank to sha384",
-				"the sha256 bank is quoted without a PCR, which does not prove that it is off, and the policy does not appraise by sha384")
+				"the sha256 bank is quoted without a PCR, as one that is off, and the policy does not appraise by sha384")
 		}
 	}
 	switch want := quotes[v.p.Bank]; {

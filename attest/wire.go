@@ -147,18 +147,38 @@ func (r *wireReader) scheme() (tpm2.TPMAlgID, tpm2.TPMUAsymScheme) {
 	return s, details
 }
 
-// decodeAttest decodes a TPMS_ATTEST (10.12.12) of a quote or a creation.
+// yesNo reads a TPMI_YES_NO (9.2).
+func (r *wireReader) yesNo(what string) tpm2.TPMIYesNo {
+	v := r.u8()
+	if v > 1 {
+		r.fail("%s is %d, want 0 or 1", what, v)
+	}
+	return v == 1
+}
+
+// clockInfo reads a TPMS_CLOCK_INFO (10.11.1).
+func (r *wireReader) clockInfo() tpm2.TPMSClockInfo {
+	c := tpm2.TPMSClockInfo{Clock: r.u64(), ResetCount: r.u32(), RestartCount: r.u32()}
+	c.Safe = r.yesNo("the clock's safe")
+	return c
+}
+
+// decodeTimeInfo decodes a TPMS_TIME_INFO (10.11.6).
+func decodeTimeInfo(what string, b []byte) (*tpm2.TPMSTimeInfo, error) {
+	return read(what, b, func(r *wireReader) *tpm2.TPMSTimeInfo {
+		t := &tpm2.TPMSTimeInfo{Time: r.u64()}
+		t.ClockInfo = r.clockInfo()
+		return t
+	})
+}
+
+// decodeAttest decodes a TPMS_ATTEST (10.12.12) of a quote, a creation or an audit
+// session.
 func decodeAttest(what string, b []byte) (*tpm2.TPMSAttest, error) {
 	return read(what, b, func(r *wireReader) *tpm2.TPMSAttest {
 		a := &tpm2.TPMSAttest{Magic: tpm2.TPMGenerated(r.u32()), Type: tpm2.TPMST(r.u16())}
 		a.QualifiedSigner.Buffer, a.ExtraData.Buffer = r.sized(), r.sized()
-		a.ClockInfo.Clock, a.ClockInfo.ResetCount, a.ClockInfo.RestartCount = r.u64(), r.u32(), r.u32()
-		switch safe := r.u8(); safe {
-		case 0, 1:
-			a.ClockInfo.Safe = safe == 1
-		default:
-			r.fail("the clock's safe is %d, want 0 or 1", safe)
-		}
+		a.ClockInfo = r.clockInfo()
 		a.FirmwareVersion = r.u64()
 		switch a.Type {
 		case tpm2.TPMSTAttestQuote:
@@ -169,14 +189,27 @@ func decodeAttest(what string, b []byte) (*tpm2.TPMSAttest, error) {
 			info := &tpm2.TPMSCreationInfo{}
 			info.ObjectName.Buffer, info.CreationHash.Buffer = r.sized(), r.sized()
 			a.Attested = tpm2.NewTPMUAttest(a.Type, info)
+		case tpm2.TPMSTAttestSessionAudit:
+			exclusive := r.yesNo("exclusiveSession")
+			info := &tpm2.TPMSSessionAuditInfo{ExclusiveSession: exclusive}
+			info.SessionDigest.Buffer = r.sized()
+			a.Attested = tpm2.NewTPMUAttest(a.Type, info)
 		default:
-			r.fail("attestation type is %#04x, want a quote or a creation", uint16(a.Type))
+			r.fail("attestation type is %#04x, want a quote, a creation or an audit session", uint16(a.Type))
 		}
 		return a
 	})
 }
 
-// selection reads a TPML_PCR_SELECTION (10.9.7).
+// decodeSelection decodes a TPML_PCR_SELECTION (10.9.7).
+func decodeSelection(what string, b []byte) (*tpm2.TPMLPCRSelection, error) {
+	return read(what, b, func(r *wireReader) *tpm2.TPMLPCRSelection {
+		l := r.selection()
+		return &l
+	})
+}
+
+// selection reads a TPML_PCR_SELECTION.
 func (r *wireReader) selection() tpm2.TPMLPCRSelection {
 	n := r.u32()
 	if n > 16 {

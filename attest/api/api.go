@@ -161,7 +161,7 @@ const (
 	PathExpected    = "/v1/expected"     // GET: []Expected; POST ExpectedList
 	PathInstalls    = "/v1/installs"     // POST InstallRecord: enrols the machine
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
-	PathRestore     = "/v1/restore"      // GET: RestoreStatus; POST /accept with StateChange: releases again after a restore
+	PathRestore     = "/v1/restore"      // GET: RestoreStatus; POST /accept, /settle with StateChange: releases again after a restore, takes new machines as new
 	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
 	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names; GET, or POST PolicyProposal, /{digest}/explanation
 	PathPolicy      = "/v1/policy"       // GET: PolicyState; POST /enable with PolicyEnable: PolicyState; POST /whatif with PolicyProposal: JSON lines of WhatIf
@@ -225,6 +225,28 @@ type RestoreStatus struct {
 	Reason     string    `json:"reason,omitempty"`
 	Accepted   time.Time `json:"accepted,omitzero"`
 	AcceptedBy string    `json:"acceptedBy,omitempty"`
+	// Unsettled: a machine that the store does not know may have had a release
+	// before, in the boot that it still is in. So it gets none in the first boot
+	// that it is known in, until an approver settles the restore.
+	Unsettled bool      `json:"unsettled,omitempty"`
+	Settled   time.Time `json:"settled,omitzero"`
+	SettledBy string    `json:"settledBy,omitempty"`
+	// Missing is what the restore could not rebuild and a person must mend, the
+	// first MaxRestoreMissing; MissingMore counts the others.
+	Missing     []RestoreMissing `json:"missing,omitempty"`
+	MissingMore int              `json:"missingMore,omitempty"`
+}
+
+// MaxRestoreMissing is how many RestoreMissing a RestoreStatus has.
+const MaxRestoreMissing = 1000
+
+// RestoreMissing is something that a restore could not rebuild of a machine.
+type RestoreMissing struct {
+	Machine  attest.MachineID `json:"machine,omitzero"` // unset: it was expected, and has not shown up
+	NodeName string           `json:"nodeName,omitempty"`
+	Serial   string           `json:"serial,omitempty"` // claimed
+	What     string           `json:"what"`
+	Mend     string           `json:"mend"` // a command, and what else is to be done
 }
 
 // InstallRecord is what an installer leaves behind and a provisioner hands to

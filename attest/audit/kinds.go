@@ -96,6 +96,10 @@ type Release struct {
 	Secrets      []string `json:"secrets"`    // SecretDiskKey, SecretNextDiskKey, SecretJoinToken
 	TokenID      string   `json:"tokenID,omitempty"`
 	Rotation     string   `json:"rotation,omitempty"` // of the disk key, if the next one was released, see DiskKey
+	// Generation counts the machine's installs, and the times that its TPM's
+	// counters started anew: with the two counters it names one boot among all
+	// of the machine's. 0 in entries of earlier versions.
+	Generation int64 `json:"generation,omitempty"`
 }
 
 // OutcomeUnlocked is the outcome of a release that opened the disk, alone or
@@ -117,6 +121,9 @@ type StateChange struct {
 	By     string                `json:"by"`
 	Reason string                `json:"reason"`
 	Effect string                `json:"effect,omitempty"` // what else it changed in the machine's record
+	// Identity is the machine's after the decision that this entry is the last
+	// state change of.
+	Identity *Identity `json:"identity,omitempty"`
 }
 
 // Install records an install record that was accepted. What the box said of
@@ -178,9 +185,12 @@ type Reattestation struct {
 	Result      *attest.Result  `json:"result"`
 	// Genuine: the machine's own attestation key signed the report. Changed:
 	// it shows that the machine is no longer what was released.
-	Genuine    bool  `json:"genuine"`
-	Changed    bool  `json:"changed,omitempty"`
-	Suppressed int64 `json:"suppressed,omitempty"` // as in ChallengeRefused
+	Genuine bool `json:"genuine"`
+	Changed bool `json:"changed,omitempty"`
+	// Volume is PCR 15 of each bank, if it was accepted: what the boot's later
+	// reports must have.
+	Volume     map[string][]byte `json:"volume,omitempty"`
+	Suppressed int64             `json:"suppressed,omitempty"` // as in ChallengeRefused
 }
 
 // Stale records that a machine missed the time of its report, or that it is
@@ -196,6 +206,8 @@ type Stale struct {
 type Expected struct {
 	By       string         `json:"by"`
 	Machines []ExpectedLine `json:"machines"`
+	// Bindings are what was written. Entries of earlier versions have none.
+	Bindings []Binding `json:"bindings,omitempty"`
 }
 
 // ExpectedLine is one machine that was enrolled beforehand.
@@ -215,7 +227,8 @@ type Restore struct {
 	Log    Head      `json:"log"`    // where the log that continues it ends; Backup if there was none
 	// Complete: By named Log as the last entry that the service ever wrote, so
 	// nothing was lost. Otherwise nothing is released until AcceptRestore, and
-	// every machine must start anew once.
+	// every machine must start anew once, those that enrol later too until a
+	// person settled it.
 	Complete bool `json:"complete"`
 	// NotReplayed counts the entries after Backup, by kind, whose effect could
 	// not be repeated.
@@ -240,6 +253,18 @@ type AcceptRestore struct {
 	By      string `json:"by"`
 	Reason  string `json:"reason"`
 	Restore Head   `json:"restore"` // the Restore entry that is accepted
+	// Settled: what the person says is instead that no machine is in a boot from
+	// before the restore any more, so that those that enrol from now on need not
+	// start anew.
+	Settled bool `json:"settled,omitempty"`
+}
+
+func (d AcceptRestore) text() string {
+	what := "accepted"
+	if d.Settled {
+		what = "settled, with no machine in a boot from before it,"
+	}
+	return fmt.Sprintf("restore of entry %d %s by %s: %s", d.Restore.Seq, what, d.By, d.Reason)
 }
 
 // Policy records that the service goes by another policy than before. Without a

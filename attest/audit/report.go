@@ -287,7 +287,7 @@ func (b *builder) describe(e Entry, l *Line) error {
 		if err := json.Unmarshal(e.Data, &d); err != nil {
 			return err
 		}
-		l.Text = fmt.Sprintf("restore of entry %d accepted by %s: %s", d.Restore.Seq, d.By, d.Reason)
+		l.Text = d.text()
 		b.r.Service = append(b.r.Service, *l)
 		return nil
 	case KindPolicy:

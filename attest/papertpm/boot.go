@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	_ "crypto/sha512" // banks
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"unicode/utf16"
 
@@ -411,10 +412,30 @@ func GoodImage() *manifest.Manifest {
 	return m
 }
 
+// Predicted gives an image the references in SHA-256 and SHA-384 that a build of it
+// predicts of a boot.
+func Predicted(m *manifest.Manifest, b *Boot) *manifest.Manifest {
+	boot := manifest.Boot{Way: manifest.BootDisk, Artifact: manifest.KindUKI, SecureBoot: true}
+	for _, pcr := range []int{4, 7, 9, 11} {
+		p := manifest.PCR{Index: pcr}
+		for _, e := range b.Measured {
+			if e.PCR == pcr {
+				p.Events = append(p.Events, manifest.Event{Type: e.Type.SpecName(), Digests: manifest.Digests{
+					"sha256": hex.EncodeToString(e.Digest("sha256")), "sha384": hex.EncodeToString(e.Digest("sha384")),
+				}})
+			}
+		}
+		boot.PCRs = append(boot.PCRs, p)
+	}
+	m.Boots = []manifest.Boot{boot}
+	return m
+}
+
 // GoodFirmware is the reference of GoodBoot's firmware.
 func GoodFirmware() attest.FirmwareReference {
 	return attest.FirmwareReference{
 		Vendor: "Paper", Product: "Box", Version: "1.0",
 		Digests: []manifest.SHA256{sha256.Sum256([]byte("dxe volume"))}, Unpinned: 1, Status: attest.FirmwareAllowed,
+		SHA384: []string{hex.EncodeToString(Measurement{Data: []byte("dxe volume")}.Digest("sha384"))},
 	}
 }

@@ -56,6 +56,9 @@ type TPM struct {
 	OnCreation  func(*tpm2.TPMSCreationData)
 	OnCertify   func(*tpm2.TPMSAttest)
 	OnQuote     func(bank string, a *tpm2.TPMSAttest)
+	OnTime      func(*tpm2.TPMSTimeInfo)     // in ProveBanks
+	OnList      func(*tpm2.TPMLPCRSelection) // of the active banks, in ProveBanks
+	OnBanks     func(*tpm2.TPMSAttest)
 	// RawQuote replaces the bytes that are signed and sent as a quote.
 	RawQuote func([]byte) []byte
 	// SignHash is the hash of signatures; SHA-256.
@@ -334,14 +337,62 @@ func (t *TPM) Evidence(b *Boot, purpose attest.Purpose, nonce, exporter []byte) 
 	return ev, t.QuoteAll(ev, purpose, nonce, exporter)
 }
 
-// QuoteAll quotes every active bank, and SHA-256 where it is off, over what ev holds by now, in place of the
-// quotes that are there.
+// ProveBanks is the TPM's list of its active banks for the qualifying data of
+// quotes.
+func (t *TPM) ProveBanks(extra []byte) (*attest.BankProof, error) {
+	list := tpm2.TPMLPCRSelection{}
+	for _, bank := range []string{"sha1", "sha256", "sha384", "sha512"} {
+		s := Selection(algOf(bank), nil).PCRSelections[0]
+		if t.PCRs[bank] != nil {
+			s.PCRSelect = []byte{0xff, 0xff, 0xff}
+		}
+		list.PCRSelections = append(list.PCRSelections, s)
+	}
+	if t.OnList != nil {
+		t.OnList(&list)
+	}
+	session, err := tpm2.NewAudit(tpm2.TPMAlgSHA256)
+	if err != nil {
+		return nil, fmt.Errorf("paper TPM: %w", err)
+	}
+	now := tpm2.TPMSTimeInfo{Time: t.Clock.Clock, ClockInfo: t.Clock}
+	if t.OnTime != nil {
+		t.OnTime(&now)
+	}
+	err = tpm2.AuditCommand(session, tpm2.ReadClock{}, &tpm2.ReadClockResponse{CurrentTime: now})
+	if err != nil {
+		return nil, fmt.Errorf("paper TPM: %w", err)
+	}
+	err = tpm2.AuditCommand(session, tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}, &tpm2.GetCapabilityResponse{
+		CapabilityData: tpm2.TPMSCapabilityData{Capability: tpm2.TPMCapPCRs, Data: tpm2.NewTPMUCapabilities(tpm2.TPMCapPCRs, &list)},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("paper TPM: %w", err)
+	}
+	a := t.Attest(tpm2.TPMSTAttestSessionAudit, extra, tpm2.NewTPMUAttest(tpm2.TPMSTAttestSessionAudit, &tpm2.TPMSSessionAuditInfo{
+		ExclusiveSession: true, SessionDigest: tpm2.TPM2BDigest{Buffer: session.Digest()},
+	}))
+	if t.OnBanks != nil {
+		t.OnBanks(&a)
+	}
+	p := &attest.BankProof{Time: tpm2.Marshal(now), List: tpm2.Marshal(list), Attest: tpm2.Marshal(a)}
+	p.Signature, err = t.Sign(p.Attest)
+	return p, err
+}
+
+// QuoteAll quotes every active bank over what ev holds by now, in place of the
+// quotes that are there. Where SHA-256 is off, it says so with a quote and proves
+// which banks are active.
 func (t *TPM) QuoteAll(ev *attest.Evidence, purpose attest.Purpose, nonce, exporter []byte) error {
 	extra := attest.QualifyingData(attest.Binding{Purpose: purpose, Nonce: nonce, Exporter: exporter, TransportID: nameOf(ev.Transport.Public)}, ev)
-	ev.Quotes = nil
+	ev.Quotes, ev.Banks = nil, nil
 	banks := slices.Sorted(maps.Keys(t.PCRs))
 	if !slices.Contains(banks, "sha256") {
 		banks = append(banks, "sha256")
+		var err error
+		if ev.Banks, err = t.ProveBanks(extra); err != nil {
+			return err
+		}
 	}
 	for _, bank := range banks {
 		q, err := t.Quote(bank, extra)

@@ -205,7 +205,11 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *failure) {
 	m, err := s.c.Store.Machine(ctx, id)
 	if errors.Is(err, ErrNotFound) {
-		return &Machine{Machine: api.Machine{ID: id, NodeName: api.NodeName(id, 10)}}, nil
+		unsettled, f := s.unsettled(ctx)
+		if f != nil {
+			return nil, f
+		}
+		return &Machine{Machine: api.Machine{ID: id, NodeName: api.NodeName(id, 10)}, Restored: unsettled}, nil
 	}
 	if err != nil {
 		return nil, unavailable("the store", err)
@@ -328,6 +332,7 @@ func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine,
 func (s *Server) commit(ctx context.Context, c *Change) *failure {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workTimeout)
 	defer cancel()
+	identify(c)
 	if err := s.c.Store.Commit(ctx, c); err != nil {
 		return unavailable("the store", err)
 	}

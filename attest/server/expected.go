@@ -20,8 +20,8 @@ import (
 // Kinds of documents about who is who. An expectation's name is the digest of
 // its endorsement key, a serial number's name is its attest.SerialKey.
 const (
-	expectedKind = "expected"
-	serialKind   = "serial"
+	expectedKind = audit.BindingExpected
+	serialKind   = audit.BindingSerial
 )
 
 // Effects of a re-enrolment on its two machines, in the audit log: what they
@@ -30,6 +30,9 @@ const (
 	effectGivesUp   = "gives up its node name and serial number, "
 	effectTakesOver = "takes over the node name and serial number, "
 )
+
+// reasonExpected is what the reason of an enrolment by a list begins with.
+const reasonExpected = "enrolled beforehand with serial number "
 
 // serialNumber says whose a serial number is: a machine's, or, until that shows
 // up, an endorsement key's that was enrolled beforehand. With neither it is
@@ -233,7 +236,7 @@ func (s *Server) enrolExpected(ctx context.Context, sub *submission, m *Machine)
 	if f := s.met(ctx, sub.documents, m, sub.expected, sub.digests); f != nil {
 		return f
 	}
-	ev := stateEvent(m, attest.StateEnrolled, sub.expected.By, "enrolled beforehand with serial number "+sub.expected.Serial)
+	ev := stateEvent(m, attest.StateEnrolled, sub.expected.By, reasonExpected+sub.expected.Serial)
 	ev.Time = sub.now
 	sub.events = append(sub.events, ev)
 	m.Generation++
@@ -341,7 +344,7 @@ func (s *Server) expect(ctx context.Context, by string, list *api.ExpectedList) 
 		return answer, nil
 	}
 	f := s.commit(ctx, &Change{Documents: d.dirty, Events: []audit.Event{{
-		Time: now, Kind: audit.KindExpected, Data: audit.Expected{By: by, Machines: lines},
+		Time: now, Kind: audit.KindExpected, Data: audit.Expected{By: by, Machines: lines, Bindings: bindings(d.dirty)},
 	}}})
 	if f != nil {
 		return nil, f

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net"
+	"net/http"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -81,6 +82,13 @@ func (s *Server) Shares() int {
 func (s *Server) HurryWebhooks(timeout, lease time.Duration) {
 	for _, h := range s.hooks {
 		h.times = hookTimes{poll: 5 * time.Millisecond, lease: lease, timeout: timeout, first: time.Millisecond, max: 20 * time.Millisecond}
+	}
+}
+
+// WebhooksGoThrough puts another transport under the webhooks.
+func (s *Server) WebhooksGoThrough(t http.RoundTripper) {
+	for _, h := range s.hooks {
+		h.client.Transport = t
 	}
 }
 

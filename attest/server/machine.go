@@ -20,6 +20,8 @@ import (
 const (
 	effectRebase = "the TPM's attestation key, counters, clock and firmware version are taken anew from its next evidence"
 	effectRejoin = "its next release has a join token"
+	// effectUnlisted goes with an effectRebase.
+	effectUnlisted = "its serial number is no longer held against the list"
 )
 
 // Bounds of what an operator or an install record says, bytes.
@@ -276,7 +278,7 @@ func rebase(m *Machine, by, reason string) []audit.Event {
 	m.AKName, m.TPMFirmware, m.Rebased, m.Listed = nil, 0, true, false
 	events := []audit.Event{withEffect(stateEvent(m, m.State, by, reason), effectRebase)}
 	if listed {
-		events = append(events, withEffect(stateEvent(m, m.State, by, reason), "its serial number is no longer held against the list"))
+		events = append(events, withEffect(stateEvent(m, m.State, by, reason), effectUnlisted))
 	}
 	return events
 }

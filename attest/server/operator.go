@@ -66,6 +66,7 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 	handle("POST "+api.PathInstalls, api.RoleOperator, s.postInstall)
 	handle("GET "+api.PathRestore, api.RoleViewer, s.getRestore)
 	handle("POST "+api.PathRestore+"/accept", api.RoleApprover, s.postAcceptRestore)
+	handle("POST "+api.PathRestore+"/settle", api.RoleApprover, s.postSettleRestore)
 	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
 	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)
 	handle("GET "+api.PathEvidenceLog+"/{digest}/explanation", api.RoleAuditor, s.getExplanation)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -9,6 +10,9 @@ import (
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 )
+
+// effectPromoted is what the effect of a promotion ends with, in the audit log.
+const effectPromoted = ", as the install record said"
 
 // maxFormer bounds how many former disks' keys a record keeps.
 const maxFormer = 4
@@ -68,6 +72,9 @@ func (m *Machine) recorded(disk string) *attest.Known {
 		State: m.State, StateReason: m.Reason, AKName: m.AKName, DiskGUID: m.DiskGUID, StateMade: m.StateMade,
 		ResetCount: m.ResetCount, RestartCount: m.RestartCount, Clock: m.Clock, TPMFirmware: m.TPMFirmware, Released: m.Released,
 	}
+	if m.Boot != nil && !m.Rebased {
+		k.Banks = slices.Sorted(maps.Keys(m.Boot.PCRs))
+	}
 	candidate := m.fromCandidate(disk)
 	if candidate {
 		k.DiskGUID, k.StateMade = disk, m.former(disk).StateMade
@@ -119,6 +126,6 @@ func (m *Machine) promote(now time.Time) audit.Event {
 	m.Generation++
 	return audit.Event{Time: now, Kind: audit.KindState, Machine: m.ID, Data: audit.StateChange{
 		From: m.State, To: m.State, By: "service", Reason: m.Reason,
-		Effect: fmt.Sprintf("disk %s replaces disk %q, as the install record said", m.DiskGUID, old),
+		Effect: fmt.Sprintf("disk %s replaces disk %q", m.DiskGUID, old) + effectPromoted,
 	}}
 }

@@ -79,7 +79,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		ID: id, ChallengeID: sub.challenge.ID, Policy: result.Policy, Image: result.Image,
 		ResetCount: prf.resetCount, RestartCount: prf.restartCount,
 		NodeName: m.NodeName, DiskGUID: m.DiskGUID, NewDiskKey: newKey, Secrets: []string{audit.SecretDiskKey},
-		Rotation: rotation,
+		Rotation: rotation, Generation: m.Generation,
 	}
 	if rotation != "" {
 		entry.Secrets = append(entry.Secrets, audit.SecretNextDiskKey)
@@ -167,25 +167,29 @@ func (s *Server) repeated(ctx context.Context, sub *submission, policy *attest.P
 	if f != nil {
 		return 0, nil, f
 	}
-	return s.asRepeated(ctx, sub, m, policy, accepted, stored, "secrets were already released in this boot")
+	r, stored, f := withRepeated(accepted, stored, "secrets were already released in this boot")
+	if f != nil {
+		return 0, nil, f
+	}
+	return s.refuse(ctx, sub, m, policy, r, stored)
 }
 
-// asRepeated refuses an accepted result as a second release, because of what is
-// known beside it, which is stored with the evidence so that the verdict can be
-// computed again.
-func (s *Server) asRepeated(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, accepted *attest.Result, stored []byte, why string) (int, any, *failure) {
+// withRepeated makes of an accepted result the refusal of a second release,
+// because of what is known beside it, which is stored with the evidence so that
+// the verdict can be computed again.
+func withRepeated(accepted *attest.Result, stored []byte, why string) (*attest.Result, []byte, *failure) {
 	r := *accepted
 	r.Allowed = false
 	r.Findings = []attest.Finding{api.RepeatedFinding(why)}
 	ev, err := api.DecodeEvidence(stored)
 	if err != nil {
-		return 0, nil, internal(err)
+		return nil, nil, internal(err)
 	}
 	ev.Repeated = why
 	if stored, err = json.Marshal(ev); err != nil {
-		return 0, nil, internal(fmt.Errorf("encode evidence: %w", err))
+		return nil, nil, internal(fmt.Errorf("encode evidence: %w", err))
 	}
-	return s.refuse(ctx, sub, m, policy, &r, stored)
+	return &r, stored, nil
 }
 
 // mint gets a join token for m's node.

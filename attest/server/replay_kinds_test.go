@@ -66,12 +66,12 @@ func TestEachKindOfEntryIsRepeatedCountedOrChangesNothing(t *testing.T) {
 		audit.KindDiskKey:          {audit.DiskKey{Event: audit.DiskKeyChanged, Rotation: "x", DiskGUID: otherDisk}, repeated},
 		audit.KindCampaign:         {audit.Campaign{Name: "bios", Detail: json.RawMessage(`{}`)}, repeated},
 		audit.KindPolicy:           {audit.Policy{}, counted},
-		audit.KindExpected:         {audit.Expected{}, counted},
-		audit.KindReport:           {audit.Reattestation{}, nothing},
+		audit.KindExpected:         {audit.Expected{Bindings: []audit.Binding{{Kind: audit.BindingSerial, Name: "S", Body: json.RawMessage(`{}`)}}}, repeated},
+		audit.KindReport:           {audit.Reattestation{Result: &attest.Result{Allowed: true}}, repeated},
 		audit.KindStale:            {audit.Stale{Stale: true}, nothing},
 		audit.KindKEK:              {audit.KEKRewrap{}, nothing},
-		audit.KindRestore:          {audit.Restore{}, nothing},
-		audit.KindAcceptRestore:    {audit.AcceptRestore{}, nothing},
+		audit.KindRestore:          {audit.Restore{}, repeated},
+		audit.KindAcceptRestore:    {audit.AcceptRestore{}, repeated},
 		audit.KindAlarm:            {audit.Alarm{}, nothing},
 		audit.KindRecovery:         {audit.Recovery{}, nothing},
 		"of a later program":       {struct{}{}, counted},
@@ -119,6 +119,53 @@ func TestWhatOnlyTheLogNamesIsCounted(t *testing.T) {
 			t.Errorf("%s: counted is %t, want %t", name, counted, tt.want)
 		}
 	}
+}
+
+// FuzzReplay replays three entries that anybody may have written: a log whose
+// chain is whole is still a file. A machine must never come out of it with a key
+// or a release that the backup does not have.
+func FuzzReplay(f *testing.F) {
+	for _, v := range []struct {
+		kind audit.Kind
+		data any
+	}{
+		{audit.KindState, audit.StateChange{To: attest.StateEnrolled, Identity: &audit.Identity{NodeName: "n", Serial: "s", Bindings: []audit.Binding{{Kind: "serial", Name: "S", Body: []byte(`{}`)}}}}},
+		{audit.KindState, audit.StateChange{To: attest.StateEnrolled, Reason: "enrolled beforehand with serial number S"}},
+		{audit.KindInstall, audit.Install{DiskGUID: disk, Serial: "S", Candidate: true}},
+		{audit.KindRelease, audit.Release{ID: "r", NodeName: "n", DiskGUID: disk, Rotation: "x", Generation: 3}},
+		{audit.KindExpected, audit.Expected{Machines: []audit.ExpectedLine{{Serial: "S"}}}},
+		{audit.KindRestore, audit.Restore{}}, {audit.KindAcceptRestore, audit.AcceptRestore{Settled: true}},
+		{audit.KindReport, audit.Reattestation{Result: &attest.Result{Allowed: true}}}, {audit.KindDiskKey, audit.DiskKey{Event: audit.DiskKeyChanged}},
+	} {
+		b, err := json.Marshal(v.data)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(v.kind), b, string(audit.KindState), []byte(`{"to":"enrolled"}`), string(audit.KindInstall), []byte(`{"serial":"x"}`))
+	}
+	f.Fuzz(func(t *testing.T, kind1 string, data1 []byte, kind2 string, data2 []byte, kind3 string, data3 []byte) {
+		id := attest.MachineID{1}
+		r := server.NewRecovery()
+		r.Add(server.Record{Machine: &server.Machine{Machine: api.Machine{ID: id, State: attest.StateEnrolled, NodeName: "box-1", DiskGUID: otherDisk, Serial: "S"}}})
+		for i, e := range []audit.Entry{{Kind: audit.Kind(kind1), Data: data1}, {Kind: audit.Kind(kind2), Data: data2}, {Kind: audit.Kind(kind3), Data: data3}} {
+			e.Seq, e.Machine = int64(i+1), id
+			if err := r.Replay(e); err != nil {
+				return // refused as a whole
+			}
+		}
+		all, _, err := r.Finish(audit.Head{}, audit.Restore{Complete: true}, time.Unix(2, 0))
+		if err != nil {
+			return
+		}
+		for _, rec := range all {
+			if m := rec.Machine; m != nil && (m.DiskKey != nil || m.NodeName == "") {
+				t.Errorf("got %+v", m)
+			}
+			if rec.Release != nil && rec.Release.Transport != nil {
+				t.Error("a release is open")
+			}
+		}
+	})
 }
 
 func TestARestoredNodeNameIsValid(t *testing.T) {

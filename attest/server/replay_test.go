@@ -184,7 +184,7 @@ func TestAReplayedLogGivesTheRecords(t *testing.T) {
 				for _, m := range []*server.Machine{m, g} {
 					m.LastEvidence, m.AcceptedEvidence = manifest.SHA256{}, manifest.SHA256{}
 					m.AKName, m.Clock, m.DiskKey, m.Former = nil, 0, nil, nil
-					m.Boot, m.Digests, m.LastReport, m.ReportDue, m.Stale = nil, nil, time.Time{}, time.Time{}, false
+					m.Boot, m.LastReport, m.ReportDue, m.Stale = nil, time.Time{}, time.Time{}, false
 				}
 				a, _ := json.Marshal(m)
 				b, _ := json.Marshal(g)

@@ -156,7 +156,7 @@ func quarantineReason(r *attest.Result) string {
 func (s *Server) reportAccepted(ctx context.Context, sub *submission, m *Machine, result *attest.Result, rep attest.Report, entry audit.Reattestation) (int, any, *failure) {
 	change := &Change{Machine: m, Events: s.heardOf(m, sub.now)}
 	if m.Boot.Volume == nil {
-		m.Boot.Volume = rep.Volume
+		m.Boot.Volume, entry.Volume = rep.Volume, rep.Volume
 		change.Events = append(change.Events, audit.Event{Time: sub.now, Kind: audit.KindReport, Machine: m.ID, Data: entry})
 	}
 	m.Boot.Clock = rep.Clock
@@ -279,6 +279,9 @@ func (s *Server) sweep(ctx context.Context, up time.Time) error {
 	})
 }
 
+// effectFenced is what the effect of a fence ends with, in the audit log.
+const effectFenced = " was fenced"
+
 // fence fences the nodes of machines that were locked out, and remembers that
 // it was done. One that fails does not keep the others from it.
 func (s *Server) fence(ctx context.Context) error {
@@ -303,7 +306,7 @@ func (s *Server) fence(ctx context.Context) error {
 				}
 				m.FenceDue = false
 				return []audit.Event{{Kind: audit.KindState, Machine: m.ID, Data: audit.StateChange{
-					From: m.State, To: m.State, By: "service", Reason: m.Reason, Effect: "node " + m.NodeName + " was fenced",
+					From: m.State, To: m.State, By: "service", Reason: m.Reason, Effect: "node " + m.NodeName + effectFenced,
 				}}}, nil
 			})
 			if f != nil {

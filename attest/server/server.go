@@ -305,8 +305,9 @@ type Server struct {
 
 	// appraiseReport is attest.VerifyReport.
 	appraiseReport func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Boot) (*attest.Result, attest.Report)
-	// free: the store is not held after a restore, see held.
-	free atomic.Bool
+	// free: the store is not held after a restore, see held. settled: machines
+	// that it does not know are new, see unsettled.
+	free, settled atomic.Bool
 
 	// trying lets one proposal be tried at a time.
 	trying slots

@@ -133,8 +133,11 @@ type hook struct {
 	holder string
 	times  hookTimes
 
-	scanned int64 // entries before it are not to be sent; of the goroutine that delivers
-	failing bool  // was logged
+	// Of the goroutine that delivers.
+	scanned int64     // entries before it are not to be sent
+	failing bool      // was logged
+	seen    int64     // revision of the cursor when another replica's lease was first seen
+	seenAt  time.Time // when that was
 }
 
 // newHooks checks the webhooks. No error names a secret, nor a URL's path,
@@ -336,6 +339,13 @@ func (h *hook) post(ctx context.Context, now time.Time, id string, body []byte) 
 		}
 		return err
 	}
+	if ctx.Err() != nil {
+		// The end of the time is told to the receiver before the connection is
+		// closed. One that gives up because of that may end with a status 200,
+		// which comes through in between: it does not mean that it has the event.
+		_ = resp.Body.Close()
+		return ctx.Err()
+	}
 	// An answer that goes on is not waited for: the status is what counts.
 	_, _ = io.CopyN(io.Discard, resp.Body, maxWebhookAnswer)
 	_ = resp.Body.Close()
@@ -470,12 +480,14 @@ func (s *Server) deliver(ctx context.Context, h *hook) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	now := s.c.Clock()
-	if c.Holder != h.holder && now.Before(c.Until) {
+	now := s.wall()
+	if c.Holder != h.holder && now.Before(c.Until) && !h.over(doc.Revision, time.Now()) {
 		return h.times.poll, nil // another replica is at it
 	}
-	if wait := c.NotBefore.Sub(now); wait > 0 {
-		return min(wait, h.times.max), nil
+	// No pause is longer than the longest: the clock was wrong when this one was
+	// noted, or is now.
+	if wait := c.NotBefore.Sub(now); wait > 0 && wait <= h.times.max {
+		return wait, nil
 	}
 	from := max(c.Next, h.scanned)
 	for e, err := range s.c.Store.Audit(ctx, from) {
@@ -495,7 +507,8 @@ func (s *Server) deliver(ctx context.Context, h *hook) (time.Duration, error) {
 			continue
 		}
 		// The lease must outlast the request, or another replica sends it too.
-		if now := s.c.Clock(); c.Holder != h.holder || c.Until.Sub(now) < h.times.lease/2 {
+		now := s.wall()
+		if left := c.Until.Sub(now); c.Holder != h.holder || left < h.times.lease/2 || left > h.times.lease {
 			c.Holder, c.Until, c.Next = h.holder, now.Add(h.times.lease), e.Seq
 			if err := s.saveCursor(ctx, doc, c); err != nil {
 				return lost(h, err)
@@ -525,6 +538,16 @@ func (s *Server) deliver(ctx context.Context, h *hook) (time.Duration, error) {
 	return h.times.poll, nil
 }
 
+// over reports whether another replica's lease is over by the time that passed
+// here, whatever the clocks say: its cursor stayed at that revision for as long
+// as a lease lasts. now has a monotonic reading.
+func (h *hook) over(revision int64, now time.Time) bool {
+	if h.seenAt.IsZero() || h.seen != revision {
+		h.seen, h.seenAt = revision, now
+	}
+	return now.Sub(h.seenAt) >= h.times.lease
+}
+
 // lost is what to do when the cursor could not be written: look again.
 func lost(h *hook, err error) (time.Duration, error) {
 	h.scanned = 0
@@ -549,7 +572,7 @@ func (s *Server) giveBack(ctx context.Context, doc *Document, c *cursor) error {
 // failed notes that an event could not be sent, and gives the lease back:
 // another replica may have a way to the receiver.
 func (s *Server) failed(ctx context.Context, h *hook, doc *Document, c *cursor, seq int64, cause error) (time.Duration, error) {
-	now := s.c.Clock()
+	now := s.wall()
 	if c.Attempts == 0 {
 		c.Since = now
 	}

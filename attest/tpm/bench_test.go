@@ -48,6 +48,14 @@ func BenchmarkBoot(b *testing.B) {
 			})
 		})
 	}
+	b.Run("CollectWithoutSHA256", func(b *testing.B) {
+		_, dev, _, in := collected(b, tpmtest.Config{Banks: []string{"sha384"}, P256Certificate: true})
+		for b.Loop() {
+			if _, err := dev.Collect(b.Context(), in); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	d := tpmtest.Open(b)
 	dev := New(d)
 	key, pub := signingKey(b)

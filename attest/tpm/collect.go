@@ -45,8 +45,8 @@ var errPCRsChanged = errors.New("PCRs were extended between reading and quoting 
 
 // Collect makes the evidence for a challenge: it makes the transport key for
 // the present state of the PCRs, lets the attestation key of Identify certify
-// how it was made, and quotes the PCRs of each active bank. An earlier
-// transport key is gone.
+// how it was made, and quotes the PCRs of each active bank. Where SHA-256 is off, it
+// has the TPM prove which banks are active. An earlier transport key is gone.
 func (t *TPM) Collect(ctx context.Context, in CollectInput) (*attest.Evidence, error) {
 	if t.identity == nil {
 		return nil, fmt.Errorf("collect evidence: %w", errNotIdentified)
@@ -116,7 +116,8 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 		return nil, err
 	}
 	ev.Quotes = append(ev.Quotes, *q)
-	return ev, nil
+	ev.Banks, err = t.proveBanks(qualifying)
+	return ev, err
 }
 
 // readBanks reads attest.PolicyPCRs of each active bank.
@@ -158,8 +159,8 @@ func (t *TPM) quoteBanks(ctx context.Context, banks []bank, values []map[int][]b
 
 // quote quotes attest.PolicyPCRs of one bank (TPM2_Quote, Part 3, 18.4) and
 // fails with errPCRsChanged if they do not have the given values. Without values
-// it is the TPM's statement that the bank is off: of the PCRs asked for, the TPM
-// names those that it has.
+// it says that the bank is off: of the PCRs asked for, the TPM names those that it
+// has.
 func (t *TPM) quote(b bank, values map[int][]byte, qualifying []byte) (*attest.Quote, error) {
 	rsp, err := tpm2.Quote{
 		SignHandle:     t.ak.auth(tpm2.PasswordAuth(nil)),

@@ -88,13 +88,19 @@ func FuzzHostileTPM(f *testing.F) {
 // The answers of a real TPM, from which the fuzzer starts. Those that are kept in
 // testdata/fuzz were written by this test with UPDATE_CORPUS set.
 func TestTheProtocolRunsFromARecording(t *testing.T) {
-	d := tpmtest.Config{Banks: []string{"sha256"}, P256Certificate: true, Chain: true}.Open(t)
+	for name, banks := range map[string][]string{"swtpm": {"sha256"}, "swtpm-sha384": {"sha384"}} {
+		t.Run(name, func(t *testing.T) { runFromARecording(t, name, banks) })
+	}
+}
+
+func runFromARecording(t *testing.T, name string, banks []string) {
+	d := tpmtest.Config{Banks: banks, P256Certificate: true, Chain: true}.Open(t)
 	r := &recorder{interposed: &interposed{TPM: d, before: func(tpm2.TPMCC) {}}}
 	attestOnce(New(r))
 	if len(r.heard) < 3000 {
 		t.Fatalf("only %d bytes were said", len(r.heard))
 	}
-	writeCorpus(t, "FuzzHostileTPM", "swtpm", r.heard)
+	writeCorpus(t, "FuzzHostileTPM", name, r.heard)
 	s := &scripted{}
 	for b := r.heard; len(b) > 0; {
 		n := int(binary.BigEndian.Uint16(b))

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 	"time"
 
@@ -97,15 +99,19 @@ and the store stays empty.
 
 The service decided more after the backup was made. Give the newest export of its
 audit log as --audit: it is appended to the backup's, and its revocations,
-quarantines, enrolments, installs, releases and campaigns are repeated. Give the hash
-of the last entry that the service ever wrote as --head, if it was kept elsewhere or
-the service was stopped before the backup: files that end in it have lost nothing.
+quarantines, enrolments, installs, serial numbers, releases and campaigns are
+repeated. Give the hash of the last entry that the service ever wrote as --head, if it
+was kept elsewhere or the service was stopped before the backup: files that end in it
+have lost nothing.
 
 Without --head a revocation may have been lost. The restored service then releases
 nothing until an approver says with 'sealift restore accept' that none was, and each
 machine must start anew once more, because the boot that it is in may have had its
-release. Releases that were open are void in any case. Disk keys made
-after the backup are lost; the machines are named, and must be installed again.
+release. So must machines that are enrolled later, until 'sealift restore settle'.
+Releases that were open are void in any case. What cannot be rebuilt, disk keys made
+after the backup above all, is listed by machine, each with the command that mends it.
+Machines that were released after the backup must start anew once before reports of
+their running systems are accepted again; they are listed, too.
 
 To move to another store, stop the service, back up, name the other store in the
 configuration, and restore with --head as the backup printed it.
@@ -127,7 +133,7 @@ Example:
 	f.StringVar(&o.reason, "reason", "", "why, for the audit log (required)")
 	f.BoolVar(&o.check, "check", false, "verify the files and say what would be done; change nothing")
 	required(cmd, "config", "reason")
-	cmd.AddCommand(newRestoreAcceptCommand(e), newRestoreStatusCommand(e))
+	cmd.AddCommand(newRestoreAcceptCommand(e), newRestoreSettleCommand(e), newRestoreStatusCommand(e))
 	return cmd
 }
 
@@ -199,19 +205,41 @@ func restoreText(r *backup.Report, store string, check bool) string {
 	fmt.Fprintf(&b, "%s %d machines, %d releases, %d audit entries of %s into %s\n", verb,
 		r.Backup.Count.Machines, r.Backup.Count.Releases, r.Backup.Count.Entries, r.Backup.Taken.Format(time.RFC3339), storeName(store))
 	fmt.Fprintf(&b, "%d later audit entries repeated\n", r.Replayed)
-	for kind, n := range r.NotReplayed {
-		fmt.Fprintf(&b, "%d entries %q could not be repeated\n", n, plain(string(kind)))
+	for _, kind := range slices.Sorted(maps.Keys(r.NotReplayed)) {
+		fmt.Fprintf(&b, "%d of %q could not be repeated\n", r.NotReplayed[kind], plain(string(kind)))
 	}
-	for _, id := range r.LostKeys {
-		fmt.Fprintf(&b, "machine %s: its disk key was made after the backup and is lost; it is quarantined until it is installed again\n", id)
-	}
+	writeMissing(&b, r.Missing)
+	writeMissing(&b, r.MustStart)
 	if r.Complete {
-		fmt.Fprintf(&b, "nothing was lost: the log ends with the entry that was named\n")
+		b.WriteString("nothing was lost: the log ends with the entry that was named\n")
 	} else {
-		fmt.Fprintf(&b, "held: nothing is released until 'sealift restore accept'; each machine must start anew once\n")
+		b.WriteString("decisions may be lost: each machine must start anew once\n")
+	}
+	if r.Held {
+		b.WriteString("held: nothing is released until 'sealift restore accept'\n")
+	}
+	if r.Unsettled {
+		b.WriteString("unsettled: machines that are enrolled from now on must start once more, until 'sealift restore settle'\n")
 	}
 	fmt.Fprintf(&b, "head %s", r.Head.Hash)
 	return b.String()
+}
+
+// writeMissing writes a line for each thing that a restore could not rebuild.
+func writeMissing(b *strings.Builder, all []api.RestoreMissing) {
+	for _, m := range all {
+		var who []string
+		if !m.Machine.IsZero() {
+			who = append(who, "machine "+m.Machine.String())
+		}
+		if m.NodeName != "" {
+			who = append(who, "node "+plain(m.NodeName))
+		}
+		if m.Serial != "" {
+			who = append(who, fmt.Sprintf("serial number %q", plain(m.Serial)))
+		}
+		fmt.Fprintf(b, "missing: %s: %s\n  mend: %s\n", strings.Join(who, ", "), plain(m.What), plain(m.Mend))
+	}
 }
 
 func newRestoreAcceptCommand(e *env) *cobra.Command {
@@ -245,13 +273,45 @@ Example:
 	return cmd
 }
 
+func newRestoreSettleCommand(e *env) *cobra.Command {
+	var o operatorOptions
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "settle",
+		Short: "Take machines that a restored service does not know as new",
+		Long: `After a restore that lost decisions, a machine that was enrolled and released after
+the backup is unknown, and may still be in the boot that had its release. So the
+first boot in which a machine that was enrolled since asks gets nothing, and the
+machine starts once more. This ends that: it says, as an approver, that each machine
+that ran before the restore has started anew since, or is off.
+
+Example:
+  sealift restore settle --reason 'power of all sites was cut on Sunday'` + exitStatus,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return o.do(func(client *operator.Client) error {
+				s, err := client.SettleRestore(cmd.Context(), reason)
+				if err != nil {
+					return err
+				}
+				return printRestore(e, s)
+			})
+		},
+	}
+	o.addFlags(cmd)
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log (required)")
+	required(cmd, "reason")
+	return cmd
+}
+
 func newRestoreStatusCommand(e *env) *cobra.Command {
 	var o operatorOptions
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show whether the service is held after a restore",
-		Long: `Shows when the service's store was last restored from a backup, and whether secrets
-are held back because nobody has accepted that yet.
+		Long: `Shows when the service's store was last restored from a backup, whether secrets are
+held back because nobody has accepted that yet, whether machines that are enrolled now
+must start once more, and what the restore could not rebuild of which machine.
 
 Example:
   sealift restore status` + exitStatus,
@@ -271,16 +331,32 @@ Example:
 }
 
 func printRestore(e *env, s *api.RestoreStatus) error {
-	switch {
-	case s.Restored.IsZero():
+	if s.Restored.IsZero() {
 		return e.print(s, "never restored")
-	case s.Held:
-		return e.print(s, "held: restored %s by %s from a backup of %s (%s), not accepted yet",
-			s.Restored.Format(time.RFC3339), plain(s.By), s.Taken.Format(time.RFC3339), plain(s.Reason))
-	case s.Accepted.IsZero():
-		return e.print(s, "restored %s by %s from a backup of %s (%s), with nothing lost",
-			s.Restored.Format(time.RFC3339), plain(s.By), s.Taken.Format(time.RFC3339), plain(s.Reason))
 	}
-	return e.print(s, "restored %s by %s from a backup of %s (%s), accepted %s by %s",
-		s.Restored.Format(time.RFC3339), plain(s.By), s.Taken.Format(time.RFC3339), plain(s.Reason), s.Accepted.Format(time.RFC3339), plain(s.AcceptedBy))
+	var b strings.Builder
+	if s.Held {
+		b.WriteString("held: ")
+	}
+	fmt.Fprintf(&b, "restored %s by %s from a backup of %s (%s)", s.Restored.Format(time.RFC3339), plain(s.By), s.Taken.Format(time.RFC3339), plain(s.Reason))
+	switch {
+	case s.Held:
+		b.WriteString(", not accepted yet")
+	case !s.Accepted.IsZero():
+		fmt.Fprintf(&b, ", accepted %s by %s", s.Accepted.Format(time.RFC3339), plain(s.AcceptedBy))
+	default:
+		b.WriteString(", with nothing lost")
+	}
+	b.WriteString("\n")
+	switch {
+	case s.Unsettled:
+		b.WriteString("machines that are enrolled now must start once more, until 'sealift restore settle'\n")
+	case !s.Settled.IsZero():
+		fmt.Fprintf(&b, "settled %s by %s\n", s.Settled.Format(time.RFC3339), plain(s.SettledBy))
+	}
+	writeMissing(&b, s.Missing)
+	if s.MissingMore > 0 {
+		fmt.Fprintf(&b, "and %d more, which the restore printed\n", s.MissingMore)
+	}
+	return e.print(s, "%s", strings.TrimSuffix(b.String(), "\n"))
 }

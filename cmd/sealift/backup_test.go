@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/papertpm"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/pgtest"
@@ -183,6 +185,102 @@ func TestRestoreTellsWhatIsMissing(t *testing.T) {
 	}
 	if err != nil || !state.Status.Held || state.Status.Reason != "the disk died" {
 		t.Errorf("got %+v, %v", state, err)
+	}
+}
+
+func TestRestoreNamesTheMachinesOfWhichSomethingIsLost(t *testing.T) {
+	dir, config, fleet := backedUp(t, "")
+	file, log := filepath.Join(dir, "backup"), filepath.Join(dir, "audit.jsonl")
+	s, err := openStore(t.Context(), filepath.Join(dir, "s.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var events []audit.Event
+	names := map[attest.MachineID]string{}
+	for i, rotation := range []string{"", "r1"} {
+		m, err := s.Machine(t.Context(), fleet[i].id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[m.ID] = m.NodeName
+		events = append(events, audit.Event{Time: time.Now(), Kind: audit.KindRelease, Machine: m.ID, Data: audit.Release{
+			ID: fmt.Sprint("r", i), NodeName: m.NodeName, DiskGUID: m.DiskGUID, NewDiskKey: rotation == "", Rotation: rotation, Generation: 1,
+		}})
+	}
+	// The second machine has had its key for long.
+	m, err := s.Machine(t.Context(), fleet[1].id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.DiskKey = &server.SealedKey{KEK: "k", Box: []byte("sealed")}
+	if err := s.Commit(t.Context(), &server.Change{Machine: m}); err != nil {
+		t.Fatal(err)
+	}
+	mustCLI(t, "backup", "--config", config, "--out", file)
+	if err := s.Commit(t.Context(), &server.Change{Events: events}); err != nil {
+		t.Fatal(err)
+	}
+	var lines []byte
+	for e, err := range s.Audit(t.Context(), 1) {
+		if err == nil {
+			lines, err = audit.AppendLine(lines, e)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(log, lines, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	into := writeConfig(t, dir, "new.yaml", "new.db")
+	out := mustCLI(t, "restore", file, "--config", into, "--audit", log, "--reason", "r")
+	for _, want := range []string{
+		"missing: machine " + fleet[0].id.String() + ", node " + names[fleet[0].id] + ": its disk key",
+		"  mend: sealift machine reinstate " + fleet[0].id.String(),
+		"missing: machine " + fleet[1].id.String() + ", node " + names[fleet[1].id] + ": its next disk key",
+		"sealift machine rotate-key " + fleet[1].id.String(),
+		"missing: machine " + fleet[1].id.String() + ", node " + names[fleet[1].id] + ": what it was at its last release",
+		"  mend: restart the machine",
+		"held: ", "unsettled: ", "1 of \"release\" could not be repeated",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("there is no %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, fleet[2].id.String()) {
+		t.Errorf("a machine of which nothing is lost is named:\n%s", out)
+	}
+	restored, err := openStore(t.Context(), filepath.Join(dir, "new.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer restored.Close()
+	d, err := restored.Document(t.Context(), "restore", "last")
+	var state struct{ Status api.RestoreStatus }
+	if err == nil {
+		err = json.Unmarshal(d.Body, &state)
+	}
+	if err != nil || len(state.Status.Missing) != 2 {
+		t.Fatalf("got %+v, %v", state, err)
+	}
+	shown := func(st api.RestoreStatus) string {
+		var b bytes.Buffer
+		if err := printRestore(&env{out: &b}, &st); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	st := state.Status
+	st.MissingMore = 7
+	for _, want := range []string{"held: restored ", "not accepted yet", "must start once more", "missing: machine " + fleet[0].id.String(), "and 7 more"} {
+		if got := shown(st); !strings.Contains(got, want) {
+			t.Errorf("there is no %q in\n%s", want, got)
+		}
+	}
+	st.Held, st.Unsettled, st.Accepted, st.Settled, st.SettledBy = false, false, time.Unix(1, 0), time.Unix(2, 0), "alice"
+	if got := shown(st); strings.Contains(got, "held") || !strings.Contains(got, ", accepted ") || !strings.Contains(got, "settled 1970") {
+		t.Errorf("got %s", got)
 	}
 }
 

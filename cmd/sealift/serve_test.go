@@ -173,7 +173,7 @@ func TestTheEndIsInOrder(t *testing.T) {
 			break
 		}
 		if errors.Is(err, syscall.ECONNRESET) {
-			continue // the listener ended while it was in its queue
+			continue // the listener was closed on it
 		}
 		if err != nil {
 			t.Fatal(err)

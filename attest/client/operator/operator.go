@@ -310,6 +310,16 @@ func (c *Client) AcceptRestore(ctx context.Context, reason string) (*api.Restore
 	return s, nil
 }
 
+// SettleRestore has a service that was restored from a backup take machines that
+// it does not know as new.
+func (c *Client) SettleRestore(ctx context.Context, reason string) (*api.RestoreStatus, error) {
+	s := new(api.RestoreStatus)
+	if err := c.call(ctx, http.MethodPost, api.PathRestore+"/settle", nil, api.StateChange{Reason: reason}, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
 // Install hands over an install record, which enrols the machine.
 func (c *Client) Install(ctx context.Context, rec *api.InstallRecord) (*api.Machine, error) {
 	m := new(api.Machine)

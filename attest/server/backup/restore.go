@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/image/manifest"
@@ -40,8 +41,17 @@ type Report struct {
 	Head        audit.Head           // of the restored log
 	Replayed    int64                // entries after the backup's
 	Complete    bool                 // nothing was lost
-	NotReplayed map[audit.Kind]int64 // entries whose effect could not be repeated
-	LostKeys    []attest.MachineID   // machines to install again: their disk key was made after the backup
+	NotReplayed map[audit.Kind]int64 // what could not be repeated, by the kind of entry that would tell it
+	// Held: nothing is released until the restore is accepted. Unsettled: machines
+	// that are enrolled from now on must start once more. Both also if an earlier
+	// restore of the same service was left so.
+	Held, Unsettled bool
+	LostKeys        []attest.MachineID // machines to install again: their disk key was made after the backup
+	// Missing is what could not be rebuilt and a person must mend, machine by
+	// machine, LostKeys among it. MustStart are the machines that must start anew
+	// once before their reports are accepted again, because they had a release
+	// after the backup.
+	Missing, MustStart []api.RestoreMissing
 }
 
 // Restore verifies the whole of the backup and of the log, and then fills the
@@ -79,7 +89,8 @@ func Restore(ctx context.Context, into server.Archive, o *Order) (*Report, error
 		return nil, fmt.Errorf("restore: %w", err)
 	}
 	report.Head, report.Complete, report.NotReplayed = end[len(end)-1].Head(), entry.Complete, entry.NotReplayed
-	report.LostKeys = recovery.Lost()
+	report.Held, report.Unsettled = recovery.Held()
+	report.LostKeys, report.Missing, report.MustStart = recovery.Lost(), recovery.Missing(), recovery.MustStart()
 	if into == nil {
 		return report, nil
 	}

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -199,6 +200,24 @@ func (d *TPM) control(cmd, arg uint32) error {
 		return fmt.Errorf("control command %d: result %#x", cmd, rc)
 	}
 	return nil
+}
+
+// Allocate activates exactly these banks from the next reset on
+// (TPM2_PCR_Allocate), as firmware does when it is told to in its setup.
+func (d *TPM) Allocate(banks ...string) {
+	d.tb.Helper()
+	var all []string
+	for _, b := range []string{"sha1", "sha256", "sha384", "sha512"} {
+		pcrs := "none"
+		if slices.Contains(banks, b) {
+			pcrs = "all"
+		}
+		all = append(all, b+":"+pcrs)
+	}
+	out, err := exec.Command(Tool(d.tb, "tpm2_pcrallocate"), "-T", "swtpm:path="+d.Socket, strings.Join(all, "+")).CombinedOutput()
+	if err != nil {
+		d.tb.Fatalf("tpmtest: tpm2_pcrallocate: %v\n%s", err, out)
+	}
 }
 
 // Extend extends PCR index of every active bank with the bank's hash of data

@@ -316,6 +316,9 @@ type boot struct {
 	m   *machine
 	tpm *papertpm.TPM
 	log *papertpm.Boot
+	id  attest.MachineID
+
+	ek, ak []byte // TPMT_PUBLIC
 
 	sent bool // evidence was sent before in this boot
 }
@@ -340,6 +343,10 @@ func (b *boot) attempt(ctx context.Context) error {
 		}
 		b.tpm.Clock = tpm2.TPMSClockInfo{Clock: uint64(m.resets) * 60_000, ResetCount: m.resets, Safe: true}
 		if b.log, err = f.c.Files.Boot.OnDisk(m.disk, m.made); err != nil {
+			return f.stats.wrong("simulator", err)
+		}
+		b.ek, b.ak = tpm2.Marshal(b.tpm.EKPublic), tpm2.Marshal(b.tpm.AKPublic)
+		if b.id, err = attest.EKMachineID(b.ek); err != nil {
 			return f.stats.wrong("simulator", err)
 		}
 		b.log.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Box", serial(m))
@@ -386,10 +393,9 @@ func (b *boot) attempt(ctx context.Context) error {
 // ask gets a release over a connection. took is the time of the service alone.
 func (b *boot) ask(ctx context.Context, s *client.Session) (took time.Duration, rel *api.Release, err error) {
 	f, m := b.f, b.m
-	ek, ak := tpm2.Marshal(b.tpm.EKPublic), tpm2.Marshal(b.tpm.AKPublic)
 	began := time.Now()
 	ch, err := s.Challenge(ctx, &api.ChallengeRequest{
-		Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: ek, EKCertificates: b.tpm.EKCertificates, AKPublic: ak,
+		Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: b.ek, EKCertificates: b.tpm.EKCertificates, AKPublic: b.ak,
 	})
 	if err != nil {
 		return 0, nil, f.stats.failed(err)
@@ -406,15 +412,11 @@ func (b *boot) ask(ctx context.Context, s *client.Session) (took time.Duration, 
 	if err := sleep(ctx, f.c.TPMTime); err != nil {
 		return 0, nil, err
 	}
-	id, err := b.tpm.MachineID()
-	if err != nil {
-		return 0, nil, f.stats.wrong("simulator", err)
-	}
 	repeated := b.sent
 	b.sent = true
 	began = time.Now()
-	rel, _, err = s.Evidence(ctx, id, &api.EvidenceRequest{
-		ChallengeID: ch.ID, ActivationProof: attest.ActivationProof(secret, ch.ID, ch.Nonce, ak), Evidence: *ev,
+	rel, _, err = s.Evidence(ctx, b.id, &api.EvidenceRequest{
+		ChallengeID: ch.ID, ActivationProof: attest.ActivationProof(secret, ch.ID, ch.Nonce, b.ak), Evidence: *ev,
 	})
 	var refused *client.RefusedError
 	switch {

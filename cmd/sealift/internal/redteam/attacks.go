@@ -41,7 +41,7 @@ func want(codes ...attest.Code) []string {
 
 // Attacks returns all attacks in the order in which they are best run.
 func Attacks() []Attack {
-	return slices.Concat(messageAttacks(), quoteAttacks(), identityAttacks(), logAttacks(), bootAttacks(), stateAttacks(), serviceAttacks())
+	return slices.Concat(messageAttacks(), quoteAttacks(), bankAttacks(), identityAttacks(), logAttacks(), bootAttacks(), stateAttacks(), serviceAttacks())
 }
 
 // sent is an attack by a machine that change bends before it attests, and whose

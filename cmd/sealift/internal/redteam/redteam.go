@@ -49,6 +49,9 @@ type Target struct {
 	// whose endorsement key CA certifies. Optional; without it the attack with
 	// a software TPM is an endorsement key of an authority of its own.
 	Strict func(*papertpm.TPM) error
+	// SHA384 has the policy appraise a machine by SHA-384. Optional; without it
+	// the machines that have no SHA-256 are refused for that, too.
+	SHA384 func(*papertpm.TPM) error
 }
 
 // Owner enrols and revokes the machines of the attacks.

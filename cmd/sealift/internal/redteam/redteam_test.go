@@ -59,7 +59,7 @@ func TestEachAttackIsRefusedByAFindingOfItsOwn(t *testing.T) {
 func TestAServiceThatTrustsNoSoftwareTPMIsAttackedAsFarAsItCanBe(t *testing.T) {
 	t.Parallel()
 	s := target(t)
-	s.CA, s.Owner, s.Strict, s.Operators = nil, nil, nil, ""
+	s.CA, s.Owner, s.Strict, s.SHA384, s.Operators = nil, nil, nil, nil, ""
 	got := reports(t, s, Attacks())
 	for _, a := range Attacks() {
 		r := got[a.Name]
@@ -78,6 +78,20 @@ func TestAnOldImageMayBeDeniedByName(t *testing.T) {
 	r := reports(t, target, attacks)["old-image"]
 	if r.Verdict != Refused || !slices.Equal(r.Codes, want(attest.CodeImageDenied)) {
 		t.Errorf("%s: codes %v: %s", r.Verdict, r.Codes, r.Detail)
+	}
+}
+
+// What the attacks with banks are refused for is nothing but the bank.
+func TestAMachineWithoutSHA256IsAcceptedWhereItIsSaidSo(t *testing.T) {
+	t.Parallel()
+	accepted := Attack{Name: "a good machine", Want: want(attest.CodeBankHidden), run: sent((*box).bySHA384, nil)}
+	if r := reports(t, target(t), []Attack{accepted})[accepted.Name]; r.Verdict != Accepted {
+		t.Errorf("%s: codes %v: %s", r.Verdict, r.Codes, r.Detail)
+	}
+	for _, a := range bankAttacks() {
+		if r := reports(t, target(t), []Attack{a})[a.Name]; len(r.Codes) != 1 {
+			t.Errorf("%s: codes are %v, want one", a.Name, r.Codes)
+		}
 	}
 }
 

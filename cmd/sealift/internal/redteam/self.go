@@ -74,7 +74,7 @@ func self(ctx context.Context, dir string, log *slog.Logger, denied []attest.Den
 	if err != nil {
 		return fail(err)
 	}
-	policies := &policies{ca: ca.Root, denied: denied, strict: map[attest.MachineID]bool{}}
+	policies := &policies{ca: ca.Root, denied: denied, image: papertpm.Predicted(papertpm.GoodImage(), papertpm.GoodBoot()), strict: map[attest.MachineID]bool{}, by384: map[attest.MachineID]bool{}}
 	service, err := server.New(server.Config{Store: store, Policy: policies.policy, KEK: kek, ReleaseKey: release, Log: log, Version: "redteam"})
 	if err != nil {
 		return fail(errors.Join(err, store.Close()))
@@ -107,6 +107,7 @@ func self(ctx context.Context, dir string, log *slog.Logger, denied []attest.Den
 		Owner:     owner,
 		Operators: "https://" + operators.Addr().String(),
 		Strict:    policies.demandHardware,
+		SHA384:    policies.appraiseBySHA384,
 	}, func() error { owner.Close(); return end() }, nil
 }
 
@@ -114,9 +115,11 @@ func self(ctx context.Context, dir string, log *slog.Logger, denied []attest.Den
 type policies struct {
 	ca     *x509.Certificate
 	denied []attest.DeniedImage
+	image  *manifest.Manifest
 
 	mu     sync.Mutex
 	strict map[attest.MachineID]bool // guarded by mu
+	by384  map[attest.MachineID]bool // guarded by mu
 }
 
 func (p *policies) policy(_ context.Context, id attest.MachineID) (*attest.Policy, error) {
@@ -126,8 +129,12 @@ func (p *policies) policy(_ context.Context, id attest.MachineID) (*attest.Polic
 	if p.strict[id] {
 		allowed = attest.TPMHardware
 	}
+	bank := ""
+	if p.by384[id] {
+		bank = "sha384"
+	}
 	return &attest.Policy{
-		ID: "redteam", Images: []*manifest.Manifest{papertpm.GoodImage()}, DeniedImages: p.denied,
+		ID: "redteam", Bank: bank, Images: []*manifest.Manifest{p.image}, DeniedImages: p.denied,
 		Firmware: attest.FirmwarePolicy{References: []attest.FirmwareReference{papertpm.GoodFirmware()}},
 		TPM:      attest.TPMPolicy{Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: p.ca}}, Allowed: []attest.TPMClass{allowed}},
 	}, nil
@@ -141,5 +148,16 @@ func (p *policies) demandHardware(t *papertpm.TPM) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.strict[id] = true
+	return nil
+}
+
+func (p *policies) appraiseBySHA384(t *papertpm.TPM) error {
+	id, err := t.MachineID()
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.by384[id] = true
 	return nil
 }

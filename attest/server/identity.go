@@ -1,0 +1,38 @@
+package server
+
+import (
+	"github.com/sealift/sealift/attest/audit"
+)
+
+// identify adds the machine's identity, and the documents about who is who that
+// are written with it, to the last state change of c. With it a restore knows
+// from the log whose a serial number is.
+func identify(c *Change) {
+	if c.Machine == nil {
+		return
+	}
+	for i := len(c.Events) - 1; i >= 0; i-- {
+		d, ok := c.Events[i].Data.(audit.StateChange)
+		if !ok || c.Events[i].Machine != c.Machine.ID {
+			continue
+		}
+		m := c.Machine
+		d.Identity = &audit.Identity{
+			NodeName: m.NodeName, FormerName: m.FormerName, Serial: m.Serial, Listed: m.Listed, ReplacedBy: m.ReplacedBy, Digests: m.Digests,
+			Bindings: bindings(c.Documents),
+		}
+		c.Events[i].Data = d
+		return
+	}
+}
+
+// bindings returns those of documents that say who is who.
+func bindings(documents []*Document) []audit.Binding {
+	var out []audit.Binding
+	for _, d := range documents {
+		if d.Kind == serialKind || d.Kind == expectedKind {
+			out = append(out, audit.Binding{Kind: d.Kind, Name: d.Name, Body: d.Body})
+		}
+	}
+	return out
+}

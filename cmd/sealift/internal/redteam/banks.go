@@ -1,0 +1,156 @@
+package redteam
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/sealift/sealift/attest"
+)
+
+// bankAttacks are of machines whose firmware measures into SHA-256 alone. Whatever
+// it booted filled the SHA-384 bank, which is active, too, with a good boot, and says
+// that SHA-256 is off.
+func bankAttacks() []Attack {
+	const carteBlanche = "CVE-2021-42299 (TPM Carte Blanche)"
+	return []Attack{
+		{
+			Name: "bank-hidden", What: "the bank that firmware measures into is said to be off, with the TPM's own list of its banks",
+			Reference: carteBlanche, Want: want(attest.CodeBankHidden),
+			run: sent(hideSHA256, nil),
+		},
+		{
+			Name: "bank-hidden-without-proof", What: "the bank that firmware measures into is said to be off, with nothing but a quote of it that covers no PCR",
+			Reference: carteBlanche, Want: want(attest.CodeBankUnproven),
+			run: sent(hideSHA256, func(x *exchange) error {
+				x.request.Evidence.Banks = nil
+				return nil
+			}),
+		},
+		{
+			Name: "bank-list-altered", What: "a bank is taken out of the TPM's list of its banks", Want: want(attest.CodeBankUnproven),
+			run: sent(hideSHA256, func(x *exchange) error {
+				l, err := tpm2.Unmarshal[tpm2.TPMLPCRSelection](x.request.Evidence.Banks.List)
+				if err != nil {
+					return err
+				}
+				listed(l, 0)
+				x.request.Evidence.Banks.List = tpm2.Marshal(l)
+				return nil
+			}),
+		},
+		{
+			Name: "bank-list-of-another-machine", What: "the list of a TPM on which SHA-256 is off, for the same challenge", Want: want(attest.CodeQuoteSignature),
+			run: func(ctx context.Context, l *lab) (*answer, error) {
+				b, err := l.box(ctx)
+				if err != nil {
+					return nil, err
+				}
+				if err := hideSHA256(b); err != nil {
+					return nil, err
+				}
+				other, err := l.stranger()
+				if err != nil {
+					return nil, err
+				}
+				return b.attest(ctx, func(x *exchange) error {
+					other.tpm.PCRs = b.tpm.PCRs
+					theirs := x.request.Evidence
+					if err := other.tpm.QuoteAll(&theirs, attest.PurposeUnlock, x.challenge.Nonce, x.session.Exporter()); err != nil {
+						return err
+					}
+					x.request.Evidence.Banks = theirs.Banks
+					return nil
+				})
+			},
+		},
+		{
+			Name: "bank-list-replayed", What: "the TPM's list for an earlier challenge, when SHA-256 was off", Want: want(attest.CodeQuoteNonce),
+			run: func(ctx context.Context, l *lab) (*answer, error) {
+				b, err := l.box(ctx)
+				if err != nil {
+					return nil, err
+				}
+				if err := b.bySHA384(); err != nil {
+					return nil, err
+				}
+				old, err := b.prepare(ctx)
+				if err != nil {
+					return nil, err
+				}
+				defer func() { _ = old.session.Close() }()
+				b.tpm.Reset()
+				if err := hideSHA256(b); err != nil {
+					return nil, err
+				}
+				return b.attest(ctx, func(x *exchange) error {
+					x.request.Evidence.Banks = old.request.Evidence.Banks
+					return nil
+				})
+			},
+		},
+		{
+			Name: "bank-list-from-before-the-reset", What: "the TPM's list from before a reset, when SHA-256 was off", Want: want(attest.CodeClock),
+			run: sent(func(b *box) error {
+				b.tpm.OnTime = func(now *tpm2.TPMSTimeInfo) { now.ClockInfo.ResetCount-- }
+				b.tpm.OnBanks = func(a *tpm2.TPMSAttest) { a.ClockInfo.ResetCount-- }
+				return b.bySHA384()
+			}, nil),
+		},
+		{
+			Name: "bank-list-from-before-a-restart", What: "the TPM's list from before a restart, which a saved audit session outlives, signed after it", Want: want(attest.CodeClock),
+			run: sent(func(b *box) error {
+				b.tpm.OnTime = func(now *tpm2.TPMSTimeInfo) { now.ClockInfo.RestartCount-- }
+				return b.bySHA384()
+			}, nil),
+		},
+		{
+			Name: "bank-turned-off", What: "SHA-256 is turned off, between two boots, on a machine whose firmware measures into nothing else",
+			Reference: carteBlanche, Want: want(attest.CodeBankTurnedOff), Accepted: true,
+			run: func(ctx context.Context, l *lab) (*answer, error) {
+				b, _, err := l.released(ctx)
+				if err != nil {
+					return nil, err
+				}
+				b.tpm.Reset()
+				if err := b.bySHA384(); err != nil {
+					return nil, err
+				}
+				return b.attest(ctx, nil)
+			},
+		},
+	}
+}
+
+// hideSHA256 has a machine keep SHA-256 back, which its TPM lists as active.
+func hideSHA256(b *box) error {
+	b.tpm.OnList = func(l *tpm2.TPMLPCRSelection) { listed(l, 0xff) }
+	return b.bySHA384()
+}
+
+// listed sets which PCRs of SHA-256 are active.
+func listed(l *tpm2.TPMLPCRSelection, bits byte) {
+	for i := range l.PCRSelections {
+		if s := &l.PCRSelections[i]; s.Hash == tpm2.TPMAlgSHA256 {
+			s.PCRSelect = []byte{bits, bits, bits}
+		}
+	}
+}
+
+// bySHA384 has a machine boot as the target accepts, with only the SHA-384 bank, and
+// the policy appraise it by that where it can be told to.
+func (b *box) bySHA384() error {
+	b.addBank("sha384")
+	boot := *b.boot
+	boot.Banks = slices.DeleteFunc(slices.Clone(boot.Banks), func(bank string) bool { return bank != "sha384" })
+	b.boot = &boot
+	if b.l.SHA384 == nil {
+		return nil
+	}
+	if err := b.l.SHA384(b.tpm); err != nil {
+		return fmt.Errorf("appraise the machine by SHA-384: %w", err)
+	}
+	return nil
+}
