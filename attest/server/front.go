@@ -31,6 +31,8 @@ const (
 	// maxPending bounds what was sent ahead of an answer and is kept for after
 	// it, bytes. No agent sends anything ahead.
 	maxPending = 4096
+	// acceptPause is how long nothing is accepted after an error that passes.
+	acceptPause = 50 * time.Millisecond
 )
 
 // front is what the node API listens with. Nearly all of the time a machine's
@@ -74,6 +76,11 @@ func newFront(ln net.Listener, cfg *tls.Config, log *slog.Logger, limits Limits,
 	go func() {
 		for {
 			c, err := ln.Accept()
+			if passing(err) {
+				f.log.Warn("connection not accepted", "error", err)
+				time.Sleep(acceptPause)
+				continue
+			}
 			if err != nil {
 				f.err = err
 				close(f.ended)
@@ -83,6 +90,13 @@ func newFront(ln net.Listener, cfg *tls.Config, log *slog.Logger, limits Limits,
 		}
 	}()
 	return f
+}
+
+// passing reports whether an error of Accept leaves the listener as it was: no
+// file descriptor was free, or the peer had gone.
+func passing(err error) bool {
+	var e interface{ Temporary() bool }
+	return errors.As(err, &e) && e.Temporary()
 }
 
 // Accept returns the next connection on which a request begins, as a *nodeConn.
@@ -102,8 +116,9 @@ func (f *front) Close() error {
 	defer f.mu.Unlock()
 	f.closed = true
 	for c := range f.silent {
-		// Nobody is told anything over it, so it does not matter how it ends.
-		_ = c.Conn.Close()
+		// Nobody is told anything over it, so it does not matter how it ends. The
+		// end of TLS would be an alert, for which there may be no room on the way.
+		_ = c.NetConn().Close()
 	}
 	return err
 }
@@ -233,7 +248,8 @@ func (f *front) wait(c *nodeConn) {
 		}
 		first := make([]byte, 1)
 		// A connection whose deadline cannot be set fails in Read.
-		_ = c.SetReadDeadline(time.Now().Add(patience))
+		// It is for writes too: a key update is answered in Read (RFC 8446 4.6.3).
+		_ = c.SetDeadline(time.Now().Add(patience))
 		_, err := io.ReadFull(c.Conn, first)
 		f.left(c)
 		if err != nil {
@@ -256,6 +272,9 @@ func (f *front) wait(c *nodeConn) {
 		f.turnAway(c)
 		return
 	}
+	// net/http sets no deadline for what is written before the handler has the
+	// request: answers to key updates, and to what is no request.
+	_ = c.SetWriteDeadline(time.Now().Add(headerTimeout + briefTimeout))
 	both := func() { f.requests.release(); leave() }
 	c.leave.Store(&both)
 	c.open.waited = time.Since(began)
@@ -312,7 +331,7 @@ func (f *front) handler(h http.Handler) http.Handler {
 		r.TLS = &c.state
 		body := &readToEnd{ReadCloser: r.Body, ended: r.Body == http.NoBody}
 		r.Body = body
-		answer := &held{ResponseWriter: w, header: w.Header()}
+		answer := &held{ResponseWriter: w, method: r.Method, header: w.Header()}
 		h.ServeHTTP(answer, r)
 		if answer.header.Get("Connection") != "" || !body.ended || r.Close || !r.ProtoAtLeast(1, 1) {
 			// It ends with this answer: net/http knows how.
@@ -348,7 +367,8 @@ func (f *front) resume(c *nodeConn, ahead *bufio.Reader, answer *held) {
 
 // held is a ResponseWriter that keeps the answer.
 type held struct {
-	http.ResponseWriter // for http.ResponseController
+	http.ResponseWriter        // for http.ResponseController
+	method              string // of the request; that of HEAD has no body in its answer
 	header              http.Header
 	status              int
 	body                bytes.Buffer
@@ -375,6 +395,7 @@ func (h *held) send(w io.Writer) error {
 	resp := &http.Response{
 		StatusCode: h.status, ProtoMajor: 1, ProtoMinor: 1, Header: h.header,
 		ContentLength: int64(h.body.Len()), Body: io.NopCloser(&h.body),
+		Request: &http.Request{Method: h.method},
 	}
 	b := bufio.NewWriterSize(w, h.body.Len()+1024) // one record
 	if err := resp.Write(b); err != nil {

@@ -61,6 +61,9 @@ func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certi
 	f := newFront(s.bounded(apiNodes, ln), cfg, s.c.Log, s.c.Limits, func(limit string) { s.c.Meter.Limited(apiNodes, limit) })
 	srv := s.httpServer(f.handler(s.NodeHandler()))
 	srv.ConnContext = withConnection
+	// net/http would answer OPTIONS * by itself and keep the connection, with
+	// the room of the request.
+	srv.DisableGeneralOptionsHandler = true
 	return s.serve(ctx, apiNodes, srv, f, f.working.Wait)
 }
 
@@ -102,7 +105,8 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 	}
 }
 
-// serve serves until ctx ends. finish waits for what net/http does not know of.
+// serve serves until ctx ends. finish waits for what net/http does not know of,
+// unless requests had to be cut.
 func (s *Server) serve(ctx context.Context, name string, srv *http.Server, ln net.Listener, finish func()) error {
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
@@ -114,13 +118,16 @@ func (s *Server) serve(ctx context.Context, name string, srv *http.Server, ln ne
 	// ctx has ended; the drain has its own time.
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.c.Limits.Drain)
 	defer cancel()
+	cut := false
 	err := srv.Shutdown(drain)
 	if errors.Is(err, context.DeadlineExceeded) {
 		// A peer that does not come to its end is no error of ours.
 		s.c.Log.Warn("requests cut at the end of service", "api", name, "after", s.c.Limits.Drain)
-		err = srv.Close()
+		cut, err = true, srv.Close()
 	}
-	finish()
+	if err == nil && !cut {
+		finish()
+	}
 	<-done
 	if err != nil {
 		return fmt.Errorf("end of service on %s: %w", ln.Addr(), err)
@@ -264,7 +271,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, timeout time.
 	// when a read deadline passes under it.
 	_ = rc.SetReadDeadline(time.Time{})
 	if decoded != nil {
-		return badRequest("the body is not the JSON of this request: %v", decoded)
+		return badRequest("the body is not the JSON of this request: %s", clip(decoded.Error()))
 	}
 	return nil
 }

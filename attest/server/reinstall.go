@@ -2,7 +2,6 @@ package server
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -72,8 +71,8 @@ func (m *Machine) recorded(disk string) *attest.Known {
 		State: m.State, StateReason: m.Reason, AKName: m.AKName, DiskGUID: m.DiskGUID, StateMade: m.StateMade,
 		ResetCount: m.ResetCount, RestartCount: m.RestartCount, Clock: m.Clock, TPMFirmware: m.TPMFirmware, Released: m.Released,
 	}
-	if m.Boot != nil && !m.Rebased {
-		k.Banks = slices.Sorted(maps.Keys(m.Boot.PCRs))
+	if !m.Rebased {
+		k.Banks = m.Banks
 	}
 	candidate := m.fromCandidate(disk)
 	if candidate {

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -123,6 +125,10 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
 	m.Boot = prf.boot
+	m.Banks = nil
+	if m.Boot != nil {
+		m.Banks = slices.Sorted(maps.Keys(m.Boot.PCRs))
+	}
 	events = append(events, s.heardOf(m, sub.now)...)
 	m.LastEvidence = digestOf(stored)
 	m.AcceptedEvidence = m.LastEvidence

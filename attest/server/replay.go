@@ -274,6 +274,9 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) error {
 		// Its TPM may have been cleared: what the backup knows of it does not bind.
 		m.AKName, m.TPMFirmware, m.Clock = nil, 0, 0
 	}
+	if m.Rebased {
+		m.Banks = nil // it was approved to be without
+	}
 	m.ResetCount, m.RestartCount, m.Released, m.Rebased, m.ReleaseID = d.ResetCount, d.RestartCount, true, false, d.ID
 	// Who had a release is not in the boot of an earlier restore any more. What it
 	// was then is not known, and it is heard of anew with its next release.

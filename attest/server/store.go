@@ -113,6 +113,8 @@ type Machine struct {
 	// FormerName is the node name that went to ReplacedBy.
 	FormerName string `json:"formerName,omitempty"`
 
+	// Banks are the PCR banks that were active at its last release, sorted.
+	Banks []string `json:"banks,omitempty"`
 	// Boot is the machine's state at its last release, for its reports.
 	Boot *attest.Boot `json:"boot,omitempty"`
 	// FenceDue: the machine was locked out, and its node must still be fenced.
