@@ -148,6 +148,26 @@ func TestPolicyRulesAreAppliedToAModel(t *testing.T) {
 		"settings that are listed": {change: func(s *scene) {
 			s.policy.Models = paper(ModelRule{Configuration: true, Components: []Component{{PCR: 1, SHA256: digestOf("order"), Name: "boot order"}}})
 		}},
+		"an event of no type of PCR 1 that the policy names": {change: func(s *scene) {
+			s.insertAfter(of("order"), papertpm.Measurement{PCR: 1, Type: 0x1234, Data: []byte("maker's table")})
+			s.policy.Models = paper(ModelRule{Components: []Component{{PCR: 1, SHA256: digestOf("maker's table"), Name: "the maker's table"}}})
+		}},
+		"the same where all is listed": {change: func(s *scene) {
+			s.insertAfter(of("order"), papertpm.Measurement{PCR: 1, Type: 0x1234, Data: []byte("maker's table")})
+			s.policy.Models = paper(ModelRule{Configuration: true, Components: []Component{{PCR: 1, SHA256: digestOf("order")}, {PCR: 1, SHA256: digestOf("maker's table")}}})
+		}},
+		"the same that the policy names for another PCR": {
+			change: func(s *scene) {
+				s.insertAfter(of("order"), papertpm.Measurement{PCR: 1, Type: 0x1234, Data: []byte("maker's table")})
+				s.policy.Models = paper(ModelRule{Components: []Component{{PCR: 2, SHA256: digestOf("maker's table")}}})
+			},
+			want: []Code{CodeEventUnknown}, says: "no configuration of the platform"},
+		"the digest of the image that the policy names as a setting": {
+			change: func(s *scene) {
+				s.insertAfter(of("order"), papertpm.Measurement{PCR: 1, Type: EventVariableBoot, Data: []byte("x"), Measured: []byte("uki")})
+				s.policy.Models = paper(ModelRule{Components: []Component{{PCR: 1, SHA256: digestOf("uki")}}})
+			},
+			want: []Code{CodeLogStructure}},
 
 		"a dbx with all that the policy wants, and more": {change: func(s *scene) {
 			s.policy.DBXSuperset = hashList(1, "a", "b")
@@ -172,6 +192,19 @@ func TestPolicyRulesAreAppliedToAModel(t *testing.T) {
 				s.policy.DeniedImages = []DeniedImage{{Manifest: old, Reason: "version 1 is below the minimum 2"}}
 			},
 			want: []Code{CodeImageDenied}, says: "image demo 1 was booted, which the policy refuses: version 1 is below"},
+		"the only image, which is denied": {
+			change: func(s *scene) {
+				s.policy.DeniedImages = []DeniedImage{{Manifest: s.policy.Images[0], Reason: "version 1 is denied"}}
+				s.policy.Images = nil
+			},
+			want: []Code{CodeImageDenied}, says: "which the policy refuses: version 1 is denied"},
+		"a policy that denies every image, and another boot application": {
+			change: func(s *scene) {
+				s.replace(of("uki"), func(m *papertpm.Measurement) { m.Measured = []byte("another") })
+				s.policy.DeniedImages = []DeniedImage{{Manifest: s.policy.Images[0], Reason: "denied"}}
+				s.policy.Images = nil
+			},
+			want: []Code{CodeImageUnknown}, says: "the policy allows no image"},
 		"a policy that has expired": {
 			change: func(s *scene) { s.policy.NotInForce = "it ended on 2026-01-01" },
 			want:   []Code{CodePolicyDates}, says: "it ended on 2026-01-01"},

@@ -23,7 +23,7 @@ const (
 // appraisePlatform looks at PCR 1. What is in it depends on the machine (boot
 // order, settings, microcode) and is compared with nothing; but an event of a type
 // that does not belong there is not something that the machine's owner knows of,
-// and neither is the digest of an image.
+// unless the policy names it for the model, and neither is the digest of an image.
 func (b *measuredBoot) appraisePlatform() {
 	if !b.sound[1] {
 		return
@@ -38,6 +38,10 @@ func (b *measuredBoot) appraisePlatform() {
 		case m != nil:
 			b.retyped(e, fmt.Sprintf("the UKI of image %s, in PCR 1", imageName(m)))
 		case !known[e.UntrustedType]:
+			if name, ok := b.v.component(1, e.reference()); ok {
+				b.v.fact("component", "PCR 1: "+name, TrustQuoted)
+				continue
+			}
 			b.unknown(e, "no configuration of the platform", hintInspectLog)
 		}
 	}

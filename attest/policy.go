@@ -27,6 +27,9 @@ type Policy struct {
 	// NotInForce says why the policy gives nothing now, for example that it has
 	// expired. Empty: it is in force.
 	NotInForce string
+	// Revision says which of the policies that were enabled one after the other
+	// this is of; 0: none was. No verdict depends on it.
+	Revision int64
 	// Bank is the PCR bank that evidence is appraised by, sha256 or sha384, and
 	// which therefore must be active. Empty: SHA-256. With sha384, SHA-256 need
 	// not be active, if the TPM proves that it is off. What nothing proves is that

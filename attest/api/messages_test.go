@@ -22,6 +22,8 @@ func FuzzDecodeMessages(f *testing.F) {
 		`{"diskKey":"AA==","nodeName":"n","join":{"server":"https://x","ca":"AA==","token":"AA=="}}`,
 		`{"request":"00000 00000","reason":"r","minutes":10}`,
 		`{"recoveryCode":"AA==","recovery":{"id":"r","bootKey":"AA==","approvals":[{"by":"a","reason":"b","time":"2026-01-02T03:04:05Z"}]}}`,
+		`{"policy":"AA==","bundle":"AA==","files":{"dbx.bin":"AA=="},"images":[{"manifest":"AA==","bundle":"AA=="}],"reason":"r","rollback":true}`,
+		`{"name":"n","version":2,"signed":true,"revision":3,"replicas":[{"name":"a","version":1,"confirmed":"2026-01-02T03:04:05Z","seen":"2026-01-02T03:04:05Z","inputs":"` + string(bytes.Repeat([]byte("ab"), 32)) + `"}]}`,
 		`{"code":"c","message":"m","hint":"h"}`,
 	} {
 		f.Add([]byte(s))
@@ -43,6 +45,8 @@ func FuzzDecodeMessages(f *testing.F) {
 		roundTrip[RecoveryTake](t, b)
 		roundTrip[Recovery](t, b)
 		roundTrip[RecoveryCode](t, b)
+		roundTrip[PolicyEnable](t, b)
+		roundTrip[PolicyState](t, b)
 		roundTrip[Error](t, b)
 	})
 }

@@ -19,6 +19,42 @@ type PolicyState struct {
 	Text    []byte          `json:"text,omitempty"`  // the file
 	Signed  bool            `json:"signed"`
 	Enabled time.Time       `json:"enabled,omitzero"` // when this version was enabled first
+	// Revision grows with each policy that is enabled.
+	Revision int64 `json:"revision,omitempty"`
+	// Images are the SHA-256 digests of the manifests that came with it, or with
+	// those before, beside those of each replica's configuration.
+	Images   []manifest.SHA256 `json:"images,omitempty"`
+	Replicas []PolicyReplica   `json:"replicas,omitempty"` // that were heard of in the last 30 seconds
+}
+
+// PolicyReplica is what one replica of the service goes by.
+type PolicyReplica struct {
+	Name      string          `json:"name"`             // host name and address of its node API
+	Policy    string          `json:"policy,omitempty"` // empty: none
+	Version   int             `json:"version,omitempty"`
+	Digest    manifest.SHA256 `json:"digest,omitzero"`
+	Revision  int64           `json:"revision,omitempty"` // that of PolicyState if it goes by what is enabled
+	Confirmed time.Time       `json:"confirmed"`          // when it last saw that this is what is enabled
+	Seen      time.Time       `json:"seen"`               // when it said so
+	// Fault is why it cannot go by what is enabled. Then it releases nothing.
+	Fault string `json:"fault,omitempty"`
+	// Inputs names the images, firmware catalogue and TPM roots that it judges
+	// by: those of replicas that judge the same are equal.
+	Inputs manifest.SHA256   `json:"inputs"`
+	Images []manifest.SHA256 `json:"images,omitempty"` // SHA-256 digests of all manifests that it has
+}
+
+// PolicyEnable is a policy that is to be enabled.
+type PolicyEnable struct {
+	Policy []byte            `json:"policy"`          // the file
+	Bundle []byte            `json:"bundle"`          // its signature by the image key
+	Files  map[string][]byte `json:"files,omitempty"` // that it names, by that name
+	// Images are those of which every replica gets the manifest with the policy.
+	Images []SignedManifest `json:"images,omitempty"`
+	Reason string           `json:"reason"`
+	// Rollback allows a version below the present one, and a policy of another
+	// name.
+	Rollback bool `json:"rollback,omitempty"`
 }
 
 // PolicyProposal is a policy that is to be tried. It needs no signature, as it

@@ -33,6 +33,14 @@ const (
 	KindAcceptRestore    Kind = "store.accept"      // AcceptRestore
 )
 
+// Kinds returns all of them.
+func Kinds() []Kind {
+	return []Kind{
+		KindStart, KindChallengeRefused, KindVerdict, KindRelease, KindConfirm, KindState, KindInstall, KindToken, KindCampaign,
+		KindReport, KindStale, KindExpected, KindPolicy, KindDiskKey, KindKEK, KindRestore, KindAcceptRestore, KindAlarm, KindRecovery, KindPrune,
+	}
+}
+
 // Start records that the service began to answer. A gap in a log's time is
 // explained by the start that follows it.
 type Start struct {
@@ -271,4 +279,7 @@ type Policy struct {
 	Rollback    bool            `json:"rollback,omitempty"` // to an older version, or to another name
 	By          string          `json:"by"`
 	Reason      string          `json:"reason,omitempty"`
+	// Images are the SHA-256 digests of the manifests that came with it, or with
+	// those before.
+	Images []manifest.SHA256 `json:"images,omitempty"`
 }

@@ -595,6 +595,9 @@ func (b *builder) policy(e Entry, l *Line) error {
 	if d.Rollback {
 		l.Text += ", a step back"
 	}
+	if n := len(d.Images); n > 0 {
+		l.Text += fmt.Sprintf(", with %d manifests", n)
+	}
 	if d.Reason != "" {
 		l.Text += ": " + d.Reason
 	}

@@ -70,6 +70,25 @@ func seq(entries []Entry) iter.Seq2[Entry, error] {
 	}
 }
 
+func TestAReportSaysWhoEnabledAPolicy(t *testing.T) {
+	e, err := Next(Head{}, Event{Time: begin, Kind: KindPolicy, Data: Policy{
+		Name: "fleet", Version: 7, Digest: manifest.SHA256{1}, Signed: true, FromName: "fleet", FromVersion: 8, Rollback: true, By: "ana", Reason: "ticket",
+		Images: []manifest.SHA256{{2}, {3}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Build(seq([]Entry{e}), ReportOptions{Generated: begin})
+	if err != nil || len(r.Service) != 1 || !r.Service[0].Bad {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for _, want := range []string{"fleet version 8 → fleet version 7 by ana", "a step back", "with 2 manifests", "ticket"} {
+		if !strings.Contains(r.Service[0].Text, want) {
+			t.Errorf("%q does not say %q", r.Service[0].Text, want)
+		}
+	}
+}
+
 func TestReportHoldsEveryVerdictReleaseAndRefusal(t *testing.T) {
 	entries := story(t)
 	r, err := Build(seq(entries), ReportOptions{Generated: begin})

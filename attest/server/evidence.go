@@ -117,6 +117,13 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 	if ch.Purpose != attest.PurposeReport {
 		sub.proven, decide = activated(ch, req), s.decide
 	}
+	if sub.proven {
+		// A proof is made by the TPM that holds the key, for one challenge: nobody
+		// else uses this up.
+		if ok, wait := s.proven.allow(machine.String(), now); !ok {
+			return 0, nil, rateLimited(limitProvenEK, wait)
+		}
+	}
 	for range attempts {
 		status, body, f := decide(ctx, sub)
 		if f != nil && errors.Is(f.cause, ErrConflict) {

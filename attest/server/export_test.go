@@ -60,6 +60,11 @@ func NewLimiter(interval time.Duration, burst int) Limiter {
 	return Limiter{newLimiter(interval, burst)}
 }
 
+// NewProvenLimiter makes a limiter of proven keys.
+func NewProvenLimiter(interval time.Duration, burst int) Limiter {
+	return Limiter{newProvenLimiter(interval, burst)}
+}
+
 // Allow takes a token.
 func (l Limiter) Allow(key string, now time.Time) (bool, time.Duration) { return l.allow(key, now) }
 

@@ -15,6 +15,7 @@ const maxKeys = 100_000
 type limiter struct {
 	interval time.Duration // one token
 	burst    time.Duration // the whole bucket
+	lenient  bool          // a key for which there is no room is allowed
 
 	mu    sync.Mutex
 	full  map[string]time.Time // guarded by mu
@@ -25,6 +26,14 @@ type limiter struct {
 // each interval.
 func newLimiter(interval time.Duration, burst int) *limiter {
 	return &limiter{interval: interval, burst: interval * time.Duration(burst), full: map[string]time.Time{}}
+}
+
+// newProvenLimiter bounds keys that are proven. Anybody can make such keys in
+// software: those that fill the limiter must not shut out others.
+func newProvenLimiter(interval time.Duration, burst int) *limiter {
+	l := newLimiter(interval, burst)
+	l.lenient = true
+	return l
 }
 
 // allow takes a token of key's bucket. If there is none it returns how long
@@ -45,7 +54,7 @@ func (l *limiter) allow(key string, now time.Time) (bool, time.Duration) {
 		if len(l.full) >= maxKeys {
 			// More keys are busy at once than are kept. Refusing the new ones
 			// keeps those that are served.
-			return false, l.interval
+			return l.lenient, l.interval
 		}
 	}
 	l.full[key] = at

@@ -34,11 +34,12 @@ func (unmetered) Limited(string, string)                     {}
 
 // Names of the limits that refuse, for the Meter.
 const (
-	limitAddress            = "address"             // requests of one address
-	limitEK                 = "endorsement-key"     // challenges of one endorsement key
-	limitOperator           = "operator"            // requests of one operator
-	limitConcurrent         = "concurrent"          // requests worked on at once
-	limitBodies             = "bodies"              // node requests that are let in, and large bodies
-	limitConnections        = "connections"         // connections of an API
-	limitAddressConnections = "address-connections" // connections of one address
+	limitAddress            = "address"                // requests of one address
+	limitEK                 = "endorsement-key"        // challenges of one endorsement key
+	limitProvenEK           = "proven-endorsement-key" // evidence of one endorsement key, from all addresses
+	limitOperator           = "operator"               // requests of one operator
+	limitConcurrent         = "concurrent"             // requests worked on at once
+	limitBodies             = "bodies"                 // node requests that are let in, and large bodies
+	limitConnections        = "connections"            // connections of an API
+	limitAddressConnections = "address-connections"    // connections of one address
 )

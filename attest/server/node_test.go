@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -309,6 +310,71 @@ func TestLimiter(t *testing.T) {
 	}
 	now = now.Add(time.Minute)
 	take("new", true)
+}
+
+func TestKeysThatFillTheLimiterShutOutNoOther(t *testing.T) {
+	now := time.Unix(1000, 0)
+	strict, lenient := server.NewLimiter(time.Hour, 1), server.NewProvenLimiter(time.Hour, 1)
+	for i := range 100_000 {
+		for _, l := range []server.Limiter{strict, lenient} {
+			if ok, _ := l.Allow(fmt.Sprint(i), now); !ok {
+				t.Fatalf("key %d is refused", i)
+			}
+		}
+	}
+	if ok, _ := strict.Allow("another", now); ok {
+		t.Error("the limiter has room without end")
+	}
+	if ok, _ := lenient.Allow("another", now); !ok {
+		t.Error("another key is shut out")
+	}
+	if ok, _ := lenient.Allow("0", now); ok {
+		t.Error("a key that is known is not limited")
+	}
+}
+
+func TestAnEndorsementKeyIsLimitedOverAllAddresses(t *testing.T) {
+	s := newScene(t, func(c *server.Config) { c.Limits.PerEK, c.Limits.EKBurst = time.Hour, 2 })
+	b := newBox(t, s.tpmCA)
+	s.enrol(b)
+	from := func(host byte) *http.Client {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, host)}}
+		c := s.httpClient()
+		tr, ok := c.Transport.(*http.Transport)
+		if !ok {
+			t.Fatal("no transport")
+		}
+		tr.DialContext = d.DialContext
+		return c
+	}
+	ask := func(host byte, change func(*api.EvidenceRequest)) (int, *api.EvidenceResponse) {
+		c := from(host)
+		req := s.answer(b, s.challenge(c, b))
+		if change != nil {
+			change(req)
+		}
+		return s.send(c, req)
+	}
+	// Whoever does not hold the key uses nothing of it up.
+	for host := byte(10); host < 15; host++ {
+		if status, r := ask(host, func(req *api.EvidenceRequest) { req.ActivationProof = []byte("a guess") }); status != 403 || codes(r.Result) != string(attest.CodeActivation) {
+			t.Errorf("a guess: HTTP %d, %s", status, codes(r.Result))
+		}
+	}
+	if status, _ := ask(2, nil); status != 200 {
+		t.Errorf("the first: HTTP %d", status)
+	}
+	if status, r := ask(3, nil); status != 403 || codes(r.Result) != string(attest.CodeReleaseRepeated) {
+		t.Errorf("the second: HTTP %d, %s", status, codes(r.Result))
+	}
+	if status, _ := ask(4, nil); status != 429 {
+		t.Errorf("the third, from a third address: HTTP %d, want 429", status)
+	}
+	other := newBox(t, s.tpmCA)
+	c := from(4)
+	if status, r := s.send(c, s.answer(other, s.challenge(c, other))); status != 403 || codes(r.Result) != "machine.unknown" && !strings.Contains(codes(r.Result), string(attest.CodeDiskForeign)) {
+		t.Errorf("another machine: HTTP %d, %s", status, codes(r.Result))
+	}
 }
 
 func TestAddressesAreCountedByWhatOnePeerHas(t *testing.T) {

@@ -84,6 +84,9 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 			return state, nil
 		})
 	}
+	if s.c.EnablePolicy != nil {
+		handle("POST "+api.PathPolicy+"/enable", api.RoleApprover, s.postPolicyEnable)
+	}
 	if s.c.Campaigns != nil {
 		campaigns := func(op Operator, w http.ResponseWriter, r *http.Request) (any, *failure) {
 			r.Body = http.MaxBytesReader(w, r.Body, maxOperatorBody)

@@ -36,7 +36,7 @@ type recoveryState struct {
 
 // person is who asks: the operator, and the digest of the key that authenticated
 // them, if they showed a certificate. One name with two keys is one person, and
-// so are two names with one key.
+// so are two names with one key. Of other names, people says it.
 type person struct {
 	Operator
 	credential string
@@ -51,14 +51,15 @@ func personOf(op Operator, r *http.Request) person {
 	return p
 }
 
-// sameName reports whether two names may be one person's. A name in a token and
-// the same in a certificate are.
-func sameName(a, b string) bool {
-	return strings.EqualFold(strings.TrimPrefix(a, bearerPrefix), strings.TrimPrefix(b, bearerPrefix))
+// is reports whether p is known to be who had a name and a credential.
+func (s *Server) is(p person, name, credential string) bool {
+	return s.people.same(p.Name, name) || p.credential != "" && p.credential == credential
 }
 
-func (p person) is(name, credential string) bool {
-	return sameName(p.Name, name) || p.credential != "" && p.credential == credential
+// isAnother reports whether p is known not to be who had a name and a credential.
+// What neither says is for neither to decide.
+func (s *Server) isAnother(p person, name, credential string) bool {
+	return s.people.differ(p.Name, name) && (p.credential == "" || p.credential != credential)
 }
 
 // handleRecovery registers the operations of a recovery.
@@ -215,7 +216,7 @@ func (s *Server) openRecovery(ctx context.Context, p person, id attest.MachineID
 		var events []audit.Event
 		if old != nil && old.Given.IsZero() && now.Before(old.Expires) {
 			same := slices.Equal(old.BootKey, bootKey) && old.DiskGUID == m.DiskGUID
-			if same && p.is(old.By, old.Credential) {
+			if same && s.is(p, old.By, old.Credential) {
 				return &old.Recovery, nil
 			}
 			if same {
@@ -276,11 +277,17 @@ func (s *Server) approveRecovery(ctx context.Context, p person, id attest.Machin
 			return nil, f
 		}
 		for i, a := range st.Approvals {
-			if p.is(a.By, st.Credentials[i]) {
-				return nil, s.refuseRecovery(ctx, p, id, st.ID, conflict(fmt.Sprintf("recovery %s has the approval of %s, who cannot approve it twice", st.ID, a.By), "another person must approve"))
+			if s.isAnother(p, a.By, st.Credentials[i]) {
+				continue
 			}
+			text, hint := fmt.Sprintf("recovery %s has the approval of %s, who cannot approve it twice", st.ID, a.By), "another person must approve"
+			if byToken(p.Name) != byToken(a.By) && !s.is(p, a.By, st.Credentials[i]) {
+				text = fmt.Sprintf("recovery %s has the approval of %s, and nothing says that %s is another person: one of them showed a certificate, the other a token", st.ID, a.By, p.Name)
+				hint = "approve with the same kind of login as the other, or name both under operator.people in the configuration of sealift serve"
+			}
+			return nil, s.refuseRecovery(ctx, p, id, st.ID, conflict(text, hint))
 		}
-		if p.credential != "" && p.credential == st.Credential && !sameName(p.Name, st.By) {
+		if p.credential != "" && p.credential == st.Credential && !s.people.same(p.Name, st.By) {
 			return nil, s.refuseRecovery(ctx, p, id, st.ID, conflict(fmt.Sprintf("recovery %s was opened with the key of %s as %s", st.ID, p.Name, st.By), "another person must approve"))
 		}
 		if len(st.Approvals) >= api.RecoveryApprovals {
@@ -309,7 +316,7 @@ func (s *Server) takeRecovery(ctx context.Context, p person, id attest.MachineID
 		if f != nil {
 			return nil, f
 		}
-		if !p.is(st.By, st.Credential) {
+		if !s.is(p, st.By, st.Credential) {
 			return nil, &failure{status: http.StatusForbidden, code: "forbidden", text: fmt.Sprintf("recovery %s was opened by %s: the code is for them", st.ID, st.By)}
 		}
 		if n := len(st.Approvals); n < api.RecoveryApprovals {

@@ -36,11 +36,11 @@ func (s *scene) identity(name string, roles ...string) tls.Certificate {
 	return s.certificate(pkix.Name{CommonName: name, Organization: []string{api.OperatorOrganization}, OrganizationalUnit: roles}, x509.ExtKeyUsageClientAuth)
 }
 
-func newRecoveryScene(t *testing.T) *recoveryScene {
+func newRecoveryScene(t *testing.T, people ...server.Person) *recoveryScene {
 	t.Helper()
 	var config server.Config
 	s := newScene(t, func(c *server.Config) {
-		c.Bearer = anybody{}
+		c.Bearer, c.People = anybody{}, people
 		config = *c
 	})
 	r := &recoveryScene{scene: s, config: config, box: newBox(t, s.tpmCA)}
@@ -59,11 +59,16 @@ func (r *recoveryScene) hire() {
 	r.bob, r.carl = r.httpClient(r.identity("bob", "approver")), r.httpClient(r.identity("carl", "approver"))
 }
 
-// anybody takes a token for the name of an approver.
+// anybody takes a token for the name of an approver, who is an operator too if
+// the name begins with an a.
 type anybody struct{}
 
 func (anybody) Authenticate(_ context.Context, token string) (server.Operator, error) {
-	return server.Operator{Name: token, Roles: []api.Role{api.RoleApprover}}, nil
+	op := server.Operator{Name: token, Roles: []api.Role{api.RoleApprover}}
+	if strings.HasPrefix(token, "a") {
+		op.Roles = append(op.Roles, api.RoleOperator)
+	}
+	return op, nil
 }
 
 // reboot gives the machine a new boot key.
@@ -229,6 +234,7 @@ func TestOnePersonIsNotTwo(t *testing.T) {
 		"the key under another name":   r.httpClient(r.renamed(bob, "frank", "approver")),
 		"the opener's, under another":  r.httpClient(r.renamed(shared, "gus", "approver")),
 		"the name in a token":          withHeader(r.httpClient(), "Bearer bob"),
+		"another name in a token":      withHeader(r.httpClient(), "Bearer kim"),
 		"an operator without the role": r.httpClient(r.identity("hal", "operator", "auditor")),
 		"an auditor":                   r.httpClient(r.identity("ida", "auditor")),
 	} {
@@ -240,12 +246,98 @@ func TestOnePersonIsNotTwo(t *testing.T) {
 		t.Errorf("HTTP %d, %+v", status, e)
 	}
 	refused := audit.AlarmRecoveryRefused
-	r.wantAlarms(refused, refused, refused, refused, refused, refused)
-	if a := r.approve(withHeader(r.httpClient(), "Bearer kim"), req.ID); a.status != 200 || len(a.Approvals) != 2 {
-		t.Errorf("another person with a token: HTTP %d, %+v", a.status, a)
+	r.wantAlarms(refused, refused, refused, refused, refused, refused, refused)
+	if a := r.approve(r.carl, req.ID); a.status != 200 || len(a.Approvals) != 2 {
+		t.Errorf("another person with a certificate: HTTP %d, %+v", a.status, a)
 	}
 	if a := r.step(r.bob, api.PathRecovery, &api.RecoveryOpen{Request: r.request(), Reason: "x"}); a.status != 403 {
 		t.Errorf("an approver opens a recovery: HTTP %d", a.status)
+	}
+}
+
+// A certificate and a token are of two people only if the configuration says so.
+func TestAPersonWithACertificateAndATokenIsOne(t *testing.T) {
+	t.Parallel()
+	bob, kim := server.Person{Name: "Bob", Certificates: []string{"bob"}}, server.Person{Name: "Kim", Tokens: []string{"kim"}}
+	bobToo := server.Person{Name: "Bob", Certificates: []string{"bob"}, Tokens: []string{"kim", "lee"}}
+	const cert, token, other = "certificate of bob", "token of kim", "token of lee"
+	for name, c := range map[string]struct {
+		people        []server.Person
+		first, second string
+		status        int
+		says          string
+	}{
+		"nobody is configured":                     {nil, cert, token, 409, "nothing says that oidc:kim is another person"},
+		"nobody is configured, token first":        {nil, token, cert, 409, "nothing says that bob is another person"},
+		"one of them is":                           {[]server.Person{bob}, cert, token, 409, "nothing says"},
+		"the other one is":                         {[]server.Person{kim}, token, cert, 409, "nothing says"},
+		"both are, as two":                         {[]server.Person{bob, kim}, cert, token, 200, ""},
+		"both are, as two, token first":            {[]server.Person{bob, kim}, token, cert, 200, ""},
+		"both are, as one":                         {[]server.Person{bobToo}, cert, token, 409, "who cannot approve it twice"},
+		"two tokens, nobody is":                    {nil, token, other, 200, ""},
+		"two tokens of two, one of them is":        {[]server.Person{kim}, token, other, 200, ""},
+		"two tokens that are configured as of one": {[]server.Person{bobToo}, token, other, 409, "who cannot approve it twice"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRecoveryScene(t, c.people...)
+			clients := map[string]*http.Client{cert: r.bob, token: withHeader(r.httpClient(), "Bearer kim"), other: withHeader(r.httpClient(), "Bearer lee")}
+			req := r.opened(r.alice)
+			if a := r.approve(clients[c.first], req.ID); a.status != 200 {
+				t.Fatalf("%s: HTTP %d, %+v", c.first, a.status, a.Error)
+			}
+			a := r.approve(clients[c.second], req.ID)
+			if a.status != c.status || !strings.Contains(a.Message, c.says) {
+				t.Errorf("%s: HTTP %d, %+v", c.second, a.status, a.Error)
+			}
+			want := 409
+			if c.status == 200 {
+				want = 200
+			}
+			if status, _, e := r.take(r.alice, req.ID); status != want {
+				t.Errorf("the code: HTTP %d, %+v", status, e)
+			}
+		})
+	}
+}
+
+func TestACodeIsForWhoOpenedTheRecovery(t *testing.T) {
+	t.Parallel()
+	r := newRecoveryScene(t, server.Person{Name: "Alice", Certificates: []string{"alice"}, Tokens: []string{"a1"}})
+	req := r.opened(r.alice)
+	for _, c := range []*http.Client{r.bob, r.carl} {
+		if a := r.approve(c, req.ID); a.status != 200 {
+			t.Fatalf("HTTP %d, %+v", a.status, a.Error)
+		}
+	}
+	if status, _, e := r.take(withHeader(r.httpClient(), "Bearer alice"), req.ID); status != 403 || !strings.Contains(e.Message, "the code is for them") {
+		t.Errorf("the opener's name in a token: HTTP %d, %+v", status, e)
+	}
+	if status, _, e := r.take(withHeader(r.httpClient(), "Bearer a1"), req.ID); status != 200 {
+		t.Errorf("the opener with a token, as configured: HTTP %d, %+v", status, e)
+	}
+}
+
+func TestANameIsOfOnePerson(t *testing.T) {
+	var config server.Config
+	newScene(t, func(c *server.Config) {
+		config = *c
+	})
+	for name, people := range map[string][]server.Person{
+		"no name":               {{Certificates: []string{"a"}}},
+		"nothing":               {{Name: "A"}},
+		"a person twice":        {{Name: "A", Certificates: []string{"a"}}, {Name: "A", Tokens: []string{"b"}}},
+		"a certificate twice":   {{Name: "A", Certificates: []string{"a"}}, {Name: "B", Certificates: []string{"A"}}},
+		"a token twice":         {{Name: "A", Tokens: []string{"a"}}, {Name: "B", Tokens: []string{"a"}}},
+		"a token as a name":     {{Name: "A", Certificates: []string{"oidc:a"}}},
+		"the service":           {{Name: "A", Certificates: []string{"service"}}},
+		"a name with a newline": {{Name: "A", Tokens: []string{"a\nb"}}},
+	} {
+		c := config
+		c.KEK, c.People = bytes.Repeat([]byte{1}, server.KEKSize), people
+		if _, err := server.New(c); err == nil || !strings.Contains(err.Error(), "people") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -132,6 +132,12 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	events = append(events, s.heardOf(m, sub.now)...)
 	m.LastEvidence = digestOf(stored)
 	m.AcceptedEvidence = m.LastEvidence
+	if s.c.PolicyHolds != nil {
+		// Minting a token takes its time, and another policy may count since.
+		if err := s.c.PolicyHolds(policy); err != nil {
+			return 0, nil, unavailable("the policy", fmt.Errorf("policy of machine %s: %w", m.ID, err))
+		}
+	}
 	f = s.commit(ctx, &Change{
 		Machine: m,
 		Release: &Release{

@@ -2,11 +2,6 @@ package server_test
 
 import (
 	"encoding/json"
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,44 +11,6 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 )
-
-// auditKinds reads the kinds of entry from the source of package audit, so that
-// none is forgotten.
-func auditKinds(t *testing.T) (kinds []audit.Kind) {
-	t.Helper()
-	files, err := filepath.Glob("../audit/*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range files {
-		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ast.Inspect(f, func(n ast.Node) bool {
-			spec, ok := n.(*ast.ValueSpec)
-			if !ok {
-				return true
-			}
-			if typ, ok := spec.Type.(*ast.Ident); !ok || typ.Name != "Kind" {
-				return true
-			}
-			for _, v := range spec.Values {
-				lit, ok := v.(*ast.BasicLit)
-				if !ok {
-					t.Fatalf("%s: a kind that is no string", name)
-				}
-				kind, err := strconv.Unquote(lit.Value)
-				if err != nil {
-					t.Fatal(err)
-				}
-				kinds = append(kinds, audit.Kind(kind))
-			}
-			return true
-		})
-	}
-	return kinds
-}
 
 // replayed returns the records that a recovery with a machine, its open release
 // and that entry gives, and whether the entry was counted as not replayed.
@@ -121,7 +78,7 @@ func TestEachKindOfEntryIsRepeatedCountedOrChangesNothing(t *testing.T) {
 		"of a later program":       {struct{}{}, counted},
 	}
 	before, _ := replayed(t, "", nil)
-	kinds := auditKinds(t)
+	kinds := audit.Kinds()
 	if len(kinds) != len(tests)-1 {
 		t.Errorf("%d kinds, and %d are tested", len(kinds), len(tests)-1)
 	}

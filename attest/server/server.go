@@ -42,6 +42,16 @@ type Config struct {
 	// evidence as "unavailable", without a verdict.
 	Policy func(ctx context.Context, machine attest.MachineID) (*attest.Policy, error)
 
+	// PolicyHolds reports whether what Policy returned before may still be decided
+	// by. It is asked before a release is committed, and is cheap. An error keeps
+	// the release back; one that wraps ErrConflict has the evidence decided on
+	// anew. Optional.
+	PolicyHolds func(*attest.Policy) error
+
+	// EnablePolicy makes a policy that of all replicas, for an operator. An error
+	// that wraps ErrRefused says why not. Optional.
+	EnablePolicy func(ctx context.Context, operator string, req *api.PolicyEnable) (*api.PolicyState, error)
+
 	// Propose makes the policies of a proposal, or says what is wrong with it.
 	// Optional; without it nothing can be tried.
 	Propose func(context.Context, *api.PolicyProposal) (*Proposal, error)
@@ -105,6 +115,11 @@ type Config struct {
 	// request as "unavailable". Optional.
 	Revoked func(*x509.Certificate) (bool, error)
 
+	// People are those who may have several names as operators. Where two people
+	// must agree, a certificate and a token count as two only if both are named
+	// here. Optional.
+	People []Person
+
 	// Meter counts. Optional.
 	Meter Meter
 
@@ -127,7 +142,7 @@ type Limits struct {
 	PerAddress    time.Duration // one request per address (IPv6: per /64) after each; 50 ms
 	AddressBurst  int           // requests an address can save up; 1000, for a factory line behind one address
 	PerEK         time.Duration // one challenge per address and endorsement key after each; 2 s
-	EKBurst       int           // challenges that the two can save up; 10
+	EKBurst       int           // challenges that the two can save up; 10. Both bound proven evidence of a key from all addresses, too
 	Unproven      time.Duration // one logged refusal of unproven senders after each; 1 s
 	UnprovenBurst int           // such refusals that are logged at once; 100
 	Refusal       time.Duration // one refusal of a machine is stored after each; 1 min
@@ -267,6 +282,9 @@ type Server struct {
 	keyID   string // of ReleaseKey
 	address *limiter
 	ek      *limiter
+	// proven bounds the evidence of each endorsement key, from all addresses
+	// together, of senders that have proven to hold it.
+	proven *limiter
 
 	// slots bound the requests worked on at once, apart for nodes and
 	// operators so that a power-cut storm does not lock the operators out.
@@ -286,6 +304,8 @@ type Server struct {
 	unproven, refusals *budget
 
 	hooks []*hook
+
+	people people
 
 	// wake tells Watch that a node is to be fenced.
 	wake chan struct{}
@@ -350,12 +370,17 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("attestation service: %w", err)
 	}
 	c.Webhooks = nil
+	who, err := newPeople(c.People)
+	if err != nil {
+		return nil, fmt.Errorf("attestation service: %w", err)
+	}
 	return &Server{
 		c:             c,
 		keys:          keys,
 		keyID:         keyID,
 		address:       newLimiter(c.Limits.PerAddress, c.Limits.AddressBurst),
 		ek:            newLimiter(c.Limits.PerEK, c.Limits.EKBurst),
+		proven:        newProvenLimiter(c.Limits.PerEK, c.Limits.EKBurst),
 		unproven:      newBudget(c.Limits.Unproven, c.Limits.UnprovenBurst),
 		refusals:      newBudget(c.Limits.Refusal, c.Limits.RefusalBurst),
 		nodeSlots:     make(slots, c.Limits.Concurrent),
@@ -368,6 +393,7 @@ func New(c Config) (*Server, error) {
 		appraise:      appraise,
 
 		hooks:           hooks,
+		people:          who,
 		appraiseReport:  attest.VerifyReport,
 		wake:            make(chan struct{}, 1),
 		operatorAddress: newLimiter(c.Limits.OperatorPerAddress, c.Limits.OperatorAddressBurst),

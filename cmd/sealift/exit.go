@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/sealift/sealift/attest/server"
 )
 
 // Exit codes.
@@ -34,6 +36,9 @@ type hinted struct {
 
 func (h hinted) Unwrap() error { return h.error }
 
+// Hint is for those who do not know the type.
+func (h hinted) Hint() string { return h.hint }
+
 // withHint adds to an error what mends it.
 func withHint(err error, format string, args ...any) error {
 	if err == nil {
@@ -46,6 +51,9 @@ func withHint(err error, format string, args ...any) error {
 type refused struct{ error }
 
 func (r refused) Unwrap() error { return r.error }
+
+// Is makes a refusal one of the attestation service.
+func (r refused) Is(target error) bool { return target == server.ErrRefused }
 
 // usage marks an error as the caller's.
 type usage struct{ error }
@@ -74,10 +82,6 @@ func exitCode(err error) int {
 
 // hintOf returns what mends err, or nothing.
 func hintOf(err error) string {
-	var h hinted
-	if errors.As(err, &h) {
-		return h.hint
-	}
 	var hinter interface{ Hint() string }
 	if errors.As(err, &hinter) {
 		return hinter.Hint()

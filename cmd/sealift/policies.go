@@ -15,12 +15,10 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
-	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/policy"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 	"github.com/sealift/sealift/firmware"
-	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/image/sign"
 	"github.com/sealift/sealift/image/sign/bundle"
 	"github.com/sealift/sealift/profiles"
@@ -33,6 +31,7 @@ type policySource struct {
 	bank       string // see attest.Policy
 	references func(context.Context, attest.MachineID) (attest.FirmwarePolicy, error)
 	document   *policy.Document // nil: none
+	revision   int64            // of the store's policyCurrentKind document that says so; 0: none does
 	clock      func() time.Time
 
 	mu   sync.Mutex
@@ -53,6 +52,7 @@ func (p *policySource) policy(ctx context.Context, machine attest.MachineID) (*a
 		return nil, err
 	}
 	c := *base
+	c.Revision = p.revision
 	c.Firmware.References = fw.References
 	id := sha256.New()
 	id.Write(made)
@@ -130,13 +130,7 @@ func (p *policySource) with(d *policy.Document, more []loadedImage, at time.Time
 // brings must be signed by the image key.
 func (p *policySource) proposer(ring *keyring.Keyring) func(context.Context, *api.PolicyProposal) (*server.Proposal, error) {
 	return func(_ context.Context, req *api.PolicyProposal) (*server.Proposal, error) {
-		d, err := policy.Parse("the proposal", req.Policy, func(name string) ([]byte, error) {
-			b, ok := req.Files[name]
-			if !ok {
-				return nil, fmt.Errorf("%s was not sent: %w", name, os.ErrNotExist)
-			}
-			return b, nil
-		})
+		d, err := policy.Parse("the proposal", req.Policy, sentFiles(req.Files))
 		if err != nil {
 			return nil, err
 		}
@@ -146,14 +140,12 @@ func (p *policySource) proposer(ring *keyring.Keyring) func(context.Context, *ap
 		}
 		var more []loadedImage
 		for i, s := range req.Images {
-			if err := bundle.Verify(s.Manifest, s.Bundle, pub); err != nil {
-				return nil, fmt.Errorf("images[%d]: %w", i, err)
-			}
-			m, err := manifest.Decode(s.Manifest)
+			m := policyManifest(s)
+			one, err := m.image(pub)
 			if err != nil {
 				return nil, fmt.Errorf("images[%d]: %w", i, err)
 			}
-			more = append(more, loadedImage{manifest: m, digest: sha256.Sum256(s.Manifest)})
+			more = append(more, one)
 		}
 		return &server.Proposal{Name: d.String(), Now: p.policy, Then: p.with(d, more, req.At).policy}, nil
 	}
@@ -161,35 +153,36 @@ func (p *policySource) proposer(ring *keyring.Keyring) func(context.Context, *ap
 
 // loadPolicy reads the policy that a configuration names, and verifies its
 // signature. A file that was altered is refused whatever the configuration says.
-func loadPolicy(c *policyConfig, ring *keyring.Keyring) (d *policy.Document, signed bool, err error) {
+// Without a signature the bundle is nil.
+func loadPolicy(c *policyConfig, ring *keyring.Keyring) (d *policy.Document, sig []byte, err error) {
 	if c == nil || c.File == "" {
-		return nil, false, nil
+		return nil, nil, nil
 	}
 	text, err := readFile(c.File, profiles.MaxPolicy)
 	if err != nil {
-		return nil, false, fmt.Errorf("read policy: %w", err)
+		return nil, nil, fmt.Errorf("read policy: %w", err)
 	}
-	sig, err := readFile(c.File+sign.BundleSuffix, bundle.MaxSize)
+	sig, err = readFile(c.File+sign.BundleSuffix, bundle.MaxSize)
 	switch {
 	case errors.Is(err, os.ErrNotExist) && !c.Unsigned:
-		return nil, false, withHint(refused{fmt.Errorf("policy %s is not signed", c.File)}, "sealift policy sign %s --keys KEYS", c.File)
+		return nil, nil, withHint(refused{fmt.Errorf("policy %s is not signed", c.File)}, "sealift policy sign %s --keys KEYS", c.File)
 	case errors.Is(err, os.ErrNotExist):
+		sig = nil
 	case err != nil:
-		return nil, false, fmt.Errorf("read the signature of the policy: %w", err)
+		return nil, nil, fmt.Errorf("read the signature of the policy: %w", err)
 	default:
 		pub, err := ring.PublicPEM(keyring.FileImage)
 		if err != nil {
-			return nil, false, err
+			return nil, nil, err
 		}
 		if err := bundle.Verify(text, sig, pub); err != nil {
-			return nil, false, withHint(refused{fmt.Errorf("policy %s: %w", c.File, err)}, "it was altered after it was signed, or signed by another fleet's key: sealift policy sign %s --keys KEYS", c.File)
+			return nil, nil, withHint(refused{fmt.Errorf("policy %s: %w", c.File, err)}, "it was altered after it was signed, or signed by another fleet's key: sealift policy sign %s --keys KEYS", c.File)
 		}
-		signed = true
 	}
 	if d, err = parsePolicy(c.File, text); err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
-	return d, signed, nil
+	return d, sig, nil
 }
 
 // parsePolicy reads a policy and the files beside it.
@@ -201,153 +194,6 @@ func parsePolicy(file string, text []byte) (*policy.Document, error) {
 		return nil, usage{err}
 	}
 	return d, nil
-}
-
-// Kinds of the documents in which policies are kept.
-const (
-	policyKind        = "policy"         // by name: the version that is enabled
-	policyVersionKind = "policy-version" // by name and version: all that were ever enabled
-	policyCurrentKind = "policy-current" // which policy the service goes by
-	policyCurrentName = "current"
-)
-
-// policyHead is the body of a policyKind document.
-type policyHead struct {
-	Name    string          `json:"name"` // empty in a policyCurrentKind document: none
-	Version int             `json:"version"`
-	Digest  manifest.SHA256 `json:"digest"`
-	Signed  bool            `json:"signed"`
-	Enabled time.Time       `json:"enabled"`
-}
-
-// policyVersion is the body of a policyVersionKind document.
-type policyVersion struct {
-	policyHead
-	Text []byte `json:"text"`
-}
-
-// document returns a stored document, and decodes its body into v. One that was
-// never stored has revision 0, and v stays as it is.
-func document(ctx context.Context, store server.Store, kind, name string, v any) (*server.Document, error) {
-	d, err := store.Document(ctx, kind, name)
-	if errors.Is(err, server.ErrNotFound) {
-		return &server.Document{Kind: kind, Name: name}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(d.Body, v); err != nil {
-		return nil, fmt.Errorf("read %s %s: %w", kind, name, err)
-	}
-	return d, nil
-}
-
-// enablePolicy makes d the policy of the service, for the audit log and against
-// going back by mistake: a version below the last of its name, a version that
-// had another content, a policy of another name, and no policy where there was
-// one need the configuration to say so.
-func enablePolicy(ctx context.Context, store server.Store, c *policyConfig, d *policy.Document, signed bool, now time.Time, log *slog.Logger) error {
-	var err error
-	for range tries {
-		if err = tryEnable(ctx, store, c, d, signed, now.UTC(), log); !errors.Is(err, server.ErrConflict) {
-			break
-		}
-	}
-	return err
-}
-
-func tryEnable(ctx context.Context, store server.Store, c *policyConfig, d *policy.Document, signed bool, now time.Time, log *slog.Logger) error {
-	var current policyHead
-	pointer, err := document(ctx, store, policyCurrentKind, policyCurrentName, &current)
-	if err != nil {
-		return err
-	}
-	entry := audit.Policy{By: "configuration", FromName: current.Name, FromVersion: current.Version}
-	if d == nil {
-		if current.Name == "" {
-			return nil
-		}
-		if c == nil || c.Off == "" {
-			return withHint(refused{fmt.Errorf("the service goes by policy %s version %d, and the configuration names none", current.Name, current.Version)},
-				"name it under policy.file, or say why there is to be none: policy: {off: REASON}")
-		}
-		entry.Reason = c.Off
-		return commitPolicy(ctx, store, entry, now, pointer, policyHead{Enabled: now})
-	}
-	next := policyHead{Name: d.Name, Version: d.Version, Digest: d.Digest, Signed: signed, Enabled: now}
-	var head policyHead
-	named, err := document(ctx, store, policyKind, d.Name, &head)
-	if err != nil {
-		return err
-	}
-	var kept policyVersion
-	versioned, err := document(ctx, store, policyVersionKind, fmt.Sprintf("%s@%010d", d.Name, d.Version), &kept)
-	if err != nil {
-		return err
-	}
-	if versioned.Revision > 0 && kept.Digest != d.Digest {
-		return withHint(refused{fmt.Errorf("policy %s was enabled with another content before: its file has the SHA-256 %s, it had %s", d, d.Digest, kept.Digest)},
-			"raise version in the file, and sign it: sealift policy sign FILE --keys KEYS")
-	}
-	back := ""
-	switch {
-	case current.Name != "" && current.Name != d.Name:
-		back = fmt.Sprintf("the service goes by policy %s version %d, the configuration names %s", current.Name, current.Version, d)
-	case d.Version < head.Version:
-		back = fmt.Sprintf("policy %s is older than version %d, which was enabled on %s", d, head.Version, head.Enabled.Format(time.DateOnly))
-	}
-	if back != "" {
-		if c.Rollback == nil || c.Rollback.To != d.Version {
-			return withHint(refused{errors.New(back)}, "if it is meant: policy: {file: FILE, rollback: {to: %d, reason: TEXT}}", d.Version)
-		}
-		entry.Reason = c.Rollback.Reason
-		entry.Rollback = true
-	}
-	if current.Name == d.Name && current.Digest == d.Digest && current.Signed == signed {
-		return nil // as before
-	}
-	entry.Name, entry.Version, entry.Digest, entry.Signed = d.Name, d.Version, d.Digest, signed
-	first := next
-	if versioned.Revision > 0 {
-		first.Enabled = kept.Enabled
-	}
-	if err := commitPolicy(ctx, store, entry, now, pointer, next, named, next, versioned, policyVersion{first, d.Text}); err != nil {
-		return err
-	}
-	log.Info("policy enabled", "policy", d.Name, "version", d.Version, "digest", d.Digest, "signed", signed, "rollback", entry.Rollback)
-	return nil
-}
-
-// commitPolicy writes documents, each followed by its body, with the audit entry.
-func commitPolicy(ctx context.Context, store server.Store, entry audit.Policy, now time.Time, pairs ...any) error {
-	change := &server.Change{Events: []audit.Event{{Time: now, Kind: audit.KindPolicy, Data: entry}}}
-	for i := 0; i+1 < len(pairs); i += 2 {
-		doc, ok := pairs[i].(*server.Document)
-		if !ok {
-			panic("sealift: BUG: commitPolicy without a document")
-		}
-		body, err := json.Marshal(pairs[i+1])
-		if err != nil {
-			return fmt.Errorf("encode policy: %w", err)
-		}
-		doc.Body = body
-		change.Documents = append(change.Documents, doc)
-	}
-	return store.Commit(ctx, change)
-}
-
-// enabledPolicy returns what tells operators of the policy.
-func enabledPolicy(store server.Store, d *policy.Document, signed bool) func(context.Context) (*api.PolicyState, error) {
-	return func(ctx context.Context) (*api.PolicyState, error) {
-		if d == nil {
-			return &api.PolicyState{}, nil
-		}
-		var kept policyVersion
-		if _, err := document(ctx, store, policyVersionKind, fmt.Sprintf("%s@%010d", d.Name, d.Version), &kept); err != nil {
-			return nil, err
-		}
-		return &api.PolicyState{Name: d.Name, Version: d.Version, Digest: d.Digest, Text: d.Text, Signed: signed, Enabled: kept.Enabled}, nil
-	}
 }
 
 // lintInputs are what the service knows to lint a policy with.

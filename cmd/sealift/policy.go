@@ -29,11 +29,13 @@ import (
 func newPolicyCommand(e *env) *cobra.Command {
 	return newGroup("policy", "Say which images, firmware and TPMs may have secrets", `
 A policy is a YAML file that is signed with the image key. 'sealift serve' enables
-the one that its configuration names. docs/policy.md describes all keys.`, `
+the one that its configuration names when it starts; 'sealift policy enable' has a
+running service go by another. docs/policy.md describes all keys.`, `
   sealift policy lint policy.yaml --config serve.yaml
   sealift policy whatif policy.yaml
-  sealift policy sign policy.yaml --keys keys`,
-		newPolicyLintCommand(e), newPolicySignCommand(e), newPolicyWhatIfCommand(e), newPolicyShowCommand(e))
+  sealift policy sign policy.yaml --keys keys
+  sealift policy enable policy.yaml --reason 'ticket 4711'`,
+		newPolicyLintCommand(e), newPolicySignCommand(e), newPolicyWhatIfCommand(e), newPolicyEnableCommand(e), newPolicyShowCommand(e), newPolicyStatusCommand(e))
 }
 
 // readPolicy reads a policy file without asking for its signature.
@@ -249,8 +251,12 @@ type proposalOptions struct {
 	at     string
 }
 
-func (o *proposalOptions) addFlags(cmd *cobra.Command) {
+func (o *proposalOptions) addImagesFlag(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&o.images, "images", nil, "`directory` of an image that the service does not have yet; may be repeated")
+}
+
+func (o *proposalOptions) addFlags(cmd *cobra.Command) {
+	o.addImagesFlag(cmd)
 	cmd.Flags().StringVar(&o.at, "at", "", "`day` to count by, YYYY-MM-DD (default: today)")
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,15 +64,15 @@ func TestPoliciesAreSignedAsManifestsAre(t *testing.T) {
 	if _, _, err := loadPolicy(c, ring); exitCode(err) != exitRefused || !strings.Contains(err.Error(), "is not signed") || !strings.Contains(hintOf(err), "sealift policy sign") {
 		t.Errorf("without a signature: %v, hint %q", err, hintOf(err))
 	}
-	if d, signed, err := loadPolicy(&policyConfig{File: file, Unsigned: true}, ring); err != nil || signed || d.Version != 1 {
-		t.Errorf("without a signature, as configured: %v, %t", err, signed)
+	if d, sig, err := loadPolicy(&policyConfig{File: file, Unsigned: true}, ring); err != nil || sig != nil || d.Version != 1 {
+		t.Errorf("without a signature, as configured: %v, %q", err, sig)
 	}
 	if out := mustCLI(t, "policy", "sign", file, "--keys", keys); out != file+sign.BundleSuffix+"\n" {
 		t.Errorf("policy sign: %q", out)
 	}
-	d, signed, err := loadPolicy(c, ring)
-	if err != nil || !signed || d.String() != "fleet version 1" {
-		t.Errorf("signed: %v, %t", err, signed)
+	d, sig, err := loadPolicy(c, ring)
+	if err != nil || len(sig) == 0 || d.String() != "fleet version 1" {
+		t.Errorf("signed: %v, %q", err, sig)
 	}
 	if cosign, err := exec.LookPath("openssl"); err == nil {
 		// The signature in the bundle is plain ECDSA over the file.
@@ -163,7 +164,7 @@ func TestAServiceDoesNotGoBackToAnOlderPolicy(t *testing.T) {
 		{"the last one after none", plain, document("fleet", 4, ""), "", "fleet 4 from  0 rollback false"},
 	} {
 		n := len(policyEntries(t, store))
-		err := enablePolicy(t.Context(), store, c.c, c.d, true, time.Now(), slog.New(slog.DiscardHandler))
+		err := enablePolicy(t.Context(), store, c.c, c.d, nil, nil, time.Now(), slog.New(slog.DiscardHandler))
 		if (err == nil) != (c.refused == "") || err != nil && (!strings.Contains(err.Error(), c.refused) || exitCode(err) != exitRefused || hintOf(err) == "") {
 			t.Errorf("%s: %v, want %q", c.claim, err, c.refused)
 		}
@@ -398,19 +399,27 @@ func serveUntil(t *testing.T, config, message string, also func(line map[string]
 		w.Close()
 		ended <- code
 	}()
-	for d := json.NewDecoder(logs); ; {
-		var line map[string]any
-		if err := d.Decode(&line); err != nil {
-			return <-ended, talk
+	lines := make(chan map[string]any)
+	go func() {
+		defer close(lines)
+		for d := json.NewDecoder(logs); ; {
+			var line map[string]any
+			if err := d.Decode(&line); err != nil {
+				return
+			}
+			if line["event"] == "error" {
+				talk = fmt.Sprint(line["text"], " ", line["hint"])
+			}
+			if line["msg"] == message {
+				lines <- line
+			}
 		}
-		if line["event"] == "error" {
-			talk = fmt.Sprint(line["text"], " ", line["hint"])
-		}
-		if line["msg"] == message {
-			also(line)
-			cancel()
-		}
+	}()
+	for line := range lines {
+		also(line) // while the log is read on
+		cancel()
 	}
+	return <-ended, talk
 }
 
 func TestServeGoesByASignedPolicyOnly(t *testing.T) {
@@ -452,12 +461,44 @@ func TestServeGoesByASignedPolicyOnly(t *testing.T) {
 	if code, talk := serveUntil(t, at("policed.yaml"), "serving", never); code != exitRefused || !strings.Contains(talk, "altered after it was signed") {
 		t.Errorf("an altered policy: exit %d: %s", code, talk)
 	}
+	// A running service gets another, and shows it.
+	writePolicy(t, at("p.yaml"), 7)
+	mustCLI(t, "policy", "sign", at("p.yaml"), "--keys", at("keys"))
+	if err := os.WriteFile(at("monitored.yaml"), append(config, "policy: {file: p.yaml}\nmonitor: {listen: \"127.0.0.1:0\"}\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, talk := serveUntil(t, at("monitored.yaml"), "serving", func(line map[string]any) {
+		ask := []string{"--server", fmt.Sprintf("https://%s", line["operators"]), "--identity", s.identity}
+		writePolicy(t, at("q.yaml"), 9)
+		mustCLI(t, "policy", "sign", at("q.yaml"), "--keys", at("keys"))
+		mustCLI(t, append([]string{"policy", "enable", at("q.yaml"), "--reason", "x"}, ask...)...)
+		if out := mustCLI(t, append([]string{"policy", "status"}, ask...)...); !strings.Contains(out, "policy: fleet version 9,") || !strings.Contains(out, fmt.Sprint(line["nodes"])) {
+			t.Errorf("policy status: %s", out)
+		}
+		for path, want := range map[string]string{"/metrics": `,name="fleet",version="9"} 1`, "/readyz": `"policy":"ok"`} {
+			resp, err := http.Get(fmt.Sprintf("http://%s%s", line["monitor"], path))
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			b, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil || !strings.Contains(string(b), want) || strings.Contains(string(b), `,version="7"}`) {
+				t.Errorf("%s does not say %s, %v:\n%s", path, want, err, b)
+			}
+		}
+	}); code != exitOK {
+		t.Errorf("with another policy: exit %d: %s", code, talk)
+	}
+	// An older file, and none, take nothing back: what is enabled counts.
 	writePolicy(t, at("p.yaml"), 6)
 	mustCLI(t, "policy", "sign", at("p.yaml"), "--keys", at("keys"))
-	if code, talk := serveUntil(t, at("policed.yaml"), "serving", never); code != exitRefused || !strings.Contains(talk, "is older than version 7") {
-		t.Errorf("an older policy: exit %d: %s", code, talk)
-	}
-	if code, talk := serveUntil(t, at("serve.yaml"), "serving", never); code != exitRefused || !strings.Contains(talk, "the configuration names none") {
-		t.Errorf("no policy any more: exit %d: %s", code, talk)
+	for _, file := range []string{"policed.yaml", "serve.yaml"} {
+		shown = ""
+		if code, talk := serveUntil(t, at(file), "serving", func(line map[string]any) {
+			shown = mustCLI(t, "policy", "show", "--server", fmt.Sprintf("https://%s", line["operators"]), "--identity", s.identity)
+		}); code != exitOK || shown != fmt.Sprintf(goodPolicy, 9) {
+			t.Errorf("%s: exit %d: %s; policy show: %q", file, code, talk, shown)
+		}
 	}
 }

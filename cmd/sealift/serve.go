@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sealift/sealift/attest/api"
-	"github.com/sealift/sealift/attest/policy"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
@@ -134,12 +133,19 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	mon := monitor.New(monitor.Config{Version: version(), Log: log, Clock: e.now})
 	metered := mon.Store(store)
 	moves := &campaigns{store: metered, catalogue: catalogue, clock: e.now, log: log}
-	document, signed, err := loadPolicy(c.Policy, ring)
+	document, signature, err := loadPolicy(c.Policy, ring)
 	if err != nil {
 		return err
 	}
-	policies := &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, references: moves.references, document: document, clock: e.now}
-	lintAtStart(policies, catalogue, log)
+	policies := &livePolicy{
+		store: metered, ring: ring, config: c.Policy, file: document, catalogue: catalogue, mon: mon, log: log,
+		local: &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, references: moves.references, clock: e.now},
+	}
+	if c.Cluster != nil {
+		policies.distro = c.Cluster.Distro
+	}
+	mon.Require("policy", policies.check)
+	mon.Prefer("policy-inputs", policies.alike)
 	keks, err := c.KEK.open(ctx)
 	if err != nil {
 		return err
@@ -158,7 +164,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	config := server.Config{
 		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
-		Propose: policies.proposer(ring), PolicyState: enabledPolicy(metered, document, signed),
+		PolicyHolds: policies.holds, EnablePolicy: policies.enable, Propose: policies.proposer, PolicyState: policies.state,
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 		Meter: mon, Limits: c.Limits.server(),
 	}
@@ -174,6 +180,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	config.IgnoreSerials = c.IgnoreSerials
 	config.Pruner, config.Retention = mon.Pruner(store), time.Duration(c.Retention.Evidence)
+	config.People = c.Operator.people()
 	revoked, err := ring.Revocations(c.Operator.Revoked)
 	if err != nil {
 		return err
@@ -221,7 +228,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
-	if err := start(ctx, service, metered, c.Policy, document, signed, log); err != nil {
+	policies.named(nodes.Addr().String())
+	if err := start(ctx, service, policies, signature); err != nil {
 		err = errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())
 		if watched != nil {
 			err = errors.Join(err, watched.Close())
@@ -253,6 +261,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
 	}
 	group.Go(func() error { rewrap(ctx, service, log); return nil })
+	group.Go(func() error { policies.Run(background); return nil })
 	group.Go(func() error { return service.Watch(background) })
 	group.Go(func() error { return service.Retain(background) })
 	group.Go(func() error { return service.DeliverWebhooks(background) })
@@ -288,16 +297,16 @@ func rewrap(ctx context.Context, service *server.Server, log *slog.Logger) {
 
 // start begins the service, and enables the policy before anything is judged
 // by it.
-func start(ctx context.Context, service *server.Server, store server.Store, c *policyConfig, document *policy.Document, signed bool, log *slog.Logger) error {
+func start(ctx context.Context, service *server.Server, policies *livePolicy, signature []byte) error {
 	if err := service.Start(ctx); err != nil {
 		return err
 	}
-	return enablePolicy(ctx, store, c, document, signed, time.Now(), log)
+	return policies.begin(ctx, signature)
 }
 
 // loadedImage is a built image whose signature was verified.
 type loadedImage struct {
-	dir      string
+	dir      string // empty: its manifest alone came with a policy
 	manifest *manifest.Manifest
 	digest   [32]byte // of the manifest's bytes
 }

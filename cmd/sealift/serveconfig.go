@@ -20,6 +20,24 @@ type operatorConfig struct {
 	Hosts   []string    `yaml:"hosts"`   // names and IP addresses in the server certificate
 	Revoked string      `yaml:"revoked"` // optional: list of revoked certificates; operators.crl in the key directory if left out
 	OIDC    *oidcConfig `yaml:"oidc"`    // optional: without it operators need a certificate
+	// People are those with several names. Optional.
+	People []personConfig `yaml:"people"`
+}
+
+// personConfig says which names are one person's, see server.Person.
+type personConfig struct {
+	Name         string   `yaml:"name"`
+	Certificates []string `yaml:"certificates"`
+	Tokens       []string `yaml:"tokens"`
+}
+
+// people are those of the configuration.
+func (c *operatorConfig) people() []server.Person {
+	var all []server.Person
+	for _, p := range c.People {
+		all = append(all, server.Person(p))
+	}
+	return all
 }
 
 // oidcConfig says whose tokens name operators, see oidc.Config.
@@ -103,6 +121,9 @@ func (c *serveConfig) checkService() error {
 		if _, err := o.authenticator(nil, time.Now); err != nil {
 			return fmt.Errorf("operator.oidc: %w", err)
 		}
+	}
+	if err := server.CheckPeople(c.Operator.people()); err != nil {
+		return fmt.Errorf("operator.%w", err)
 	}
 	if m := c.Monitor; m != nil {
 		if m.Listen == "" {

@@ -502,6 +502,15 @@ func (c *Client) Policy(ctx context.Context) (*api.PolicyState, error) {
 	return p, nil
 }
 
+// EnablePolicy makes a policy that of all replicas of the service.
+func (c *Client) EnablePolicy(ctx context.Context, req *api.PolicyEnable) (*api.PolicyState, error) {
+	p := new(api.PolicyState)
+	if err := c.call(ctx, http.MethodPost, api.PathPolicy+"/enable", nil, req, p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
 // WhatIf tries a proposal against the stored evidence of all machines. The last
 // line is the summary; an answer without it is an error. An error ends the
 // sequence.

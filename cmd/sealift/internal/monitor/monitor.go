@@ -53,6 +53,8 @@ type Monitor struct {
 	counted  prometheus.Gauge
 	health   *prometheus.GaugeVec
 	keys     *prometheus.GaugeVec
+	policy   *prometheus.GaugeVec
+	asked    prometheus.Gauge
 
 	draining atomic.Bool
 	mint     atomic.Pointer[error] // of the last attempt to mint; nil before the first
@@ -98,6 +100,8 @@ func New(c Config) *Monitor {
 	m.counted = gauges("sealift_machines_counted_timestamp_seconds", "When machines were last counted, as seconds since 1970.").WithLabelValues()
 	m.health = gauges("sealift_check_ok", "Whether a check of the service's health was passed when it was last made.", "check")
 	m.keys = gauges("sealift_key_info", "Ids of the keys in use, which are no secret. Always 1.", "use", "id")
+	m.policy = gauges("sealift_policy_info", "The policy that this replica goes by. Always 1.", "name", "version", "digest")
+	m.asked = gauges("sealift_policy_confirmed_timestamp_seconds", "When this replica last saw that its policy is the enabled one, as seconds since 1970.").WithLabelValues()
 	gauges("sealift_build_info", "The program. Always 1.", "version", "goversion").WithLabelValues(c.Version, runtime.Version()).Set(1)
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
@@ -113,11 +117,7 @@ func New(c Config) *Monitor {
 	for _, outcome := range []string{"allowed", "refused"} {
 		m.verdicts.WithLabelValues(outcome)
 	}
-	for _, k := range []audit.Kind{
-		audit.KindStart, audit.KindChallengeRefused, audit.KindVerdict, audit.KindRelease, audit.KindConfirm, audit.KindState,
-		audit.KindInstall, audit.KindToken, audit.KindCampaign, audit.KindAlarm,
-		audit.KindPolicy, audit.KindDiskKey, audit.KindKEK, audit.KindRestore, audit.KindAcceptRestore, audit.KindRecovery, audit.KindPrune,
-	} {
+	for _, k := range audit.Kinds() {
 		m.events.WithLabelValues(string(k))
 	}
 	for _, name := range audit.AlarmNames() {
@@ -156,6 +156,15 @@ func (m *Monitor) Limited(api, limit string) { m.limited.WithLabelValues(api, li
 
 // Key tells which key is in use, e.g. "disk-kek".
 func (m *Monitor) Key(use, id string) { m.keys.WithLabelValues(use, id).Set(1) }
+
+// Policy tells by which policy the service goes. Without a name it is none.
+func (m *Monitor) Policy(name string, version int, digest string) {
+	m.policy.Reset()
+	m.policy.WithLabelValues(name, strconv.Itoa(version), digest).Set(1)
+}
+
+// PolicyConfirmed tells when it was last seen that it is the enabled one.
+func (m *Monitor) PolicyConfirmed(at time.Time) { m.asked.Set(float64(at.UnixMilli()) / 1000) }
 
 // Drain makes the service not ready, for ever.
 func (m *Monitor) Drain() { m.draining.Store(true) }

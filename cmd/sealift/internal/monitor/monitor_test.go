@@ -135,6 +135,33 @@ func TestWhatHappensIsCounted(t *testing.T) {
 	}
 }
 
+func TestOnePolicyIsShown(t *testing.T) {
+	m := newMonitor()
+	m.Policy("fleet", 7, "aa")
+	m.Policy("fleet", 8, "bb")
+	m.PolicyConfirmed(time.UnixMilli(1_700_000_000_250))
+	got := scrape(t, m)
+	for series, want := range map[string]float64{
+		`sealift_policy_info{digest="bb",name="fleet",version="8"}`: 1, `sealift_policy_confirmed_timestamp_seconds`: 1_700_000_000.25,
+	} {
+		if got[series] != want {
+			t.Errorf("%s is %v, want %v", series, got[series], want)
+		}
+	}
+	if _, there := got[`sealift_policy_info{digest="aa",name="fleet",version="7"}`]; there {
+		t.Error("the former policy is still shown")
+	}
+}
+
+func TestEachKindOfEntryIsCountedFromTheStart(t *testing.T) {
+	got := scrape(t, newMonitor())
+	for _, k := range audit.Kinds() {
+		if v, there := got[fmt.Sprintf("sealift_audit_events_total{kind=%q}", k)]; !there || v != 0 {
+			t.Errorf("%s is %v, there %t", k, v, there)
+		}
+	}
+}
+
 type minter struct{}
 
 func (minter) Mint(context.Context, string) (*server.Token, error) {
@@ -462,7 +489,7 @@ func TestTheDocumentationHasEveryMetric(t *testing.T) {
 	// Those without a series yet are not gathered.
 	names := map[string]bool{"sealift_http_requests_total": true, "sealift_http_request_duration_seconds": true, "sealift_findings_total": true,
 		"sealift_limited_total": true, "sealift_store_duration_seconds": true, "sealift_token_duration_seconds": true,
-		"sealift_machines": true, "sealift_check_ok": true, "sealift_key_info": true}
+		"sealift_machines": true, "sealift_check_ok": true, "sealift_key_info": true, "sealift_policy_info": true}
 	for _, f := range families {
 		if strings.HasPrefix(f.GetName(), "sealift_") {
 			names[f.GetName()] = true

@@ -201,7 +201,7 @@ func bootAttacks() []Attack {
 			}, nil),
 		},
 		{
-			Name: "old-image", What: "an image that the policy allows no more", Reference: "bitpixie, CVE-2023-21563: an older boot loader with a valid signature", Want: want(attest.CodeImageUnknown),
+			Name: "old-image", What: "an image that the policy allows no more", Reference: "bitpixie, CVE-2023-21563: an older boot loader with a valid signature", Want: want(attest.CodeImageUnknown, attest.CodeImageDenied),
 			run: sent(measured("boot application", 0, ofType(attest.EventBootApplication), replaced("the image of last year")), nil),
 		},
 		{

@@ -2,6 +2,7 @@ package redteam
 
 import (
 	"context"
+	"crypto/sha256"
 	"log/slog"
 	"os"
 	"slices"
@@ -12,9 +13,12 @@ import (
 	"github.com/sealift/sealift/attest/papertpm"
 )
 
-func target(t *testing.T) Target {
+func target(t *testing.T) Target { return started(t) }
+
+// started is a service whose policy also denies images.
+func started(t *testing.T, denied ...attest.DeniedImage) Target {
 	t.Helper()
-	target, stop, err := Self(t.Context(), t.TempDir(), slog.New(slog.DiscardHandler))
+	target, stop, err := self(t.Context(), t.TempDir(), slog.New(slog.DiscardHandler), denied)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,6 +66,18 @@ func TestAServiceThatTrustsNoSoftwareTPMIsAttackedAsFarAsItCanBe(t *testing.T) {
 		if skipped := a.Accepted || a.Name == "operator-api-without-identity"; skipped != (r.Verdict == NotRun) || !skipped && r.Verdict != Refused {
 			t.Errorf("%s: %s: codes %v, want one of %v: %s", a.Name, r.Verdict, r.Codes, a.Want, r.Detail)
 		}
+	}
+}
+
+func TestAnOldImageMayBeDeniedByName(t *testing.T) {
+	t.Parallel()
+	old := papertpm.GoodImage()
+	old.Version, old.UKI.Authenticode = "0", sha256.Sum256([]byte("the image of last year"))
+	target := started(t, attest.DeniedImage{Manifest: old, Reason: "version 0 is below the minimum 1"})
+	attacks := slices.DeleteFunc(Attacks(), func(a Attack) bool { return a.Name != "old-image" })
+	r := reports(t, target, attacks)["old-image"]
+	if r.Verdict != Refused || !slices.Equal(r.Codes, want(attest.CodeImageDenied)) {
+		t.Errorf("%s: codes %v: %s", r.Verdict, r.Codes, r.Detail)
 	}
 }
 

@@ -30,6 +30,11 @@ import (
 // keys and a database of its own in dir, and returns it as a target. stop ends
 // it.
 func Self(ctx context.Context, dir string, log *slog.Logger) (_ Target, stop func() error, err error) {
+	return self(ctx, dir, log, nil)
+}
+
+// self starts a service whose policy also denies images.
+func self(ctx context.Context, dir string, log *slog.Logger, denied []attest.DeniedImage) (_ Target, stop func() error, err error) {
 	fail := func(err error) (Target, func() error, error) {
 		return Target{}, nil, fmt.Errorf("start a service to attack: %w", err)
 	}
@@ -69,7 +74,7 @@ func Self(ctx context.Context, dir string, log *slog.Logger) (_ Target, stop fun
 	if err != nil {
 		return fail(err)
 	}
-	policies := &policies{ca: ca.Root, image: papertpm.Predicted(papertpm.GoodImage(), papertpm.GoodBoot()), strict: map[attest.MachineID]bool{}, by384: map[attest.MachineID]bool{}}
+	policies := &policies{ca: ca.Root, denied: denied, image: papertpm.Predicted(papertpm.GoodImage(), papertpm.GoodBoot()), strict: map[attest.MachineID]bool{}, by384: map[attest.MachineID]bool{}}
 	service, err := server.New(server.Config{Store: store, Policy: policies.policy, KEK: kek, ReleaseKey: release, Log: log, Version: "redteam"})
 	if err != nil {
 		return fail(errors.Join(err, store.Close()))
@@ -108,8 +113,9 @@ func Self(ctx context.Context, dir string, log *slog.Logger) (_ Target, stop fun
 
 // policies is the policy of the service that is started to be attacked.
 type policies struct {
-	ca    *x509.Certificate
-	image *manifest.Manifest
+	ca     *x509.Certificate
+	denied []attest.DeniedImage
+	image  *manifest.Manifest
 
 	mu     sync.Mutex
 	strict map[attest.MachineID]bool // guarded by mu
@@ -128,7 +134,7 @@ func (p *policies) policy(_ context.Context, id attest.MachineID) (*attest.Polic
 		bank = "sha384"
 	}
 	return &attest.Policy{
-		ID: "redteam", Bank: bank, Images: []*manifest.Manifest{p.image},
+		ID: "redteam", Bank: bank, Images: []*manifest.Manifest{p.image}, DeniedImages: p.denied,
 		Firmware: attest.FirmwarePolicy{References: []attest.FirmwareReference{papertpm.GoodFirmware()}},
 		TPM:      attest.TPMPolicy{Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: p.ca}}, Allowed: []attest.TPMClass{allowed}},
 	}, nil

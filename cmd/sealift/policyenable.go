@@ -1,0 +1,361 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/policy"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/sign/bundle"
+)
+
+// Kinds of the documents in which policies are kept.
+const (
+	policyKind         = "policy"          // by name: the version that was enabled last
+	policyVersionKind  = "policy-version"  // by name and version: all that were ever enabled
+	policyManifestKind = "policy-manifest" // by SHA-256: manifests that came with a policy
+	policyCurrentKind  = "policy-current"  // which policy all replicas go by
+	policyCurrentName  = "current"
+)
+
+// policyHead is the body of a policyCurrentKind document.
+type policyHead struct {
+	Name    string          `json:"name"` // empty: none
+	Version int             `json:"version"`
+	Digest  manifest.SHA256 `json:"digest"`
+	Signed  bool            `json:"signed"`
+	Enabled time.Time       `json:"enabled"`
+	// Left is the highest version of this name from which there was a step back
+	// that was meant.
+	Left int `json:"left,omitempty"`
+}
+
+func (h policyHead) String() string {
+	if h.Name == "" {
+		return "none"
+	}
+	return fmt.Sprintf("%s version %d", h.Name, h.Version)
+}
+
+// policyName is the body of a policyKind document: the version of that name that
+// was enabled last.
+type policyName struct {
+	policyHead
+	// Rollbacks are those of configurations that were carried out, the last of them.
+	Rollbacks []policyRollback `json:"rollbacks,omitempty"`
+}
+
+// policyVersion is the body of a policyVersionKind document. With its bundle and
+// files it is all that another replica needs, which verifies it for itself.
+type policyVersion struct {
+	policyHead
+	Text   []byte            `json:"text"`
+	Bundle []byte            `json:"bundle,omitempty"` // without it only a replica that has the file can go by it
+	Files  map[string][]byte `json:"files,omitempty"`
+	// Images are the policyManifestKind documents that belong to it.
+	Images []manifest.SHA256 `json:"images,omitempty"`
+}
+
+func versionName(name string, version int) string { return fmt.Sprintf("%s@%010d", name, version) }
+
+// policyManifest is the body of a policyManifestKind document.
+type policyManifest struct {
+	Manifest []byte `json:"manifest"`
+	Bundle   []byte `json:"bundle"`
+}
+
+// image verifies a manifest that is kept, or that was sent.
+func (m *policyManifest) image(key []byte) (loadedImage, error) {
+	if err := bundle.Verify(m.Manifest, m.Bundle, key); err != nil {
+		return loadedImage{}, err
+	}
+	d, err := manifest.Decode(m.Manifest)
+	if err != nil {
+		return loadedImage{}, err
+	}
+	return loadedImage{manifest: d, digest: sha256.Sum256(m.Manifest)}, nil
+}
+
+// document returns a stored document, and decodes its body into v. One that was
+// never stored has revision 0, and v stays as it is.
+func document(ctx context.Context, store server.Store, kind, name string, v any) (*server.Document, error) {
+	d, err := store.Document(ctx, kind, name)
+	if errors.Is(err, server.ErrNotFound) {
+		return &server.Document{Kind: kind, Name: name}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(d.Body, v); err != nil {
+		return nil, fmt.Errorf("read %s %s: %w", kind, name, err)
+	}
+	return d, nil
+}
+
+// enabling is a policy that is to be enabled, by a configuration or by an
+// operator. What it brings has been verified.
+type enabling struct {
+	document *policy.Document
+	bundle   []byte            // nil: it is not signed
+	files    map[string][]byte // that it names
+	images   []policyManifest  // that come with it, and
+	digests  []manifest.SHA256 // of each
+	by       string            // an operator; empty: the configuration
+	reason   string
+	// rollback may be nil. Of an operator's, To is 0: any version.
+	rollback *policyRollback
+}
+
+// enablePolicy makes the policy of a configuration that of the service, if it
+// is newer. Where the store has a policy that this replica can verify, it is
+// that which counts, unless the configuration says clearly something else; so a
+// replica that starts with an old file takes nothing back. Where the store has
+// one that cannot be verified without its file, a version below the last of its
+// name, a policy of another name, and no policy where there was one need the
+// configuration to say so. A version that had another content is refused.
+func enablePolicy(ctx context.Context, store server.Store, c *policyConfig, d *policy.Document, sig []byte, files map[string][]byte, now time.Time, log *slog.Logger) error {
+	if d == nil {
+		return again(func() error { return tryDisable(ctx, store, c, now.UTC(), log) })
+	}
+	_, err := commitEnabling(ctx, store, enabling{document: d, bundle: sig, files: files, rollback: c.Rollback}, now.UTC(), log)
+	return err
+}
+
+// again tries a change anew while others are first.
+func again(try func() error) error {
+	var err error
+	for range tries {
+		if err = try(); !errors.Is(err, server.ErrConflict) {
+			break
+		}
+	}
+	return err
+}
+
+// tryDisable has the service go by no policy, if the configuration says so.
+func tryDisable(ctx context.Context, store server.Store, c *policyConfig, now time.Time, log *slog.Logger) error {
+	var current policyHead
+	pointer, err := document(ctx, store, policyCurrentKind, policyCurrentName, &current)
+	if err != nil || current.Name == "" {
+		return err
+	}
+	if c == nil || c.Off == "" {
+		follow, err := canFollow(ctx, store, current)
+		if err != nil {
+			return err
+		}
+		if follow {
+			log.Info("the configuration names no policy: going by the one that is enabled", "policy", current.Name, "version", current.Version)
+			return nil
+		}
+		return withHint(refused{fmt.Errorf("the service goes by policy %s, and the configuration names none", current)},
+			"name it under policy.file, or say why there is to be none: policy: {off: REASON}")
+	}
+	entry := audit.Policy{By: byConfiguration, FromName: current.Name, FromVersion: current.Version, Reason: c.Off}
+	return commitPolicy(ctx, store, entry, now, pointer, policyHead{Enabled: now})
+}
+
+// byConfiguration is who enabled a policy in the audit log when no operator did.
+const byConfiguration = "configuration"
+
+// canFollow reports whether a replica can go by the enabled policy without its
+// file.
+func canFollow(ctx context.Context, store server.Store, head policyHead) (bool, error) {
+	var kept policyVersion
+	if _, err := document(ctx, store, policyVersionKind, versionName(head.Name, head.Version), &kept); err != nil {
+		return false, err
+	}
+	return head.Signed && kept.Digest == head.Digest && len(kept.Bundle) > 0, nil
+}
+
+// commitEnabling enables a policy, and reports whether anything changed.
+func commitEnabling(ctx context.Context, store server.Store, n enabling, now time.Time, log *slog.Logger) (changed bool, err error) {
+	err = again(func() error {
+		changed, err = tryEnable(ctx, store, n, now, log)
+		return err
+	})
+	return changed, err
+}
+
+func tryEnable(ctx context.Context, store server.Store, n enabling, now time.Time, log *slog.Logger) (bool, error) {
+	d := n.document
+	var current policyHead
+	pointer, err := document(ctx, store, policyCurrentKind, policyCurrentName, &current)
+	if err != nil {
+		return false, err
+	}
+	var head policyName
+	named, err := document(ctx, store, policyKind, d.Name, &head)
+	if err != nil {
+		return false, err
+	}
+	var kept policyVersion
+	versioned, err := document(ctx, store, policyVersionKind, versionName(d.Name, d.Version), &kept)
+	if err != nil {
+		return false, err
+	}
+	if versioned.Revision > 0 && kept.Digest != d.Digest {
+		return false, withHint(refused{fmt.Errorf("policy %s was enabled with another content before: its file has the SHA-256 %s, it had %s", d, d.Digest, kept.Digest)},
+			"raise version in the file, and sign it: sealift policy sign FILE --keys KEYS")
+	}
+	entry := audit.Policy{By: n.by, Reason: n.reason, FromName: current.Name, FromVersion: current.Version}
+	if n.by == "" {
+		entry.By = byConfiguration
+	}
+	follow, err := canFollow(ctx, store, current)
+	if err != nil {
+		return false, err
+	}
+	back := ""
+	switch {
+	case current.Name != "" && current.Name != d.Name:
+		back = fmt.Sprintf("the service goes by policy %s, this is %s", current, d)
+	case d.Version < head.Version:
+		back = fmt.Sprintf("policy %s is older than version %d, which was enabled on %s", d, head.Version, head.Enabled.Format(time.DateOnly))
+	case n.by == "" && follow && d.Version > head.Version && d.Version <= head.Left:
+		// Not by a replica that starts with the file of then.
+		log.Warn("the configuration's policy was taken back: going by the one that is enabled", "file", d.String(), "enabled", current.String(),
+			"again", "sealift policy enable FILE")
+		return false, nil
+	}
+	if back != "" {
+		meant := n.rollback != nil && (n.by != "" || n.rollback.To == d.Version && !(follow && slices.Contains(head.Rollbacks, *n.rollback)))
+		switch {
+		case meant:
+			entry.Rollback = true
+			if n.by == "" {
+				entry.Reason = n.rollback.Reason
+			}
+		case n.by == "" && follow && current.Name == d.Name:
+			log.Warn("the configuration's policy is older than the one that is enabled, by which this replica goes", "file", d.String(), "enabled", current.String())
+			return false, nil
+		case n.by == "":
+			return false, withHint(refused{errors.New(back)}, "if it is meant: policy: {file: FILE, rollback: {to: %d, reason: TEXT}}", d.Version)
+		default:
+			return false, withHint(refused{errors.New(back)}, "raise version in the file and sign it; or, if a step back is meant: sealift policy enable FILE --rollback --reason TEXT")
+		}
+	}
+	images, err := carriedImages(ctx, store, current, n, kept.Images, log)
+	if err != nil {
+		return false, err
+	}
+	signed := n.bundle != nil
+	same := current.Name == d.Name && current.Digest == d.Digest && current.Signed == signed
+	complete := !signed || len(kept.Bundle) > 0
+	if same && complete && slices.Equal(images, kept.Images) {
+		return false, nil // as before
+	}
+	entry.Name, entry.Version, entry.Digest, entry.Signed, entry.Images = d.Name, d.Version, d.Digest, signed, images
+	next := policyHead{Name: d.Name, Version: d.Version, Digest: d.Digest, Signed: signed, Enabled: now, Left: head.Left}
+	if d.Version < head.Version {
+		next.Left = max(head.Left, head.Version)
+	}
+	nextNamed := policyName{policyHead: next, Rollbacks: head.Rollbacks}
+	if entry.Rollback && n.by == "" {
+		const most = 10
+		nextNamed.Rollbacks = append(slices.Clone(head.Rollbacks), *n.rollback)
+		nextNamed.Rollbacks = nextNamed.Rollbacks[max(0, len(nextNamed.Rollbacks)-most):]
+	}
+	version := policyVersion{policyHead: next, Text: d.Text, Bundle: n.bundle, Files: n.files, Images: images}
+	version.Left = 0
+	if versioned.Revision > 0 {
+		version.Enabled = kept.Enabled
+	}
+	pairs := []any{pointer, next, named, nextNamed, versioned, version}
+	for i, m := range n.images {
+		doc, err := document(ctx, store, policyManifestKind, n.digests[i].String(), new(policyManifest))
+		if err != nil {
+			return false, err
+		}
+		if doc.Revision == 0 {
+			pairs = append(pairs, doc, m)
+		}
+	}
+	if err := commitPolicy(ctx, store, entry, now, pairs...); err != nil {
+		return false, err
+	}
+	log.Info("policy enabled", "policy", d.Name, "version", d.Version, "digest", d.Digest, "signed", signed, "rollback", entry.Rollback, "by", entry.By, "images", len(images))
+	return true, nil
+}
+
+// carriedImages are the manifests that belong to a policy: those that it brings,
+// that it had, and that the present one has, as far as it lists their images. So
+// an image is taken away by what a policy says, and never by being forgotten.
+func carriedImages(ctx context.Context, store server.Store, current policyHead, n enabling, had []manifest.SHA256, log *slog.Logger) ([]manifest.SHA256, error) {
+	var present policyVersion
+	if current.Name != "" {
+		if _, err := document(ctx, store, policyVersionKind, versionName(current.Name, current.Version), &present); err != nil {
+			return nil, err
+		}
+	}
+	all := slices.Clone(n.digests)
+	for _, digest := range slices.Concat(had, present.Images) {
+		if slices.Contains(all, digest) {
+			continue
+		}
+		var m policyManifest
+		if _, err := document(ctx, store, policyManifestKind, digest.String(), &m); err != nil {
+			return nil, err
+		}
+		// Each replica verifies it when it takes the policy. One that is lost goes.
+		d, err := manifest.Decode(m.Manifest)
+		if err != nil {
+			log.Error("a manifest that came with a policy is lost", "digest", digest, "error", err)
+			continue
+		}
+		if listsImage(n.document, d.Name) {
+			all = append(all, digest)
+		}
+	}
+	slices.SortFunc(all, func(a, b manifest.SHA256) int { return strings.Compare(a.String(), b.String()) })
+	return slices.Compact(all), nil
+}
+
+// listsImage reports whether a policy lists images of a name.
+func listsImage(d *policy.Document, name string) bool {
+	for _, i := range d.Images {
+		if i.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// commitPolicy writes documents, each followed by its body, with the audit entry.
+func commitPolicy(ctx context.Context, store server.Store, entry audit.Policy, now time.Time, pairs ...any) error {
+	change := &server.Change{Events: []audit.Event{{Time: now, Kind: audit.KindPolicy, Data: entry}}}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		doc, ok := pairs[i].(*server.Document)
+		if !ok {
+			panic("sealift: BUG: commitPolicy without a document")
+		}
+		body, err := json.Marshal(pairs[i+1])
+		if err != nil {
+			return fmt.Errorf("encode policy: %w", err)
+		}
+		doc.Body = body
+		change.Documents = append(change.Documents, doc)
+	}
+	return store.Commit(ctx, change)
+}
+
+// sentFiles reads the files of a policy from what was sent.
+func sentFiles(files map[string][]byte) func(name string) ([]byte, error) {
+	return func(name string) ([]byte, error) {
+		b, ok := files[name]
+		if !ok {
+			return nil, fmt.Errorf("%s was not sent: %w", name, os.ErrNotExist)
+		}
+		return b, nil
+	}
+}

@@ -1,0 +1,461 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/policy"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
+	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
+	"github.com/sealift/sealift/cmd/sealift/internal/monitor"
+	"github.com/sealift/sealift/firmware"
+	"github.com/sealift/sealift/image/manifest"
+	"github.com/sealift/sealift/image/sign/bundle"
+)
+
+const (
+	// policyPoll is how often a replica looks which policy is enabled.
+	policyPoll = time.Second
+	// policyBound is how long a replica decides by a policy after the last look
+	// that showed that it is the enabled one.
+	policyBound = 5 * time.Second
+	// policyRead bounds a look, so that one that hangs is tried again in time.
+	policyRead = 2 * time.Second
+	// policyTell is how often a replica tells the others what it goes by.
+	policyTell = 10 * time.Second
+	// policyGone is after how long a replica that tells nothing is not counted.
+	policyGone = 30 * time.Second
+)
+
+// errPolicyStale: it is not known which policy is enabled.
+var errPolicyStale = errors.New("it could not be read which policy is enabled")
+
+// livePolicy keeps a replica at the policy that is enabled in the store. No
+// decision reads the store for it: Run looks every policyPoll, and a decision
+// is made, and a release committed, only if the last look that succeeded began
+// at most policyBound ago and showed the policy that is used. So a policy that
+// was enabled holds at each replica after policyPoll, as a rule, and after
+// policyBound in any case, also at one that does not reach the store or cannot
+// read the policy: that one releases nothing.
+//
+// A replica takes nothing from the store that it has not verified with its own
+// image key: neither a policy nor a manifest.
+type livePolicy struct {
+	store     server.Store
+	ring      *keyring.Keyring
+	config    *policyConfig
+	local     *policySource       // what the configuration gives, without a policy
+	file      *policy.Document    // the configuration's, verified or unsigned as configured. Optional.
+	distro    cluster.Distro      // of the images; empty: any
+	catalogue *firmware.Catalogue // that local's references are of
+	mon       *monitor.Monitor
+	log       *slog.Logger
+
+	// looking is held during a look: one after the other, what they read never
+	// goes back.
+	looking sync.Mutex
+
+	mu        sync.Mutex
+	name      string        // of this replica; guarded by mu
+	head      policyHead    // guarded by mu: of source
+	source    *policySource // guarded by mu: nil before the first look
+	confirmed time.Time     // guarded by mu: when the last look began that showed source
+	fault     error         // guarded by mu: why what is enabled cannot be gone by
+	told      time.Time     // guarded by mu: when this replica told what it goes by
+	toldFault string        // guarded by mu: that it told then
+	differs   []string      // guarded by mu: replicas with other inputs, when it was told last
+}
+
+// named gives this replica its name: that of the host, and the address of its
+// node API.
+func (l *livePolicy) named(nodes string) {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.name = host + " " + nodes
+}
+
+// begin enables the configuration's policy, if that is called for, and takes
+// what is enabled then. signature is that of file, nil without one.
+func (l *livePolicy) begin(ctx context.Context, signature []byte) error {
+	files := map[string][]byte{}
+	if l.file != nil {
+		for _, name := range policy.Files(l.file.Text) {
+			b, err := readFile(filepath.Join(filepath.Dir(l.config.File), filepath.FromSlash(name)), policy.MaxFile)
+			if err != nil {
+				return err
+			}
+			files[name] = b
+		}
+		// They were read before, and are what the others get.
+		if _, err := policy.Parse(l.config.File, l.file.Text, sentFiles(files)); err != nil {
+			return usage{err}
+		}
+	}
+	if err := enablePolicy(ctx, l.store, l.config, l.file, signature, files, l.local.clock(), l.log); err != nil {
+		return err
+	}
+	if err := l.look(ctx); err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.fault != nil {
+			return refused{err}
+		}
+		return err
+	}
+	return nil
+}
+
+// inForce returns what to decide by.
+func (l *livePolicy) inForce() (*policySource, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.fault != nil:
+		return nil, l.fault
+	case l.source == nil:
+		return nil, errPolicyStale
+	}
+	now := l.local.clock()
+	// The first is by the monotonic clock, which stands while a machine sleeps;
+	// the second is not, and may be set.
+	if since, wall := now.Sub(l.confirmed), now.Round(0).Sub(l.confirmed.Round(0)); since > policyBound || wall > policyBound || wall < 0 {
+		return nil, fmt.Errorf("%w since %s; decisions wait for it", errPolicyStale, l.confirmed.UTC().Format(time.RFC3339))
+	}
+	return l.source, nil
+}
+
+// policy implements server.Config.Policy.
+func (l *livePolicy) policy(ctx context.Context, machine attest.MachineID) (*attest.Policy, error) {
+	s, err := l.inForce()
+	if err != nil {
+		return nil, err
+	}
+	return s.policy(ctx, machine)
+}
+
+// holds implements server.Config.PolicyHolds.
+func (l *livePolicy) holds(p *attest.Policy) error {
+	s, err := l.inForce()
+	if err == nil && s.revision != p.Revision {
+		err = fmt.Errorf("another policy was enabled: %w", server.ErrConflict)
+	}
+	return err
+}
+
+// check is whether this replica can decide, for its health.
+func (l *livePolicy) check(context.Context) error {
+	_, err := l.inForce()
+	return err
+}
+
+// Run looks which policy is enabled until ctx ends, and then tells the others
+// that this replica is gone.
+func (l *livePolicy) Run(ctx context.Context) {
+	defer func() {
+		if err := l.leave(context.WithoutCancel(ctx)); err != nil {
+			l.log.Debug("other replicas not told of the end", "error", err)
+		}
+	}()
+	tick := time.NewTicker(policyPoll)
+	defer tick.Stop()
+	failed := false
+	for {
+		err := l.look(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil && !failed {
+			l.log.Error("the enabled policy cannot be gone by: nothing is released until it can", "within", policyBound, "error", err)
+		} else if err == nil && failed {
+			l.log.Info("going by the enabled policy again")
+		}
+		failed = err != nil
+		if err := l.tell(ctx); err != nil && ctx.Err() == nil {
+			l.log.Debug("other replicas not told of the policy", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// look reads which policy is enabled, and takes it.
+func (l *livePolicy) look(ctx context.Context) error {
+	l.looking.Lock()
+	defer l.looking.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, policyRead)
+	defer cancel()
+	began := l.local.clock()
+	var head policyHead
+	pointer, err := document(ctx, l.store, policyCurrentKind, policyCurrentName, &head)
+	if err != nil {
+		return err // what was confirmed grows old
+	}
+	l.mu.Lock()
+	before, was := l.source, l.head
+	if before != nil && before.revision == pointer.Revision && was.Digest == head.Digest {
+		l.confirmed, l.fault = began, nil
+		l.mu.Unlock()
+		l.mon.PolicyConfirmed(began)
+		return nil
+	}
+	l.mu.Unlock()
+	var next *policySource
+	switch {
+	case before != nil && pointer.Revision <= before.revision:
+		err = fmt.Errorf("the store goes by policy %s, revision %d, and this replica has seen revision %d: the store was replaced; start the replicas again", head, pointer.Revision, before.revision)
+	case before != nil && head.Name == "" && was.Name != "" && (l.config == nil || l.config.Off == ""):
+		err = fmt.Errorf("it was turned off after %s, and the configuration of this replica does not say so", was)
+	case before != nil && head.Name == was.Name && head.Version < was.Version && head.Left < was.Version:
+		err = fmt.Errorf("the store goes by policy %s after %s, and not by a step back that was meant", head, was)
+	default:
+		next, err = l.load(ctx, head, pointer.Revision)
+	}
+	l.mu.Lock()
+	if err != nil {
+		err = fmt.Errorf("policy %s is enabled: %w", head, err)
+		l.fault = err
+		l.mu.Unlock()
+		return err
+	}
+	l.head, l.source, l.confirmed, l.fault, l.told = head, next, began, nil, time.Time{}
+	l.mu.Unlock()
+	l.mon.Policy(head.Name, head.Version, head.Digest.String())
+	l.mon.PolicyConfirmed(began)
+	if before != nil {
+		l.log.Info("going by another policy", "policy", head.String(), "digest", head.Digest, "before", was.String())
+	}
+	lintAtStart(next, l.catalogue, l.log)
+	return nil
+}
+
+// load makes what to decide by of an enabled policy. It checks:
+//   - the text is that of the name, version and digest that are enabled
+//   - it is signed by the image key of this replica, or is the very file that
+//     this replica's configuration names
+//   - each file that it names is there, with its digest
+//   - each manifest that belongs to it is there, is signed by the image key, and
+//     is of the cluster's distribution
+//   - all of it compiles
+func (l *livePolicy) load(ctx context.Context, head policyHead, revision int64) (*policySource, error) {
+	if head.Name == "" {
+		if l.config != nil && l.config.File != "" {
+			return nil, fmt.Errorf("it was turned off, and the configuration of this replica names %s", l.config.File)
+		}
+		next := l.local.with(nil, nil, time.Time{})
+		next.revision = revision
+		return next, nil
+	}
+	key, err := l.ring.PublicPEM(keyring.FileImage)
+	if err != nil {
+		return nil, err
+	}
+	var kept policyVersion
+	if _, err := document(ctx, l.store, policyVersionKind, versionName(head.Name, head.Version), &kept); err != nil {
+		return nil, err
+	}
+	d := l.file
+	if d == nil || d.Digest != head.Digest {
+		switch {
+		case kept.Digest != head.Digest || sha256.Sum256(kept.Text) != head.Digest:
+			return nil, errors.New("its text is not in the store")
+		case !head.Signed || len(kept.Bundle) == 0:
+			return nil, errors.New("it is not signed, or its signature is not in the store, and it is not the file of this replica's configuration")
+		}
+		if err := bundle.Verify(kept.Text, kept.Bundle, key); err != nil {
+			return nil, err
+		}
+		if d, err = policy.Parse("the enabled policy", kept.Text, sentFiles(kept.Files)); err != nil {
+			return nil, err
+		}
+	}
+	if d.Name != head.Name || d.Version != head.Version {
+		return nil, fmt.Errorf("its text is that of %s", d)
+	}
+	var more []loadedImage
+	for _, digest := range kept.Images {
+		var m policyManifest
+		if _, err := document(ctx, l.store, policyManifestKind, digest.String(), &m); err != nil {
+			return nil, err
+		}
+		one, err := m.image(key)
+		if err == nil && one.digest != digest {
+			err = errors.New("it has another digest")
+		}
+		if err == nil {
+			err = l.checkDistro([]loadedImage{one})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("manifest %s: %w", digest, err)
+		}
+		more = append(more, one)
+	}
+	next := l.local.with(d, more, time.Time{})
+	next.revision = revision
+	if _, _, err := next.compiled(); err != nil {
+		return nil, err
+	}
+	return next, nil
+}
+
+func (l *livePolicy) checkDistro(images []loadedImage) error {
+	if l.distro == "" {
+		return nil
+	}
+	return checkDistro(images, l.distro)
+}
+
+// enable implements server.Config.EnablePolicy.
+func (l *livePolicy) enable(ctx context.Context, by string, req *api.PolicyEnable) (*api.PolicyState, error) {
+	n, more, err := l.verified(by, req)
+	if err != nil {
+		return nil, refused{err}
+	}
+	if err := l.look(ctx); err != nil {
+		// What is enabled may be just what cannot be gone by.
+		l.log.Warn("a policy is enabled by a replica that cannot go by the present one", "error", err)
+	}
+	if err := l.covered(ctx, n, more); err != nil {
+		return nil, err
+	}
+	if _, err := commitEnabling(ctx, l.store, n, l.local.clock().UTC(), l.log); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(l.look(ctx), l.tell(ctx)); err != nil {
+		// It is enabled; whether this replica can go by it is told with the others.
+		l.log.Error("the policy is enabled, and this replica does not go by it", "error", err)
+	}
+	return l.state(ctx)
+}
+
+// verified verifies all that an operator sent.
+func (l *livePolicy) verified(by string, req *api.PolicyEnable) (n enabling, more []loadedImage, err error) {
+	key, err := l.ring.PublicPEM(keyring.FileImage)
+	if err != nil {
+		return n, nil, err
+	}
+	if len(req.Bundle) == 0 {
+		return n, nil, withHint(errors.New("the policy is not signed"), "sealift policy sign FILE --keys KEYS")
+	}
+	if err := bundle.Verify(req.Policy, req.Bundle, key); err != nil {
+		return n, nil, withHint(fmt.Errorf("the policy: %w", err), "it was altered after it was signed, or signed by another fleet's key: sealift policy sign FILE --keys KEYS")
+	}
+	n = enabling{bundle: req.Bundle, files: map[string][]byte{}, by: by, reason: req.Reason}
+	if req.Rollback {
+		n.rollback = &policyRollback{Reason: req.Reason}
+	}
+	if n.document, err = policy.Parse("the policy", req.Policy, sentFiles(req.Files)); err != nil {
+		return n, nil, err
+	}
+	for _, name := range policy.Files(req.Policy) {
+		n.files[name] = req.Files[name]
+	}
+	for i, s := range req.Images {
+		m := policyManifest(s)
+		one, err := m.image(key)
+		if err == nil && !listsImage(n.document, one.manifest.Name) {
+			err = fmt.Errorf("the policy does not list image %s", one.manifest.Name)
+		}
+		if err == nil {
+			err = l.checkDistro([]loadedImage{one})
+		}
+		if err != nil {
+			return n, nil, fmt.Errorf("images[%d]: %w", i, err)
+		}
+		more, n.images, n.digests = append(more, one), append(n.images, m), append(n.digests, one.digest)
+	}
+	return n, more, nil
+}
+
+// covered refuses a policy by which replicas could not judge the same: one that
+// lists images of which there is no manifest, or whose manifest only some
+// replicas have.
+func (l *livePolicy) covered(ctx context.Context, n enabling, more []loadedImage) error {
+	const hint = "give the directory of the image, of which the manifest is sent to all replicas: sealift policy enable FILE --images DIR"
+	l.mu.Lock()
+	base, me := l.source, l.name
+	l.mu.Unlock()
+	if base == nil {
+		base = l.local
+	}
+	next := base.with(n.document, more, time.Time{})
+	for _, i := range policy.Lint(n.document, next.lintInputs(l.catalogue)) {
+		if i.Code == "images.no-manifest" || i.Code == "images.pinned-missing" {
+			return withHint(refused{fmt.Errorf("%s: %s", i.Where, i.Text)}, hint)
+		}
+	}
+	everywhere := slices.Clone(n.digests)
+	if base.document != nil {
+		// What came with the present policy goes on to the next.
+		for _, i := range base.images {
+			if i.dir == "" {
+				everywhere = append(everywhere, i.digest)
+			}
+		}
+	}
+	all, _, err := l.replicas(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range next.images {
+		if slices.Contains(everywhere, manifest.SHA256(i.digest)) || !listsImage(n.document, i.manifest.Name) {
+			continue
+		}
+		for _, r := range all.Replicas {
+			if r.Name != me && !slices.Contains(r.Images, manifest.SHA256(i.digest)) {
+				return withHint(refused{fmt.Errorf("replica %s does not have image %s %s, which this one has: they would not judge the same", r.Name, i.manifest.Name, i.manifest.Version)}, hint)
+			}
+		}
+	}
+	return nil
+}
+
+// state implements server.Config.PolicyState.
+func (l *livePolicy) state(ctx context.Context) (*api.PolicyState, error) {
+	var head policyHead
+	pointer, err := document(ctx, l.store, policyCurrentKind, policyCurrentName, &head)
+	if err != nil {
+		return nil, err
+	}
+	all, _, err := l.replicas(ctx)
+	if err != nil {
+		return nil, err
+	}
+	state := &api.PolicyState{Revision: pointer.Revision, Replicas: all.Replicas}
+	if head.Name == "" {
+		return state, nil
+	}
+	var kept policyVersion
+	if _, err := document(ctx, l.store, policyVersionKind, versionName(head.Name, head.Version), &kept); err != nil {
+		return nil, err
+	}
+	state.Name, state.Version, state.Digest, state.Signed = head.Name, head.Version, head.Digest, head.Signed
+	state.Text, state.Enabled, state.Images = kept.Text, kept.Enabled, kept.Images
+	return state, nil
+}
+
+// proposer implements server.Config.Propose.
+func (l *livePolicy) proposer(ctx context.Context, req *api.PolicyProposal) (*server.Proposal, error) {
+	s, err := l.inForce()
+	if err != nil {
+		return nil, err
+	}
+	return s.proposer(l.ring)(ctx, req)
+}
