@@ -38,7 +38,7 @@ func TestTheAnswerToHEADHasNoBody(t *testing.T) {
 func TestOPTIONSOfAllGivesItsRoomBack(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Queue: 500 * time.Millisecond} })
-	for range 16 {
+	for range 8 {
 		n := s.node(t)
 		n.say("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
 		resp, err := http.ReadResponse(n.r, nil)

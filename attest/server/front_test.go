@@ -132,7 +132,7 @@ func TestRequestsWithoutRoomAreTurnedAway(t *testing.T) {
 		n.hear()
 	}
 	var begun []*node
-	for range 16 {
+	for range 8 {
 		n := s.node(t)
 		// The answer to the first shows that the connection is served.
 		n.say(post(api.PathConfirm, "{}") + "POST /v1/confirm HTTP/1.1\r\n")
@@ -144,7 +144,7 @@ func TestRequestsWithoutRoomAreTurnedAway(t *testing.T) {
 		n.say(post(api.PathConfirm, "{}"))
 		return n.hear()
 	}
-	// The last of the sixteen may be let in a moment after its answer.
+	// The last of the eight may be let in a moment after its answer.
 	for status, code := turned(); status != 503 || code != "busy"; status, code = turned() {
 		if status != 400 {
 			t.Fatalf("HTTP %d %s", status, code)
@@ -165,7 +165,7 @@ func TestRequestsWithoutRoomAreTurnedAway(t *testing.T) {
 	}
 	// All the room is there again, once what was cut is noticed.
 	var all []*node
-	for len(all) < 16 {
+	for len(all) < 8 {
 		n := s.node(t)
 		n.say(post(api.PathConfirm, "{}") + "POST /v1/confirm HTTP/1.1\r\n")
 		if status, code := n.hear(); status == 400 {
@@ -190,7 +190,7 @@ func TestAChallengeDoesNotRunOutForTheWait(t *testing.T) {
 	c := s.httpClient()
 	ch := s.challenge(c, b)
 	var begun []*node
-	for range 16 {
+	for range 8 {
 		n := s.node(t)
 		n.say(post(api.PathConfirm, "{}") + "POST /v1/confirm HTTP/1.1\r\n")
 		n.hear()

@@ -34,9 +34,9 @@ const (
 
 	// requestsPerSlot is how many node requests may be on their way for each
 	// that is worked on.
-	requestsPerSlot = 4
+	requestsPerSlot = 2
 	// requestsPerAddress is how many of them may be from one address (IPv6: /64).
-	requestsPerAddress = 16
+	requestsPerAddress = 8
 	// A body longer than commonBody is one of largeBodies at once, and of
 	// largePerAddress from one address: evidence with an event log of 32 KiB has
 	// 50 kB, and what is let in must fit into memory.

@@ -11,7 +11,7 @@ import (
 const (
 	// memoryAim is how much memory the runtime may use before the garbage
 	// collector works harder, bytes.
-	memoryAim = 176 << 20
+	memoryAim = 160 << 20
 	// idleGC is the garbage collector's percentage below memoryAim: at the
 	// default of 100 a service whose live heap is small collects many times a
 	// second for nothing.

@@ -45,10 +45,13 @@ func TestServiceFigures(t *testing.T) {
 		fmt.Sprintf("| CPU for the verification of one evidence | %.2f ms (goal 1 ms) | the same | %.0f of them |", verify.Seconds()*1e3, verify.Seconds()/signatures.Seconds()),
 		fmt.Sprintf("| durable releases | %.0f/s, two commits each | SQLite alone, one row in each commit: %.0f/s | %.2f of them |", fast.Rate, syncs, 2*fast.Rate/syncs),
 		fmt.Sprintf("| the database grows for one release | %.1f kB | | |", float64(fast.Service.PerBoot)/1e3))
-	half := b.fleet("--machines", "5000", "--addresses", "1000", "--rate", "500", "--duration", "20s")
-	for _, l := range half.Latency {
-		if l.Step == "whole" {
-			b.goal(fmt.Sprintf("all steps of a release at 500/s, p50, p99, p99.9 (reached %.0f/s, load %.1f)", half.Rate, half.Load), fmt.Sprintf("%.1f, %.1f, %.1f ms", l.P50, l.P99, l.P999), "p99 50 ms")
+	// At half of the goal, and at half of what this machine does.
+	for _, rate := range []float64{500, fast.Rate / 2} {
+		half := b.fleet("--machines", "5000", "--addresses", "1000", "--rate", fmt.Sprintf("%.0f", rate), "--duration", "20s")
+		for _, l := range half.Latency {
+			if l.Step == "whole" {
+				b.goal(fmt.Sprintf("all steps of a release at %.0f/s, p50, p99, p99.9 (reached %.0f/s, load %.1f)", rate, half.Rate, half.Load), fmt.Sprintf("%.1f, %.1f, %.1f ms", l.P50, l.P99, l.P999), "p99 50 ms")
+			}
 		}
 	}
 	flight := b.fleet("--machines", "10000", "--addresses", "1000", "--storm", "--open", "9500", "--tpm-time", "40s", "--again", "0")
