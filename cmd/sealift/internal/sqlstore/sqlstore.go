@@ -292,12 +292,12 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
-	write, err := sql.Open("sqlite", dsn(path))
+	write, err := sql.Open("sqlite", dsn(path, "cache_size(-8192)"))
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
 	write.SetMaxOpenConns(1)
-	read, err := sql.Open("sqlite", dsn(path, "query_only(1)"))
+	read, err := sql.Open("sqlite", dsn(path, "query_only(1)", "cache_size(-512)"))
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, errors.Join(err, write.Close()))
 	}
