@@ -63,6 +63,8 @@ type TPM struct {
 	RawQuote func([]byte) []byte
 	// SignHash is the hash of signatures; SHA-256.
 	SignHash tpm2.TPMAlgID
+
+	frozenEK, frozenAK, frozenName []byte // see Freeze
 }
 
 // New makes a TPM with this endorsement key and a new attestation key, just
@@ -180,11 +182,37 @@ func EKArea(key crypto.PublicKey) (tpm2.TPMTPublic, error) {
 
 // MachineID is the identity that the service gives to the endorsement key.
 func (t *TPM) MachineID() (attest.MachineID, error) {
-	return attest.EKMachineID(tpm2.Marshal(t.EKPublic))
+	return attest.EKMachineID(t.ekArea())
+}
+
+// Freeze encodes the two keys' public areas for good: EKPublic and AKPublic must
+// not change from here on. For a fleet, whose time goes by this.
+func (t *TPM) Freeze() {
+	t.frozenEK, t.frozenAK = tpm2.Marshal(t.EKPublic), tpm2.Marshal(t.AKPublic)
+	t.frozenName = nameOf(t.frozenAK)
+}
+
+func (t *TPM) ekArea() []byte {
+	if t.frozenEK != nil {
+		return t.frozenEK
+	}
+	return tpm2.Marshal(t.EKPublic)
+}
+
+func (t *TPM) akArea() []byte {
+	if t.frozenAK != nil {
+		return t.frozenAK
+	}
+	return tpm2.Marshal(t.AKPublic)
 }
 
 // Name returns the Name of the attestation key.
-func (t *TPM) Name() []byte { return nameOf(tpm2.Marshal(t.AKPublic)) }
+func (t *TPM) Name() []byte {
+	if t.frozenName != nil {
+		return t.frozenName
+	}
+	return nameOf(t.akArea())
+}
 
 // Reset is a TPM reset, as of a machine that was switched off and on: the
 // transport key is gone, the PCRs are zero, and the reset is counted.
@@ -327,7 +355,7 @@ func (t *TPM) Quote(bank string, extra []byte) (attest.Quote, error) {
 // connection with this exporter. The PCRs are those that Boot.Measure left.
 func (t *TPM) Evidence(b *Boot, purpose attest.Purpose, nonce, exporter []byte) (*attest.Evidence, error) {
 	ev := &attest.Evidence{
-		EKPublic: tpm2.Marshal(t.EKPublic), EKCertificates: t.EKCertificates, AKPublic: tpm2.Marshal(t.AKPublic),
+		EKPublic: t.ekArea(), EKCertificates: t.EKCertificates, AKPublic: t.akArea(),
 		EventLog: b.Log(), SMBIOS: b.SMBIOS, Disk: b.Disk,
 	}
 	var err error

@@ -345,6 +345,7 @@ func (b *boot) attempt(ctx context.Context) error {
 		if b.log, err = f.c.Files.Boot.OnDisk(m.disk, m.made); err != nil {
 			return f.stats.wrong("simulator", err)
 		}
+		b.tpm.Freeze()
 		b.ek, b.ak = tpm2.Marshal(b.tpm.EKPublic), tpm2.Marshal(b.tpm.AKPublic)
 		if b.id, err = attest.EKMachineID(b.ek); err != nil {
 			return f.stats.wrong("simulator", err)
