@@ -64,7 +64,8 @@ type TPM struct {
 	// SignHash is the hash of signatures; SHA-256.
 	SignHash tpm2.TPMAlgID
 
-	frozenEK, frozenAK, frozenName []byte // see Freeze
+	frozen     Areas // see Freeze
+	frozenName []byte
 }
 
 // New makes a TPM with this endorsement key and a new attestation key, just
@@ -185,23 +186,30 @@ func (t *TPM) MachineID() (attest.MachineID, error) {
 	return attest.EKMachineID(t.ekArea())
 }
 
-// Freeze encodes the two keys' public areas for good: EKPublic and AKPublic must
-// not change from here on. For a fleet, whose time goes by this.
-func (t *TPM) Freeze() {
-	t.frozenEK, t.frozenAK = tpm2.Marshal(t.EKPublic), tpm2.Marshal(t.AKPublic)
-	t.frozenName = nameOf(t.frozenAK)
+// Areas are the encoded public areas of a TPM's two keys.
+type Areas struct{ EK, AK []byte }
+
+// Areas encodes the public areas of the endorsement and the attestation key.
+func (t *TPM) Areas() Areas {
+	return Areas{EK: tpm2.Marshal(t.EKPublic), AK: tpm2.Marshal(t.AKPublic)}
+}
+
+// Freeze has the TPM use a, its Areas, for good: EKPublic and AKPublic must not
+// change from here on. It is for a fleet, whose time goes by encoding.
+func (t *TPM) Freeze(a Areas) {
+	t.frozen, t.frozenName = a, nameOf(a.AK)
 }
 
 func (t *TPM) ekArea() []byte {
-	if t.frozenEK != nil {
-		return t.frozenEK
+	if t.frozen.EK != nil {
+		return t.frozen.EK
 	}
 	return tpm2.Marshal(t.EKPublic)
 }
 
 func (t *TPM) akArea() []byte {
-	if t.frozenAK != nil {
-		return t.frozenAK
+	if t.frozen.AK != nil {
+		return t.frozen.AK
 	}
 	return tpm2.Marshal(t.AKPublic)
 }
