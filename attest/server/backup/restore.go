@@ -58,6 +58,12 @@ type Report struct {
 // store, which must be empty, in one go. With no store it only says what it
 // would do. A *RefusedError says that one of the files may not be used.
 func Restore(ctx context.Context, into server.Archive, o *Order) (*Report, error) {
+	// The signature comes last: before it is checked nothing is kept, so that a
+	// small file which somebody made, and which is large when it is read, does
+	// not fill the memory.
+	if _, err := readBackup(o, func(server.Record) error { return ctx.Err() }); err != nil {
+		return nil, err
+	}
 	recovery := server.NewRecovery()
 	m, err := readBackup(o, func(rec server.Record) error {
 		recovery.Add(rec)
