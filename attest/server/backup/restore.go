@@ -50,7 +50,7 @@ type Report struct {
 	// Missing is what could not be rebuilt and a person must mend, machine by
 	// machine, LostKeys among it. MustStart are the machines that must start anew
 	// once before their reports are accepted again, because they had a release
-	// after the backup.
+	// after the backup, or a first report that may be lost.
 	Missing, MustStart []api.RestoreMissing
 }
 
