@@ -278,7 +278,8 @@ piece, and whoever asks for it later is told when it was pruned.
 Kept in any case:
   - the last evidence of each machine, and the last that was accepted
   - all evidence of machines that are pending or quarantined
-  - the evidence of releases that have no outcome
+  - the evidence of a release that has no outcome, until the machine has had another
+    and was heard of a year after it
   - machines, releases, documents, and the audit log: releases keep a boot from
     having two, and the log is a chain
 
