@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/user"
 	"strconv"
 	"strings"
@@ -98,12 +97,7 @@ func (o *storeOptions) open(ctx context.Context) (*serveConfig, stateStore, erro
 	if err != nil {
 		return nil, nil, err
 	}
-	if !pgstore.IsDSN(c.Store) {
-		if _, err := os.Stat(c.Store); err != nil {
-			return nil, nil, withHint(fmt.Errorf("open database: %w", err), "the service makes it on its first start")
-		}
-	}
-	store, err := openStore(ctx, c.Store)
+	store, err := openServed(ctx, c.Store)
 	return c, store, err
 }
 
