@@ -59,7 +59,7 @@ type Need string
 const (
 	NeedLast    Need = "last"         // it is the last of its machine, or the last that was accepted
 	NeedState   Need = "state"        // its machine is pending or quarantined
-	NeedRelease Need = "open-release" // the release that it earned has no outcome
+	NeedRelease Need = "open-release" // the release that it earned has no outcome, and is the machine's last or not a year before it was heard of
 )
 
 // PruneReport is what pruning removed so far, or would.

@@ -54,6 +54,12 @@ type EvidenceRef struct {
 	Needed   api.Need // what needs it; empty: nothing does
 }
 
+// unconfirmedRetention is how long the evidence of a release without an outcome
+// is kept: secrets left, and nobody said what became of them. It counts from the
+// release to when the machine was heard of last, and only once the machine has had
+// another release, after which no honest agent confirms that one.
+const unconfirmedRetention = 365 * 24 * time.Hour
+
 // Needed says what needs evidence that is old. m is the record of its machine,
 // nil if there is none, open are that machine's releases without an outcome.
 func Needed(ref *EvidenceRef, m *Machine, open []*Release) api.Need {
@@ -67,7 +73,8 @@ func Needed(ref *EvidenceRef, m *Machine, open []*Release) api.Need {
 	}
 	for _, r := range open {
 		// A release is made when its evidence is received.
-		if r.Outcome == "" && r.Machine == ref.Machine && r.Issued.Equal(ref.Received) {
+		if r.Outcome == "" && r.Machine == ref.Machine && r.Issued.Equal(ref.Received) &&
+			(m == nil || m.ReleaseID == r.ID || m.LastSeen.Sub(r.Issued) < unconfirmedRetention) {
 			return api.NeedRelease
 		}
 	}

@@ -29,7 +29,8 @@ const OutcomeRestored = "restored: the service lost what it takes to confirm thi
 // quarantined, as each must be installed again. Attestation keys and clocks stay
 // those of the backup, and are taken anew if the log says that the TPM's counters
 // may have started anew. What a machine was at a release after the backup is not
-// known: its reports are refused until it starts anew.
+// known: its reports are refused until it starts anew. So are those of a boot
+// whose first report may be lost.
 type Recovery struct {
 	machines  map[attest.MachineID]*Machine
 	names     map[string]attest.MachineID // of nodes
@@ -42,7 +43,7 @@ type Recovery struct {
 	next     map[attest.MachineID]string          // disk whose next key was, and was released
 	asked    map[attest.MachineID]string          // disk whose key was to change, by a decision after the backup
 	unknown  map[attest.MachineID]map[string]bool // what entries of an earlier version do not tell of who it is
-	started  map[attest.MachineID]bool            // was released after the backup
+	started  map[attest.MachineID]string          // must start anew, as this of it is lost
 	expected []audit.ExpectedLine                 // of entries of an earlier version
 	// What entries of an earlier version say before the one that makes it so: an
 	// install, a promotion.
@@ -55,7 +56,7 @@ func NewRecovery() *Recovery {
 		machines: map[attest.MachineID]*Machine{}, names: map[string]attest.MachineID{}, documents: map[[2]string]*Document{},
 		open: map[string]*Release{}, released: map[string]*Release{}, skipped: map[audit.Kind]int64{},
 		lost: map[attest.MachineID]string{}, next: map[attest.MachineID]string{}, asked: map[attest.MachineID]string{},
-		unknown: map[attest.MachineID]map[string]bool{}, started: map[attest.MachineID]bool{},
+		unknown: map[attest.MachineID]map[string]bool{}, started: map[attest.MachineID]string{},
 		installed: map[attest.MachineID]bool{}, promoted: map[attest.MachineID]bool{},
 	}
 }
@@ -282,7 +283,7 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) error {
 	// Who had a release is not in the boot of an earlier restore any more. What it
 	// was then is not known, and it is heard of anew with its next release.
 	m.Restored, m.Boot, m.ReportDue = false, nil, at
-	r.started[m.ID] = true
+	r.started[m.ID] = lostRelease
 	if d.NewDiskKey {
 		m.DiskKey = nil
 	}
@@ -321,7 +322,7 @@ func (r *Recovery) report(m *Machine, at time.Time, d *audit.Reattestation) {
 		m.Boot.Volume = d.Volume
 	default: // of an earlier version: what its later reports must have is lost
 		m.Boot = nil
-		r.started[m.ID] = true
+		r.started[m.ID] = lostReport
 	}
 }
 
@@ -403,6 +404,12 @@ func (r *Recovery) document(kind, name string, body json.RawMessage) {
 	doc.Body = body
 	doc.Revision++
 }
+
+// What is lost of a machine that must start anew.
+const (
+	lostRelease = "what it was at its last release"
+	lostReport  = "what the first report of its boot said, if there was one"
+)
 
 // lacksSerial is what entries of an earlier version do not tell of a machine
 // that waits for approval.
@@ -501,10 +508,22 @@ func (r *Recovery) restored(e audit.Entry, d *audit.Restore) error {
 	}}
 	if !d.Complete {
 		for _, m := range r.machines {
-			m.Restored = true
+			r.incomplete(m)
 		}
 	}
 	return r.keep(state)
+}
+
+// incomplete does to a machine what a restore does that may have lost some of
+// it. A boot of which no report is known may have had its first one, which says
+// what PCR 15 must be from then on. That is not taken a second time: its reports
+// are refused, and it starts anew.
+func (r *Recovery) incomplete(m *Machine) {
+	m.Restored = true
+	if m.Boot != nil && m.Boot.Volume == nil {
+		m.Boot = nil
+		r.started[m.ID] = lostReport
+	}
 }
 
 // accepted repeats what a person said of an earlier restore.
@@ -565,7 +584,9 @@ func (r *Recovery) Finish(head audit.Head, restore audit.Restore, at time.Time) 
 	for _, id := range sorted(r.machines) {
 		m := r.machines[id]
 		m.Revision++
-		m.Restored = m.Restored || !restore.Complete
+		if !restore.Complete {
+			r.incomplete(m)
+		}
 		if m.State == "" {
 			// Known from a verdict alone.
 			m.State, m.Reason = attest.StatePending, "known from the audit log alone"
@@ -633,13 +654,14 @@ func (r *Recovery) Held() (held, unsettled bool) {
 	return status.Held, status.Unsettled
 }
 
-// MustStart returns the machines that were released after the backup and are
-// not locked out: their reports are refused until their next release.
+// MustStart returns the machines that were released after the backup, or whose
+// first report may be lost, and that are not locked out: their reports are
+// refused until their next release.
 func (r *Recovery) MustStart() []api.RestoreMissing {
 	var out []api.RestoreMissing
 	for _, id := range sorted(r.started) {
 		if m := r.machines[id]; m.State == attest.StateEnrolled && m.Boot == nil {
-			out = append(out, missing(m, "what it was at its last release: its reports are refused until it starts anew", "restart the machine"))
+			out = append(out, missing(m, r.started[id]+": its reports are refused until it starts anew", "restart the machine"))
 		}
 	}
 	return out

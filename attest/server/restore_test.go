@@ -182,18 +182,26 @@ func (m *machine) restart(c server.Config, memory *storetest.Memory) {
 
 func TestARestoredServiceTakesReportsOfTheBootsThatItKnows(t *testing.T) {
 	for name, tt := range map[string]struct {
+		before                  bool // it reported before the backup
 		reported, released, log bool // after the backup; the log is there
 		want                    attest.Code
 	}{
 		"nothing happened since, and nothing was lost": {log: true},
 		"the first report came since":                  {log: true, reported: true},
-		"nothing happened since":                       {},
+		"nothing happened since":                       {before: true},
+		"reports came since, which are lost":           {before: true, reported: true},
+		"the first report came since, which is lost":   {reported: true, want: attest.CodeReportBoot},
 		"it was released since, as the log says":       {log: true, released: true, want: attest.CodeReportBoot},
-		"it was released since, which is lost":         {released: true, want: attest.CodeReportBoot},
+		"it was released since, which is lost":         {before: true, released: true, want: attest.CodeReportBoot},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var config server.Config
 			m, _ := releasedMachine(t, keep(&config))
+			if tt.before {
+				if _, err := m.report(nil); err != nil {
+					t.Fatal(err)
+				}
+			}
 			file := m.backUp()
 			if tt.reported {
 				if _, err := m.report(nil); err != nil {
@@ -213,7 +221,8 @@ func TestARestoredServiceTakesReportsOfTheBootsThatItKnows(t *testing.T) {
 					o.Log, o.Head = bytes.NewReader(m.exportLog(1)), m.head()
 				}
 			}, file)
-			must := tt.log && tt.released
+			// What is lost altogether cannot be named.
+			must := tt.log && tt.released || !tt.log && !tt.before
 			if report.Complete != tt.log || (len(report.MustStart) == 1) != must {
 				t.Errorf("got %+v", report)
 			}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"os/user"
 	"slices"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/backup"
-	"github.com/sealift/sealift/cmd/sealift/internal/pgstore"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/profiles"
 )
@@ -51,12 +49,7 @@ Example:
 			if err != nil {
 				return err
 			}
-			if !pgstore.IsDSN(c.Store) {
-				if _, err := os.Stat(c.Store); err != nil {
-					return withHint(fmt.Errorf("open database: %w", err), "the service makes it on its first start")
-				}
-			}
-			store, err := openStore(cmd.Context(), c.Store)
+			store, err := openServed(cmd.Context(), c.Store)
 			if err != nil {
 				return err
 			}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/user"
 	"strconv"
 	"strings"
@@ -98,12 +97,7 @@ func (o *storeOptions) open(ctx context.Context) (*serveConfig, stateStore, erro
 	if err != nil {
 		return nil, nil, err
 	}
-	if !pgstore.IsDSN(c.Store) {
-		if _, err := os.Stat(c.Store); err != nil {
-			return nil, nil, withHint(fmt.Errorf("open database: %w", err), "the service makes it on its first start")
-		}
-	}
-	store, err := openStore(ctx, c.Store)
+	store, err := openServed(ctx, c.Store)
 	return c, store, err
 }
 
@@ -278,7 +272,8 @@ piece, and whoever asks for it later is told when it was pruned.
 Kept in any case:
   - the last evidence of each machine, and the last that was accepted
   - all evidence of machines that are pending or quarantined
-  - the evidence of releases that have no outcome
+  - the evidence of a release that has no outcome, until the machine has had another
+    and was heard of a year after it
   - machines, releases, documents, and the audit log: releases keep a boot from
     having two, and the log is a chain
 

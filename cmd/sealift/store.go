@@ -42,6 +42,26 @@ func openStore(ctx context.Context, name string) (stateStore, error) {
 	return s, nil
 }
 
+// openServed opens a store that a service may run on. It makes none, and brings
+// none to this program's version: the service that runs may be of an earlier one.
+func openServed(ctx context.Context, name string) (stateStore, error) {
+	earlier := sqlstore.Earlier
+	if pgstore.IsDSN(name) {
+		earlier = pgstore.Earlier
+	} else if _, err := os.Stat(name); err != nil {
+		return nil, withHint(fmt.Errorf("open database: %w", err), "the service makes it on its first start")
+	}
+	old, err := earlier(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if old {
+		return nil, withHint(fmt.Errorf("%s has the tables of an earlier version of this program", storeName(name)),
+			"use the program that the service runs, or update the service first: it brings the tables to its version when it starts")
+	}
+	return openStore(ctx, name)
+}
+
 // storeName is what may be said of a store: a DSN without what is secret.
 func storeName(name string) string {
 	if pgstore.IsDSN(name) {

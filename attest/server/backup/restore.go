@@ -50,7 +50,7 @@ type Report struct {
 	// Missing is what could not be rebuilt and a person must mend, machine by
 	// machine, LostKeys among it. MustStart are the machines that must start anew
 	// once before their reports are accepted again, because they had a release
-	// after the backup.
+	// after the backup, or a first report that may be lost.
 	Missing, MustStart []api.RestoreMissing
 }
 
@@ -58,6 +58,12 @@ type Report struct {
 // store, which must be empty, in one go. With no store it only says what it
 // would do. A *RefusedError says that one of the files may not be used.
 func Restore(ctx context.Context, into server.Archive, o *Order) (*Report, error) {
+	// The signature comes last: before it is checked nothing is kept, so that a
+	// small file which somebody made, and which is large when it is read, does
+	// not fill the memory.
+	if _, err := readBackup(o, func(server.Record) error { return ctx.Err() }); err != nil {
+		return nil, err
+	}
 	recovery := server.NewRecovery()
 	m, err := readBackup(o, func(rec server.Record) error {
 		recovery.Add(rec)

@@ -22,6 +22,7 @@ import (
 var pruneTests = map[string]func(*testing.T, server.Pruner){
 	"old evidence that nothing needs is pruned":             pruneOld,
 	"evidence that is needed meanwhile stays":               pruneNeeded,
+	"evidence of a release without an outcome goes in time": pruneUnconfirmed,
 	"evidence that was pruned can be stored again":          pruneAgain,
 	"what evidence shares stays as long as it is shared":    pruneShared,
 	"evidence is whole while others prune":                  pruneRace,
@@ -181,6 +182,42 @@ func pruneOld(t *testing.T, s server.Pruner) {
 	}
 	if all := oldOf(t, s, at(20), 3); len(all) != 5 {
 		t.Errorf("%d old pieces are left, want 5", len(all))
+	}
+}
+
+// pruneUnconfirmed has releases that nobody ever confirms: evidence of each is
+// kept for a year of the machine's life, and as long as it is the last.
+func pruneUnconfirmed(t *testing.T, s server.Pruner) {
+	for name, c := range map[string]struct {
+		last string // release of the machine
+		seen time.Duration
+		want api.Need
+	}{
+		"another release, and heard of a year later": {"other", 365 * 24 * time.Hour, ""},
+		"another release, and heard of a day less":   {"other", 364 * 24 * time.Hour, api.NeedRelease},
+		"its last release":                           {"r", 9000 * time.Hour, api.NeedRelease},
+		"never heard of again":                       {"other", 0, api.NeedRelease},
+	} {
+		m := machine(name)
+		id := "r " + name
+		m.ReleaseID, m.LastSeen = c.last, epoch.Add(c.seen)
+		if c.last == "r" {
+			m.ReleaseID = id
+		}
+		body := evidenceOf(m, epoch, nil)
+		r := release(id, m, 1)
+		r.Issued = epoch
+		commit(t, s, &server.Change{Machine: m, Release: r, Evidence: body})
+		all := oldOf(t, s, epoch.Add(1), 10)
+		i := slices.IndexFunc(all, func(r server.EvidenceRef) bool { return r.Digest == digest(body) })
+		if i < 0 || all[i].Needed != c.want {
+			t.Errorf("%s: needed by %+v, want %q", name, all, c.want)
+			continue
+		}
+		gone, err := s.Prune(t.Context(), all[i:i+1], pruneEntry)
+		if err != nil || (len(gone) == 1) != (c.want == "") {
+			t.Errorf("%s: %d pruned, %v", name, len(gone), err)
+		}
 	}
 }
 

@@ -1,7 +1,9 @@
 package sqlstore
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -73,7 +75,14 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) (err e
 			rec.Evidence, err = parts.Join(row, func(digest []byte) (body []byte, err error) {
 				return body, part.QueryRowContext(ctx, digest).Scan(&body)
 			})
-			return rec, err
+			if err != nil {
+				return rec, fmt.Errorf("evidence %x: %w", digest, err)
+			}
+			// A backup is signed: what was altered must not get into it.
+			if got := sha256.Sum256(rec.Evidence); !bytes.Equal(got[:], digest) {
+				return rec, fmt.Errorf("evidence %x: altered, its digest is %x", digest, got)
+			}
+			return rec, nil
 		}},
 		{"the audit log", "SELECT line FROM audit ORDER BY seq", func(r *sql.Rows) (rec server.Record, err error) {
 			var line []byte

@@ -67,6 +67,9 @@ func TestAPartThatIsLostOrAlteredIsFound(t *testing.T) {
 		if got, err := s.Evidence(t.Context(), d); err == nil || errors.Is(err, server.ErrNotFound) {
 			t.Errorf("%s: got %d bytes, %v", name, len(got), err)
 		}
+		if err := s.Dump(t.Context(), func(server.Record) error { return nil }); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("evidence %x", d)) {
+			t.Errorf("%s: it was dumped, %v", name, err)
+		}
 	}
 }
 

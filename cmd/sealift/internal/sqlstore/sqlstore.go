@@ -383,7 +383,7 @@ func (s *Store) Close() error {
 		// only one that can write does.
 		err := s.read.Close()
 		if s.tx != nil {
-			err = errors.Join(err, s.tx.conn.Close())
+			err = errors.Join(err, s.tx.close())
 		}
 		if err := errors.Join(err, s.write.Close()); err != nil {
 			s.err = fmt.Errorf("close database %s: %w", s.path, err)

@@ -98,17 +98,32 @@ func (t *tx) rollback(ctx context.Context) error {
 	return nil
 }
 
+// close gives the connection back. SQLite keeps one that has statements left,
+// with its locks and its log, and database/sql leaves those of a Conn to us.
+func (t *tx) close() error {
+	var errs []error
+	for _, s := range t.prepared {
+		errs = append(errs, s.Close())
+	}
+	clear(t.prepared)
+	return errors.Join(append(errs, t.conn.Close())...)
+}
+
 // discard closes the connection, and with it a transaction that is open.
 func (t *tx) discard() error {
+	var errs []error
+	for _, s := range t.prepared {
+		errs = append(errs, s.Close())
+	}
+	clear(t.prepared)
 	// Only a connection that is called bad is closed and not kept.
-	err := t.conn.Raw(func(any) error { return driver.ErrBadConn })
-	if !errors.Is(err, driver.ErrBadConn) {
-		return err
+	if err := t.conn.Raw(func(any) error { return driver.ErrBadConn }); !errors.Is(err, driver.ErrBadConn) {
+		errs = append(errs, err)
 	}
 	if err := t.conn.Close(); err != nil && !errors.Is(err, sql.ErrConnDone) {
-		return err
+		errs = append(errs, err)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // savepoint runs do so that its failure leaves no trace. result is what do
