@@ -395,6 +395,12 @@ func checkEKUsage(c *x509.Certificate) error {
 	return nil
 }
 
+// maxSentRSA bounds the RSA keys of the authorities that a machine sends, bits. No
+// maker's has more than 4096. A certificate has room for 60,000, with which each
+// signature takes a hundred times as long to verify, and whoever makes up such
+// authorities need not have a TPM.
+const maxSentRSA = 4096
+
 // buildChains returns the chains from a certificate to roots of the policy.
 func (p *TPMPolicy) buildChains(leaf *x509.Certificate, sent []*x509.Certificate, expired bool, now time.Time) ([][]*x509.Certificate, error) {
 	// The TPM's make and model are in a critical subject alternative name of
@@ -428,6 +434,9 @@ func (p *TPMPolicy) buildChains(leaf *x509.Certificate, sent []*x509.Certificate
 		return nil, errors.New("the policy has no trusted root")
 	}
 	for _, s := range sent {
+		if k, ok := s.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxSentRSA {
+			continue
+		}
 		opts.Intermediates.AddCert(s)
 	}
 	return c.Verify(opts)

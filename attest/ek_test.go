@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -8,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"io"
 	"math/big"
 	"slices"
 	"strings"
@@ -264,6 +266,74 @@ func TestAnIntermediateSentByTheMachineIsUsedButNotTrusted(t *testing.T) {
 	if _, f := VerifyEK(public, [][]byte{leaf, issuer.Root.Raw}, policy, now); f == nil {
 		t.Error("an intermediate was trusted as a root")
 	}
+}
+
+// An authority that is sent and has an RSA key of a size that none has is no link
+// of a chain, whoever vouches for it: its key costs too much.
+func TestAnIntermediateWithAHugeKeyIsNotUsed(t *testing.T) {
+	ca := newCA(t)
+	for bits, ok := range map[int]bool{4096: true, 4120: false, 9000: false} {
+		huge := newHugeRSA(t, bits)
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "huge"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		}
+		between, err := x509.CreateCertificate(rand.Reader, template, ca.Root, huge.Public(), ca.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		issuer, err := x509.ParseCertificate(between)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := newKey(t, elliptic.P256())
+		model := certify(t, ca, key.Public(), nil)
+		leaf, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+			SerialNumber: big.NewInt(8), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+			KeyUsage: model.KeyUsage, UnknownExtKeyUsage: model.UnknownExtKeyUsage,
+		}, issuer, key.Public(), huge)
+		if err != nil {
+			t.Fatal(err)
+		}
+		policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMHardware, Certificate: ca.Root}}, Allowed: []TPMClass{TPMHardware}}
+		_, findings := VerifyEK(tpm2.Marshal(ekArea(t, key.Public())), [][]byte{leaf, between}, policy, now)
+		if ok && findings != nil {
+			t.Errorf("%d bits: refused: %+v", bits, findings)
+		}
+		if !ok && (len(findings) != 1 || findings[0].Code != CodeEKCertificate) {
+			t.Errorf("%d bits: got %+v, want %s", bits, findings, CodeEKCertificate)
+		}
+	}
+}
+
+// hugeRSA is an RSA key of about any size that is made at once: of many small primes.
+type hugeRSA struct{ n, d *big.Int }
+
+func newHugeRSA(t *testing.T, bits int) *hugeRSA {
+	t.Helper()
+	e, n, phi := big.NewInt(65537), big.NewInt(1), big.NewInt(1)
+	for n.BitLen() < bits-16 {
+		p, err := rand.Prime(rand.Reader, min(256, bits-n.BitLen()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		less := new(big.Int).Sub(p, big.NewInt(1))
+		if new(big.Int).GCD(nil, nil, less, e).Cmp(big.NewInt(1)) == 0 {
+			n.Mul(n, p)
+			phi.Mul(phi, less)
+		}
+	}
+	return &hugeRSA{n, new(big.Int).ModInverse(e, phi)}
+}
+
+func (k *hugeRSA) Public() crypto.PublicKey { return &rsa.PublicKey{N: k.n, E: 65537} }
+
+// Sign is EMSA-PKCS1-v1_5 (RFC 8017, 9.2) with SHA-256.
+func (k *hugeRSA) Sign(_ io.Reader, sum []byte, _ crypto.SignerOpts) ([]byte, error) {
+	size := (k.n.BitLen() + 7) / 8
+	info := slices.Concat([]byte{0, 0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20}, sum)
+	padded := slices.Concat([]byte{0, 1}, bytes.Repeat([]byte{0xff}, size-2-len(info)), info)
+	return new(big.Int).Exp(new(big.Int).SetBytes(padded), k.d, k.n).FillBytes(make([]byte, size)), nil
 }
 
 func FuzzVerifyEK(f *testing.F) {
