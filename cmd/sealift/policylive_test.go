@@ -110,6 +110,10 @@ func TestEachReplicaGoesByTheEnabledPolicy(t *testing.T) {
 		if want := []string{"configuration: fleet 1 from 0, back false, ", "ana: fleet 2 from 1, back false, ticket", "ana: fleet 1 from 2, back true, ticket"}; !slices.Equal(log, want) {
 			t.Errorf("the audit log says %q, want %q", log, want)
 		}
+		alarms := alarmsIn(t, one)
+		if len(alarms) != 1 || alarms[0].Name != audit.AlarmPolicyBack || alarms[0].Peer != "ana" || !strings.Contains(alarms[0].What, "fleet version 1 after fleet version 2: ticket") {
+			t.Errorf("the step back raised %+v", alarms)
+		}
 		// Forward again, for everybody.
 		if _, err := a.enable(s.request(2, "2")); err != nil {
 			t.Fatal(err)
