@@ -346,7 +346,7 @@ func TestARefusalIsExplainedOnTheCommandLine(t *testing.T) {
 		return append(args, "--server", s.operators, "--identity", s.identity)
 	}
 	out := mustCLI(t, ask("attest", "explain", id.String())...)
-	for _, want := range []string{"refused", "image.unknown: PCR 4", "[digest]", "command: sealift serve --config FILE", "no accepted evidence of this machine", "fact  tpm.class  hardware  [recorded]"} {
+	for _, want := range []string{"refused", "image.unknown: PCR 4", "[digest]", "command: sealift policy enable FILE --images DIR --reason TEXT", "no accepted evidence of this machine", "fact  tpm.class  hardware  [recorded]"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("explain does not say %q:\n%s", want, out)
 		}
