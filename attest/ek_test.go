@@ -268,41 +268,98 @@ func TestAnIntermediateSentByTheMachineIsUsedButNotTrusted(t *testing.T) {
 	}
 }
 
-// An authority that is sent and has an RSA key of a size that none has is no link
-// of a chain, whoever vouches for it: its key costs too much.
+// sentAuthority is one that the root vouches for, and that a machine sends.
+func sentAuthority(t *testing.T, ca *papertpm.CA, key crypto.Signer, change func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "between"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	if change != nil {
+		change(template)
+	}
+	return signed(t, template, ca.Root, key.Public(), ca.Key)
+}
+
+func signed(t *testing.T, template, issuer *x509.Certificate, key crypto.PublicKey, by crypto.Signer) *x509.Certificate {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key, by)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// An authority that is sent and has a key of a size that none has is no link of a
+// chain, whoever vouches for it: its key costs too much.
 func TestAnIntermediateWithAHugeKeyIsNotUsed(t *testing.T) {
 	ca := newCA(t)
-	for bits, ok := range map[int]bool{4096: true, 4120: false, 9000: false} {
-		huge := newHugeRSA(t, bits)
-		template := &x509.Certificate{
-			SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "huge"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
-			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		}
-		between, err := x509.CreateCertificate(rand.Reader, template, ca.Root, huge.Public(), ca.Key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		issuer, err := x509.ParseCertificate(between)
-		if err != nil {
-			t.Fatal(err)
-		}
-		key := newKey(t, elliptic.P256())
-		model := certify(t, ca, key.Public(), nil)
-		leaf, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+	key := newKey(t, elliptic.P256())
+	model := certify(t, ca, key.Public(), nil)
+	for name, c := range map[string]struct {
+		key crypto.Signer
+		ok  bool
+	}{
+		"RSA-4096": {newHugeRSA(t, 4096), true}, "RSA-4120": {newHugeRSA(t, 4120), false}, "RSA-9000": {newHugeRSA(t, 9000), false},
+		"P-256": {newKey(t, elliptic.P256()), true}, "P-384": {newKey(t, elliptic.P384()), true}, "P-521": {newKey(t, elliptic.P521()), false},
+	} {
+		between := sentAuthority(t, ca, c.key, nil)
+		leaf := signed(t, &x509.Certificate{
 			SerialNumber: big.NewInt(8), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
 			KeyUsage: model.KeyUsage, UnknownExtKeyUsage: model.UnknownExtKeyUsage,
-		}, issuer, key.Public(), huge)
-		if err != nil {
-			t.Fatal(err)
-		}
+		}, between, key.Public(), c.key)
 		policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMHardware, Certificate: ca.Root}}, Allowed: []TPMClass{TPMHardware}}
-		_, findings := VerifyEK(tpm2.Marshal(ekArea(t, key.Public())), [][]byte{leaf, between}, policy, now)
-		if ok && findings != nil {
-			t.Errorf("%d bits: refused: %+v", bits, findings)
+		_, findings := VerifyEK(tpm2.Marshal(ekArea(t, key.Public())), [][]byte{leaf.Raw, between.Raw}, policy, now)
+		if c.ok && findings != nil {
+			t.Errorf("%s: refused: %+v", name, findings)
 		}
-		if !ok && (len(findings) != 1 || findings[0].Code != CodeEKCertificate) {
-			t.Errorf("%d bits: got %+v, want %s", bits, findings, CodeEKCertificate)
+		if !c.ok && (len(findings) != 1 || findings[0].Code != CodeEKCertificate) {
+			t.Errorf("%s: got %+v, want %s", name, findings, CodeEKCertificate)
 		}
+	}
+}
+
+// Of authorities of one name that are sent, the issuer is found, and they are not
+// tried as the issuer of each other: a search without an end.
+func TestOfIntermediatesOfOneNameTheIssuerIsFound(t *testing.T) {
+	ca := newCA(t)
+	key := newKey(t, elliptic.P256())
+	model := certify(t, ca, key.Public(), nil)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(8), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), KeyUsage: model.KeyUsage, UnknownExtKeyUsage: model.UnknownExtKeyUsage,
+	}
+	public := tpm2.Marshal(ekArea(t, key.Public()))
+	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMHardware, Certificate: ca.Root}}, Allowed: []TPMClass{TPMHardware}}
+	first, second := newKey(t, elliptic.P256()), newKey(t, elliptic.P256())
+	one, two := sentAuthority(t, ca, first, nil), sentAuthority(t, ca, second, nil)
+	leaf := signed(t, template, two, key.Public(), second)
+	for name, sent := range map[string][]*x509.Certificate{"it is the first": {leaf, two, one}, "it is the last": {leaf, one, two}, "it is there twice": {leaf, one, two, two}} {
+		var ders [][]byte
+		for _, c := range sent {
+			ders = append(ders, c.Raw)
+		}
+		if _, findings := VerifyEK(public, ders, policy, now); findings != nil {
+			t.Errorf("%s: %+v", name, findings)
+		}
+	}
+	// Each is the issuer of each other, as they have one key.
+	other := newCA(t)
+	all := [][]byte{nil}
+	for i := range MaxCertificates - 1 {
+		c := signed(t, &x509.Certificate{
+			SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: "between"}, DNSNames: []string{string(rune('a' + i))},
+			NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		}, sentAuthority(t, other, first, nil), first.Public(), first)
+		all = append(all, c.Raw)
+	}
+	all[0] = signed(t, template, one, key.Public(), first).Raw
+	_, findings := VerifyEK(public, all, policy, now)
+	if len(findings) != 1 || findings[0].Code != CodeEKCertificate || strings.Contains(findings[0].Message, "limit reached") {
+		t.Errorf("got %+v", findings)
 	}
 }
 
