@@ -34,6 +34,9 @@ const (
 	// AlarmRevokedOperator: a revoked certificate of an operator was shown by
 	// somebody who has its key.
 	AlarmRevokedOperator AlarmName = "operator.revoked"
+	// AlarmPolicyBack: the service goes by an older policy than before, by one of
+	// another name, or by none. One approver can have that done.
+	AlarmPolicyBack AlarmName = "policy.step-back"
 )
 
 // AlarmNames returns all of them.
@@ -41,6 +44,7 @@ func AlarmNames() []AlarmName {
 	return []AlarmName{
 		AlarmReleaseRepeated, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
 		AlarmWrongListener, AlarmRevokedOperator, AlarmRecoveryGiven, AlarmRecoveryRefused,
+		AlarmPolicyBack,
 	}
 }
 
