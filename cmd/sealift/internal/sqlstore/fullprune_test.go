@@ -149,4 +149,3 @@ func pruneFull(dir string) error {
 	}
 	return s.Close()
 }
-
