@@ -88,6 +88,16 @@ func (t *tx) commit(ctx context.Context) error {
 	return nil
 }
 
+// rollback undoes the transaction.
+func (t *tx) rollback(ctx context.Context) error {
+	t.last, t.lastHead = nil, audit.Head{}
+	t.parts.Drop()
+	if _, err := t.exec(ctx, "ROLLBACK"); err != nil {
+		return fmt.Errorf("roll back: %w", err)
+	}
+	return nil
+}
+
 // close gives the connection back. SQLite keeps one that has statements left,
 // with its locks and its log, and database/sql leaves those of a Conn to us.
 func (t *tx) close() error {
