@@ -72,7 +72,7 @@ func (s *scene) restored(change func(*backup.Order), file []byte) (*storetest.Me
 		change(o)
 	}
 	m := new(storetest.Memory)
-	r, err := backup.Restore(s.Context(), m, o)
+	r, err := backup.Restore(s.Context(), m.Load, o)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -444,7 +444,7 @@ func TestRestoreRefuses(t *testing.T) {
 			o := &backup.Order{Backup: bytes.NewReader(file), Key: &s.release.PublicKey, By: "root", Reason: "r", Now: time.Unix(1, 0)}
 			tt.order(o)
 			m := new(storetest.Memory)
-			_, err := backup.Restore(t.Context(), m, o)
+			_, err := backup.Restore(t.Context(), m.Load, o)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want it to contain %q", err, tt.want)
 			}

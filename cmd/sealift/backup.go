@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"os/user"
 	"slices"
@@ -167,16 +169,19 @@ func restore(cmd *cobra.Command, e *env, o *restoreOptions, file string) (err er
 		defer log.Close() // only read
 		order.Log = log
 	}
-	// Verified before a store is made.
-	report, err := backup.Restore(cmd.Context(), nil, order)
-	if err == nil && !o.check {
-		var store stateStore
-		if store, err = openStore(cmd.Context(), c.Store); err != nil {
+	// All is verified before a store is made.
+	load := func(ctx context.Context, records iter.Seq2[server.Record, error]) (err error) {
+		store, err := openStore(ctx, c.Store)
+		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, store.Close()) }()
-		report, err = backup.Restore(cmd.Context(), store, order)
+		return store.Load(ctx, records)
 	}
+	if o.check {
+		load = nil
+	}
+	report, err := backup.Restore(cmd.Context(), load, order)
 	switch {
 	case errors.As(err, new(*backup.RefusedError)):
 		return refused{err}

@@ -43,7 +43,9 @@ func TestTablesOfAServiceThatRunsAreNotUpdatedUnderIt(t *testing.T) {
 		"SQLite": {sqlite, func() { setSQLite(4) }, func() bool { return setSQLite(0) == 4 }},
 		"PostgreSQL": {
 			dsn, func() { pg.SQL(t, database, "UPDATE sealift.version SET version = 2") },
-			func() bool { return strings.TrimSpace(pg.SQL(t, database, "SELECT version FROM sealift.version")) == "2" },
+			func() bool {
+				return strings.TrimSpace(pg.SQL(t, database, "SELECT version FROM sealift.version")) == "2"
+			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

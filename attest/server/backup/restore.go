@@ -54,10 +54,11 @@ type Report struct {
 	Missing, MustStart []api.RestoreMissing
 }
 
-// Restore verifies the whole of the backup and of the log, and then fills the
-// store, which must be empty, in one go. With no store it only says what it
-// would do. A *RefusedError says that one of the files may not be used.
-func Restore(ctx context.Context, into server.Archive, o *Order) (*Report, error) {
+// Restore verifies the whole of the backup and of the log, and then has load,
+// which is the Load of a server.Archive that is empty, store everything in one go.
+// If load is nil it only says what it would do. A *RefusedError says that one of
+// the files may not be used.
+func Restore(ctx context.Context, load func(context.Context, iter.Seq2[server.Record, error]) error, o *Order) (*Report, error) {
 	// The signature comes last: before it is checked nothing is kept, so that a
 	// small file which somebody made, and which is large when it is read, does
 	// not fill the memory.
@@ -97,17 +98,17 @@ func Restore(ctx context.Context, into server.Archive, o *Order) (*Report, error
 	report.Head, report.Complete, report.NotReplayed = end[len(end)-1].Head(), entry.Complete, entry.NotReplayed
 	report.Held, report.Unsettled = recovery.Held()
 	report.LostKeys, report.Missing, report.MustStart = recovery.Lost(), recovery.Missing(), recovery.MustStart()
-	if into == nil {
+	if load == nil {
 		return report, nil
 	}
-	if err := into.Load(ctx, o.records(report, rest, end)); err != nil {
+	if err := load(ctx, o.records(report, rest, end)); err != nil {
 		return nil, err
 	}
 	return report, nil
 }
 
-// records are those of the restored store. The files are read, and verified, a
-// second time: should they be others than before, the last record is an error.
+// records are those of the restored store. The files are read, and verified, once
+// more: should they be others than before, the last record is an error.
 func (o *Order) records(report *Report, rest []server.Record, end []audit.Entry) iter.Seq2[server.Record, error] {
 	return func(yield func(server.Record, error) bool) {
 		again := server.NewRecovery()

@@ -1,11 +1,18 @@
 package storetest
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 )
 
@@ -86,4 +93,98 @@ func BenchmarkPrune(b *testing.B, s server.Pruner) {
 		removed += r.Removed
 	}
 	b.ReportMetric(float64(removed)/all.Seconds(), "pieces/s")
+}
+
+// BenchmarkReleasesBesidePrune writes releases one after the other, by turns
+// while old evidence is pruned as the service prunes it and while it is not, and
+// tells how long one takes with and without, in milliseconds, and how much longer
+// with: what else the machine does falls on both.
+func BenchmarkReleasesBesidePrune(b *testing.B, s server.Pruner) {
+	const old, turns, releases = 16_000, 40, 25
+	body := func(m *server.Machine, at time.Time, i int) []byte {
+		log := append(make([]byte, 0, 33_000), eventLog(1, i)...)
+		return evidenceOf(m, at, append(log, eventLog(2, i)...))
+	}
+	var wg sync.WaitGroup
+	for w := range 16 {
+		wg.Go(func() {
+			for i := w; i < old; i += 16 {
+				m := machine(fmt.Sprint("old ", i/4))
+				if err := s.Commit(b.Context(), &server.Change{Evidence: body(m, epoch.Add(time.Duration(i)*time.Second), i)}); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	// turn is full while the pruner has to wait.
+	turn := make(chan struct{}, 1)
+	turn <- struct{}{}
+	wait := func() {
+		turn <- struct{}{}
+		<-turn
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	var removed, left atomic.Int64
+	pruner := make(chan error, 1)
+	go func() {
+		order := server.PruneOrder{
+			Before: epoch.AddDate(1, 0, 0), By: "ops", Now: time.Now,
+			Rest: func(ctx context.Context, took time.Duration) error {
+				err := server.Rest(ctx, took)
+				wait()
+				return err
+			},
+			Progress: func(r api.PruneReport) error {
+				removed.Store(r.Removed)
+				return nil
+			},
+		}
+		wait()
+		_, err := server.Prune(ctx, s, order)
+		left.Store(1)
+		pruner <- err
+	}()
+	took := map[bool][]float64{}
+	for t := range turns {
+		pruning := t%2 == 1
+		if pruning {
+			<-turn
+		}
+		for i := range releases {
+			m := machine(fmt.Sprintf("new %d-%d-%d", b.N, t, i))
+			e := body(m, epoch.AddDate(2, 0, 0), i)
+			m.LastEvidence = digest(e)
+			began := time.Now()
+			if err := s.Commit(b.Context(), &server.Change{Machine: m, Evidence: e, Release: release("r "+m.NodeName, m, 1), Events: []audit.Event{verdict(m.ID, "x")}}); err != nil {
+				b.Fatal(err)
+			}
+			took[pruning] = append(took[pruning], float64(time.Since(began))/1e6)
+			time.Sleep(time.Millisecond)
+		}
+		if pruning {
+			turn <- struct{}{}
+		}
+	}
+	if left.Load() != 0 {
+		b.Fatal("the pruner was done before the releases were")
+	}
+	cancel()
+	<-turn
+	if err := <-pruner; !errors.Is(err, context.Canceled) {
+		b.Fatal(err)
+	}
+	at := func(pruning bool, share float64) float64 {
+		all := took[pruning]
+		slices.Sort(all)
+		return all[int(share*float64(len(all)-1))]
+	}
+	for name, share := range map[string]float64{"p50": 0.5, "p99": 0.99} {
+		b.ReportMetric(at(false, share), name+"-ms")
+		b.ReportMetric(at(true, share), name+"-ms-pruning")
+		b.ReportMetric(at(true, share)/at(false, share), name+"-ratio")
+	}
+	b.ReportMetric(float64(removed.Load()), "pieces-pruned")
 }

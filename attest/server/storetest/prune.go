@@ -26,6 +26,7 @@ var pruneTests = map[string]func(*testing.T, server.Pruner){
 	"evidence that was pruned can be stored again":          pruneAgain,
 	"what evidence shares stays as long as it is shared":    pruneShared,
 	"evidence is whole while others prune":                  pruneRace,
+	"what a machine's record names is never pruned":         pruneNamed,
 	"a run of prune ends, and says what it did":             pruneRun,
 	"a store says what it holds":                            usage,
 	"machines are found by when something is due":           due,
@@ -390,6 +391,68 @@ func pruneRace(t *testing.T, s server.Pruner) {
 	}
 	if logged != 160 {
 		t.Errorf("%d pieces are logged as pruned, want 160", logged)
+	}
+}
+
+// pruneNamed prunes all that may be pruned, however young, while machines boot:
+// after each boot the evidence that the record names is there and whole, and so
+// is that of a release which is open.
+func pruneNamed(t *testing.T, s server.Pruner) {
+	done := make(chan struct{})
+	var boots, pruner sync.WaitGroup
+	for w := range 4 {
+		boots.Go(func() {
+			m := machine(fmt.Sprint("boots ", w))
+			for i := range uint32(30) {
+				at := epoch.Add(time.Duration(w)*time.Hour + time.Duration(i)*time.Second)
+				body := evidenceOf(m, at, eventLog(w%2, int(i)))
+				m.LastEvidence, m.LastSeen = digest(body), at
+				c := &server.Change{Machine: m, Evidence: body}
+				if i%3 == 0 { // accepted; the others are refused
+					m.AcceptedEvidence, m.ReleaseID = m.LastEvidence, fmt.Sprintf("%d-%d", w, i)
+					c.Release = release(m.ReleaseID, m, i)
+					c.Release.Issued = at
+				}
+				if err := s.Commit(t.Context(), c); err != nil {
+					t.Error(err)
+					return
+				}
+				m.Revision++
+				now, err := s.Machine(t.Context(), m.ID)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for _, d := range []manifest.SHA256{now.LastEvidence, now.AcceptedEvidence} {
+					if _, err := s.Evidence(t.Context(), d); err != nil {
+						t.Errorf("machine %d, boot %d: %v", w, i, err)
+					}
+				}
+			}
+		})
+	}
+	pruned := int64(0)
+	pruner.Go(func() {
+		for last := false; !last; {
+			select {
+			case <-done:
+				last = true
+			default:
+			}
+			r, err := server.Prune(t.Context(), s, server.PruneOrder{Before: epoch.AddDate(1, 0, 0), By: "ops", Now: func() time.Time { return epoch }})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			pruned += r.Removed
+		}
+	})
+	boots.Wait()
+	close(done)
+	pruner.Wait()
+	// Of 30 boots of a machine 10 were released, and 1 more is the last.
+	if want := int64(4 * 19); pruned != want {
+		t.Errorf("%d pieces were pruned, want %d", pruned, want)
 	}
 }
 

@@ -609,3 +609,7 @@ func BenchmarkReleases(b *testing.B) {
 func BenchmarkSweep(b *testing.B) { storetest.BenchmarkSweep(b, open(b, pgtest.Start(b).Database(b))) }
 
 func BenchmarkPrune(b *testing.B) { storetest.BenchmarkPrune(b, open(b, pgtest.Start(b).Database(b))) }
+
+func BenchmarkReleasesBesidePrune(b *testing.B) {
+	storetest.BenchmarkReleasesBesidePrune(b, open(b, pgtest.Start(b).Database(b)))
+}

@@ -201,11 +201,17 @@ func (s *Store) transact(batch []*pending) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var err error
-	for range tries {
+	for tried := 0; tried < tries; {
 		var asked bool
 		asked, err = s.attempt(ctx, batch)
+		if errors.Is(err, errEpoch) && ctx.Err() == nil {
+			// Nothing failed: a run of prune began meanwhile, and with several
+			// replicas the next may, too.
+			continue
+		}
+		tried++
 		// As long as the server was not asked to commit, it has not.
-		again := undecided(err) || errors.Is(err, errEpoch) || !asked && lost(err)
+		again := undecided(err) || !asked && lost(err)
 		if err == nil || !again || ctx.Err() != nil {
 			break
 		}

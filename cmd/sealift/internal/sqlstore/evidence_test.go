@@ -101,3 +101,7 @@ func openBench(b *testing.B) *Store {
 func BenchmarkSweep(b *testing.B) { storetest.BenchmarkSweep(b, openBench(b)) }
 
 func BenchmarkPrune(b *testing.B) { storetest.BenchmarkPrune(b, openBench(b)) }
+
+func BenchmarkReleasesBesidePrune(b *testing.B) {
+	storetest.BenchmarkReleasesBesidePrune(b, openBench(b))
+}
