@@ -77,7 +77,7 @@ type submission struct {
 }
 
 // evidence answers api.PathEvidence. The challenge is taken first, so whatever
-// happens next it was answered once.
+// is decided next it was answered once.
 func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest) (int, any, *failure) {
 	now := s.c.Clock()
 	if len(req.ChallengeID) == 0 || len(req.ChallengeID) > 64 {
@@ -102,6 +102,7 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		s.c.Meter.Verdict(result)
 		return refused(result)
 	}
+	open := ch
 	if waited := p.conn.waited.Truncate(time.Millisecond); waited > 0 {
 		later := *ch
 		later.Expires = ch.Expires.Add(waited)
@@ -121,6 +122,7 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		// A proof is made by the TPM that holds the key, for one challenge: nobody
 		// else uses this up.
 		if ok, wait := s.proven.allow(machine.String(), now); !ok {
+			p.conn.giveBack(open) // nothing was judged by it
 			return 0, nil, rateLimited(limitProvenEK, wait)
 		}
 	}

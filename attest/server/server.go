@@ -161,7 +161,7 @@ type Limits struct {
 	Queue                time.Duration // how long a request waits for its turn; 5 s
 	MaxPending           int           // machines that wait for approval; 1000
 	Mint                 time.Duration // how long minting a join token may take; 10 s
-	Drain                time.Duration // how long open requests may take after the end of service; 15 s
+	Drain                time.Duration // how long requests that were let in may take after the end of service, see front.drain; 15 s
 }
 
 // withDefaults replaces zero fields.
