@@ -302,6 +302,8 @@ type Server struct {
 	// unproven is what may be logged of refusals of senders that proved
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
+	// raised are the signs in evidence that an alarm was raised for.
+	raised *reminders
 
 	hooks []*hook
 
@@ -383,6 +385,7 @@ func New(c Config) (*Server, error) {
 		proven:        newProvenLimiter(c.Limits.PerEK, c.Limits.EKBurst),
 		unproven:      newBudget(c.Limits.Unproven, c.Limits.UnprovenBurst),
 		refusals:      newBudget(c.Limits.Refusal, c.Limits.RefusalBurst),
+		raised:        newReminders(signsEvery),
 		nodeSlots:     make(slots, c.Limits.Concurrent),
 		operatorSlots: make(slots, c.Limits.Concurrent),
 		large:         make(slots, largeBodies),
