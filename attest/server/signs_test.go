@@ -155,7 +155,7 @@ func TestSignsOfTamperingRaiseAnAlarm(t *testing.T) {
 // up what is kept of its refusals does not keep an alarm back by that.
 func TestSignsAreToldOnceADay(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, func(c *server.Config) { c.Limits.RefusalBurst, c.Limits.Refusal = 2, 100 * time.Hour })
+	s := newScene(t, func(c *server.Config) { c.Limits.RefusalBurst, c.Limits.Refusal = 2, 100*time.Hour })
 	b := newBox(t, s.tpmCA)
 	s.enrol(b)
 	refuse := func(c attest.Code) {
