@@ -14,6 +14,12 @@ const (
 	// The first went to it or to somebody else; a box whose first answer was
 	// lost on the way raises it, too.
 	AlarmReleaseRepeated AlarmName = "release.repeated"
+	// AlarmEvidenceTampered: evidence that a machine's TPM proves to be its own
+	// has findings that are signs of tampering.
+	AlarmEvidenceTampered AlarmName = "evidence.tampered"
+	// AlarmMachineMisused: evidence has findings that say that an identity, a disk
+	// or a key is where it does not belong.
+	AlarmMachineMisused AlarmName = "machine.misused"
 	// AlarmConfirmContradicted: a release whose end was confirmed was confirmed
 	// again with another outcome. Only the machine knows the release's id; that
 	// the second came from it is not proven.
@@ -42,7 +48,7 @@ const (
 // AlarmNames returns all of them.
 func AlarmNames() []AlarmName {
 	return []AlarmName{
-		AlarmReleaseRepeated, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
+		AlarmReleaseRepeated, AlarmEvidenceTampered, AlarmMachineMisused, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
 		AlarmWrongListener, AlarmRevokedOperator, AlarmRecoveryGiven, AlarmRecoveryRefused,
 		AlarmPolicyBack,
 	}

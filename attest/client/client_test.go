@@ -157,11 +157,15 @@ func TestAClosedConnectionIsNotDialledAgain(t *testing.T) {
 		reply(200, challenge())(w, r)
 	}
 	session := s.connect()
-	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); err != nil {
-		t.Fatal(err)
+	// It could not be answered: the TPM need not begin.
+	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); err == nil {
+		t.Error("a challenge over a connection that ends: no error")
 	}
 	if _, _, err := session.Evidence(t.Context(), machine, &api.EvidenceRequest{}); err == nil {
 		t.Error("no error")
+	}
+	if err := session.Close(); err != nil {
+		t.Error(err)
 	}
 	if n := s.conns.Load(); n != 1 {
 		t.Errorf("%d connections, want 1", n)

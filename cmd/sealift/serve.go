@@ -74,8 +74,9 @@ named until 'sealift keys kek status' shows that nothing is under them:
     former: [{file: keys/disk-kek.key}]
 
 On SIGTERM the service is first no longer ready, then takes requests for
-limits.grace more, then lets open ones finish for at most limits.drain, and ends
-with 0. A second SIGTERM or Ctrl-C after a moment ends it at once.
+limits.grace more, then lets those that it has let in finish for at most
+limits.drain and tells others to come back, and ends with 0. A second SIGTERM or
+Ctrl-C after a moment ends it at once.
 
 Example:
   sealift serve --config serve.yaml` + exitStatus,
