@@ -63,6 +63,9 @@ type TPM struct {
 	RawQuote func([]byte) []byte
 	// SignHash is the hash of signatures; SHA-256.
 	SignHash tpm2.TPMAlgID
+
+	frozen     Areas // see Freeze
+	frozenName []byte
 }
 
 // New makes a TPM with this endorsement key and a new attestation key, just
@@ -180,11 +183,44 @@ func EKArea(key crypto.PublicKey) (tpm2.TPMTPublic, error) {
 
 // MachineID is the identity that the service gives to the endorsement key.
 func (t *TPM) MachineID() (attest.MachineID, error) {
-	return attest.EKMachineID(tpm2.Marshal(t.EKPublic))
+	return attest.EKMachineID(t.ekArea())
+}
+
+// Areas are the encoded public areas of a TPM's two keys.
+type Areas struct{ EK, AK []byte }
+
+// Areas encodes the public areas of the endorsement and the attestation key.
+func (t *TPM) Areas() Areas {
+	return Areas{EK: tpm2.Marshal(t.EKPublic), AK: tpm2.Marshal(t.AKPublic)}
+}
+
+// Freeze has the TPM use a, its Areas, for good: EKPublic and AKPublic must not
+// change from here on. It is for a fleet, whose time goes by encoding.
+func (t *TPM) Freeze(a Areas) {
+	t.frozen, t.frozenName = a, nameOf(a.AK)
+}
+
+func (t *TPM) ekArea() []byte {
+	if t.frozen.EK != nil {
+		return t.frozen.EK
+	}
+	return tpm2.Marshal(t.EKPublic)
+}
+
+func (t *TPM) akArea() []byte {
+	if t.frozen.AK != nil {
+		return t.frozen.AK
+	}
+	return tpm2.Marshal(t.AKPublic)
 }
 
 // Name returns the Name of the attestation key.
-func (t *TPM) Name() []byte { return nameOf(tpm2.Marshal(t.AKPublic)) }
+func (t *TPM) Name() []byte {
+	if t.frozenName != nil {
+		return t.frozenName
+	}
+	return nameOf(t.akArea())
+}
 
 // Reset is a TPM reset, as of a machine that was switched off and on: the
 // transport key is gone, the PCRs are zero, and the reset is counted.
@@ -327,7 +363,7 @@ func (t *TPM) Quote(bank string, extra []byte) (attest.Quote, error) {
 // connection with this exporter. The PCRs are those that Boot.Measure left.
 func (t *TPM) Evidence(b *Boot, purpose attest.Purpose, nonce, exporter []byte) (*attest.Evidence, error) {
 	ev := &attest.Evidence{
-		EKPublic: tpm2.Marshal(t.EKPublic), EKCertificates: t.EKCertificates, AKPublic: tpm2.Marshal(t.AKPublic),
+		EKPublic: t.ekArea(), EKCertificates: t.EKCertificates, AKPublic: t.akArea(),
 		EventLog: b.Log(), SMBIOS: b.SMBIOS, Disk: b.Disk,
 	}
 	var err error

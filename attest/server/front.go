@@ -205,6 +205,7 @@ func (c *nodeConn) idle() {
 // secure makes the handshake, within headerTimeout and with the wait for its
 // turn, and lets the connection wait for a request.
 func (f *front) secure(raw net.Conn) {
+	growStack(0)
 	ctx, cancel := context.WithTimeout(context.Background(), headerTimeout)
 	defer cancel()
 	c := tls.Server(raw, f.cfg)
@@ -302,6 +303,16 @@ func (f *front) left(c *nodeConn) {
 	delete(f.silent, c)
 }
 
+// growStack has the goroutine's stack grow at once to what a handshake or a
+// request needs. It would get there by doubling, and each time what is on the
+// stack is copied and its pointers mended: 3 % of the service's time.
+//
+//go:noinline
+func growStack(i int) byte {
+	var frame [14 << 10]byte
+	return frame[i]
+}
+
 // turnAway answers a request that there is no room for, without reading it.
 func (f *front) turnAway(c *nodeConn) {
 	f.refused(limitBodies)
@@ -326,6 +337,7 @@ func (f *front) handler(h http.Handler) http.Handler {
 			h.ServeHTTP(w, r)
 			return
 		}
+		growStack(0)
 		f.working.Add(1)
 		defer f.working.Done()
 		r.TLS = &c.state

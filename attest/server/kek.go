@@ -252,6 +252,9 @@ func (s *Server) rewrap(ctx context.Context, by, reason string) error {
 	if err := s.beginRewrap(ctx, by, reason); err != nil {
 		return err
 	}
+	if len(s.keys.former()) == 0 {
+		return s.endRewrap(ctx) // of one that was cut off after its last key
+	}
 	var done, failed atomic.Int64
 	err := s.machines(ctx, func(page []*Machine) error {
 		group, ctx := errgroup.WithContext(ctx)
@@ -280,6 +283,9 @@ func (s *Server) rewrap(ctx context.Context, by, reason string) error {
 
 // underFormer counts the disk keys under former keys.
 func (s *Server) underFormer(ctx context.Context) (n int, from []string, err error) {
+	if len(s.keys.former()) == 0 {
+		return 0, nil, nil // without looking at every machine
+	}
 	uses, err := s.uses(ctx, false)
 	if err != nil {
 		return 0, nil, err

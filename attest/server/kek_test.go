@@ -240,6 +240,43 @@ func TestARewrapThatIsCutOffGoesOn(t *testing.T) {
 	f.same(f.replica(f.memory, kek, nil))
 }
 
+// unread is a store whose machines must not be read.
+type unread struct {
+	server.Store
+	t *testing.T
+}
+
+func (u unread) Machines(context.Context, server.Query) ([]*server.Machine, error) {
+	u.t.Error("the machines were read")
+	return nil, nil
+}
+
+// A service has nothing to look for in every record when it starts, unless there
+// is a former key. What a rewrap that was cut off after its last key left open is
+// still closed.
+func TestWithoutAFormerKeyNoMachineIsRead(t *testing.T) {
+	f := newKEKScene(t, 2)
+	kek := newKEK(t)
+	cut := errors.New("cut")
+	var writes atomic.Int64
+	store := &storetest.Faulty{Store: f.memory, Fail: func(string) (error, bool) {
+		if writes.Add(1) > 3 { // the start and two machines
+			return cut, false
+		}
+		return nil, false
+	}}
+	if err := f.replica(store, kek, []attest.Secret{f.old}).Rewrap(t.Context()); !errors.Is(err, cut) {
+		t.Fatalf("got %v, want it cut off", err)
+	}
+	srv := f.replica(unread{f.memory, t}, kek, nil)
+	if err := srv.Rewrap(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.rewraps(); len(got) != 2 || got[1].Event != audit.KEKFinished {
+		t.Errorf("the log has %+v", got)
+	}
+}
+
 // Several replicas rewrap at once while machines change.
 func TestRewrapsAtOnceLoseNothing(t *testing.T) {
 	f := newKEKScene(t, 6)

@@ -89,8 +89,9 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	if rotation != "" {
 		entry.Secrets = append(entry.Secrets, audit.SecretNextDiskKey)
 	}
+	evidence := digestOf(stored)
 	events := []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: m.ID, Data: audit.Verdict{
-		ChallengeID: sub.challenge.ID, Address: sub.peer.address, Evidence: digestOf(stored), Result: bounded(result),
+		ChallengeID: sub.challenge.ID, Address: sub.peer.address, Evidence: evidence, Result: bounded(result),
 	}}}
 	events = append(append(events, sub.events...), promoted...)
 	committed := false
@@ -129,8 +130,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
 	m.Boot, m.Banks = prf.boot, entry.Banks
 	events = append(events, s.heardOf(m, sub.now)...)
-	m.LastEvidence = digestOf(stored)
-	m.AcceptedEvidence = m.LastEvidence
+	m.LastEvidence, m.AcceptedEvidence = evidence, evidence
 	if s.c.PolicyHolds != nil {
 		// Minting a token takes its time, and another policy may count since.
 		if err := s.c.PolicyHolds(policy); err != nil {

@@ -68,6 +68,7 @@ type machine struct {
 	number int
 	resets uint32
 	cert   []byte
+	areas  papertpm.Areas
 	disk   string
 	made   bool     // has a state partition
 	key    [32]byte // SHA-256 of the disk key, once it was released
@@ -115,8 +116,8 @@ func Enrol(ctx context.Context, c Config) (*Fleet, error) {
 			if err := c.Files.CA.Equip(t); err != nil {
 				return err
 			}
-			m.cert = t.EKCertificates[0]
-			return f.enrol(ctx, m, t)
+			m.cert, m.areas = t.EKCertificates[0], t.Areas()
+			return f.enrol(ctx, m)
 		})
 	}
 	err := g.Wait()
@@ -124,9 +125,9 @@ func Enrol(ctx context.Context, c Config) (*Fleet, error) {
 	return f, err
 }
 
-func (f *Fleet) enrol(ctx context.Context, m *machine, t *papertpm.TPM) error {
+func (f *Fleet) enrol(ctx context.Context, m *machine) error {
 	err := f.c.Enrol(ctx, &api.InstallRecord{
-		EKPublic: tpm2.Marshal(t.EKPublic), EKCertificates: t.EKCertificates, DiskGUID: m.disk,
+		EKPublic: m.areas.EK, EKCertificates: [][]byte{m.cert}, DiskGUID: m.disk,
 		Serial: serial(m), MAC: fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", byte(m.number>>24), byte(m.number>>16), byte(m.number>>8), byte(m.number)),
 		Image: f.c.Files.Image.Name + " " + f.c.Files.Image.Version, SecureBoot: "already", Finished: time.Now().UTC().Truncate(time.Second),
 	})
@@ -318,8 +319,6 @@ type boot struct {
 	log *papertpm.Boot
 	id  attest.MachineID
 
-	ek, ak []byte // TPMT_PUBLIC
-
 	sent bool // evidence was sent before in this boot
 }
 
@@ -345,8 +344,8 @@ func (b *boot) attempt(ctx context.Context) error {
 		if b.log, err = f.c.Files.Boot.OnDisk(m.disk, m.made); err != nil {
 			return f.stats.wrong("simulator", err)
 		}
-		b.ek, b.ak = tpm2.Marshal(b.tpm.EKPublic), tpm2.Marshal(b.tpm.AKPublic)
-		if b.id, err = attest.EKMachineID(b.ek); err != nil {
+		b.tpm.Freeze(m.areas)
+		if b.id, err = attest.EKMachineID(m.areas.EK); err != nil {
 			return f.stats.wrong("simulator", err)
 		}
 		b.log.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Box", serial(m))
@@ -395,7 +394,7 @@ func (b *boot) ask(ctx context.Context, s *client.Session) (took time.Duration, 
 	f, m := b.f, b.m
 	began := time.Now()
 	ch, err := s.Challenge(ctx, &api.ChallengeRequest{
-		Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: b.ek, EKCertificates: b.tpm.EKCertificates, AKPublic: b.ak,
+		Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: m.areas.EK, EKCertificates: b.tpm.EKCertificates, AKPublic: m.areas.AK,
 	})
 	if err != nil {
 		return 0, nil, f.stats.failed(err)
@@ -416,7 +415,7 @@ func (b *boot) ask(ctx context.Context, s *client.Session) (took time.Duration, 
 	b.sent = true
 	began = time.Now()
 	rel, _, err = s.Evidence(ctx, b.id, &api.EvidenceRequest{
-		ChallengeID: ch.ID, ActivationProof: attest.ActivationProof(secret, ch.ID, ch.Nonce, b.ak), Evidence: *ev,
+		ChallengeID: ch.ID, ActivationProof: attest.ActivationProof(secret, ch.ID, ch.Nonce, m.areas.AK), Evidence: *ev,
 	})
 	var refused *client.RefusedError
 	switch {

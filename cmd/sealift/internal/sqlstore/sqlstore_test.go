@@ -116,7 +116,7 @@ func TestOpenRefuses(t *testing.T) {
 		want  string
 	}{
 		"no file":                 {func(t *testing.T, path string) { os.Remove(path) }, "no such file"},
-		"a later schema":          {exec("PRAGMA user_version = 6"), "schema version is 6, want 5"},
+		"a later schema":          {exec("PRAGMA user_version = 7"), "schema version is 7, want 6"},
 		"another program's file":  {exec("PRAGMA application_id = 7"), "application id is 0x7"},
 		"a file that others read": {func(t *testing.T, path string) { os.Chmod(path, 0o644) }, "mode is 0644, want 0600"},
 		"no database": {func(t *testing.T, path string) {
@@ -219,10 +219,29 @@ func TestAnAlteredRowIsFound(t *testing.T) {
 }
 
 // TestAFileOfAnEarlierSchemaIsBroughtToOurs makes a file of each version: the
-// third had challenges, the second no parts of evidence either, and in the first
+// fifth had machines and releases without rowids, the third had challenges, the second no parts of evidence either, and in the first
 // campaigns had a table of their own, and there were no documents.
 func TestAFileOfAnEarlierSchemaIsBroughtToOurs(t *testing.T) {
-	fourth := `
+	fifth := `
+		ALTER TABLE machine RENAME TO machine_6; ALTER TABLE release RENAME TO release_6;
+		DROP INDEX machine_state; DROP INDEX machine_due; DROP INDEX release_open;
+		CREATE TABLE machine (
+			id BLOB PRIMARY KEY, revision INTEGER NOT NULL, state TEXT NOT NULL, node_name TEXT NOT NULL UNIQUE,
+			disk_guid TEXT UNIQUE, due INTEGER, body TEXT NOT NULL
+		) STRICT, WITHOUT ROWID;
+		CREATE INDEX machine_state ON machine (state);
+		CREATE INDEX machine_due ON machine (state, due) WHERE due IS NOT NULL;
+		CREATE TABLE release (
+			id TEXT PRIMARY KEY, machine BLOB NOT NULL, generation INTEGER NOT NULL, reset_count INTEGER NOT NULL,
+			restart_count INTEGER NOT NULL, confirmed INTEGER NOT NULL, body TEXT NOT NULL,
+			UNIQUE (machine, generation, reset_count, restart_count)
+		) STRICT, WITHOUT ROWID;
+		CREATE INDEX release_open ON release (machine) WHERE confirmed = 0;
+		INSERT INTO machine SELECT id, revision, state, node_name, disk_guid, due, body FROM machine_6;
+		INSERT INTO release SELECT id, machine, generation, reset_count, restart_count, confirmed, body FROM release_6;
+		DROP TABLE machine_6; DROP TABLE release_6;
+		PRAGMA user_version = 5;`
+	fourth := fifth + `
 		DROP INDEX machine_due; DROP INDEX release_open; DROP INDEX evidence_received; DROP INDEX evidence_unindexed;
 		DROP INDEX evidence_epoch; DROP INDEX evidence_part_epoch; DROP TABLE epoch;
 		ALTER TABLE machine DROP COLUMN due;
@@ -250,7 +269,7 @@ func TestAFileOfAnEarlierSchemaIsBroughtToOurs(t *testing.T) {
 		}
 		return out
 	}
-	for name, script := range map[string]string{"version 1": first, "version 2": second, "version 3": third, "version 4": fourth} {
+	for name, script := range map[string]string{"version 1": first, "version 2": second, "version 3": third, "version 4": fourth, "version 5": fifth} {
 		t.Run(name, func(t *testing.T) {
 			s := create(t)
 			want := schemaOf(s)

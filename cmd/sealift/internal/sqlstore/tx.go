@@ -88,6 +88,16 @@ func (t *tx) commit(ctx context.Context) error {
 	return nil
 }
 
+// rollback undoes the transaction.
+func (t *tx) rollback(ctx context.Context) error {
+	t.last, t.lastHead = nil, audit.Head{}
+	t.parts.Drop()
+	if _, err := t.exec(ctx, "ROLLBACK"); err != nil {
+		return fmt.Errorf("roll back: %w", err)
+	}
+	return nil
+}
+
 // discard closes the connection, and with it a transaction that is open.
 func (t *tx) discard() error {
 	// Only a connection that is called bad is closed and not kept.
