@@ -90,6 +90,9 @@ CREATE INDEX evidence_received ON sealift.evidence (received, digest) WHERE prun
 CREATE INDEX evidence_unindexed ON sealift.evidence (digest) WHERE received IS NULL;
 CREATE INDEX evidence_epoch ON sealift.evidence (epoch, digest) WHERE pruned IS NULL;
 ALTER TABLE sealift.head ADD COLUMN epoch bigint NOT NULL DEFAULT 1;
+`, `
+-- store names this store. One that was restored is another, whatever its log.
+ALTER TABLE sealift.head ADD COLUMN store uuid NOT NULL DEFAULT gen_random_uuid();
 `}
 
 // schemaLock is the key of the advisory lock under which tables are made.

@@ -33,7 +33,7 @@ func TestServerKilledWhileTheTablesChange(t *testing.T) {
 		"DROP INDEX sealift.release_open",
 		"DROP TABLE sealift.evidence_part",
 		"ALTER TABLE sealift.evidence DROP COLUMN machine, DROP COLUMN received, DROP COLUMN epoch, DROP COLUMN pruned",
-		"ALTER TABLE sealift.head DROP COLUMN epoch",
+		"ALTER TABLE sealift.head DROP COLUMN epoch, DROP COLUMN store",
 		"CREATE TABLE sealift.challenge (id bytea PRIMARY KEY, expires bigint NOT NULL, body bytea NOT NULL)",
 		"UPDATE sealift.version SET version = 1",
 	} {
