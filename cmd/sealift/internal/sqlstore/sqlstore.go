@@ -305,8 +305,13 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	// All are kept: opening one costs more than most queries.
 	read.SetMaxOpenConns(readers)
 	read.SetMaxIdleConns(readers)
-	s := &Store{path: path, file: st, read: read, write: write, queue: make(chan *pending), quit: make(chan struct{}), done: make(chan struct{})}
-	if err := s.checkSchema(ctx); err != nil {
+	s := &Store{path: path, read: read, write: write, queue: make(chan *pending), quit: make(chan struct{}), done: make(chan struct{})}
+	err = s.checkSchema(ctx)
+	if err == nil {
+		// It is open for writing now: an overlay has made its own copy.
+		s.file, err = os.Stat(path)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, errors.Join(err, read.Close(), write.Close()))
 	}
 	go s.writer()
