@@ -149,7 +149,7 @@ const (
 type PruneOrder struct {
 	Before     time.Time // evidence that was received before, and that nothing needs
 	By, Reason string    // for the audit log
-	DryRun     bool      // only count
+	DryRun     bool      // only count, and leave out what IndexEvidence has not noted yet
 	// Now tells the time of the audit entries.
 	Now func() time.Time
 	// Rest is called after each transaction with how long it took, so that
@@ -179,16 +179,9 @@ func Prune(ctx context.Context, p Pruner, o PruneOrder) (api.PruneReport, error)
 		began = time.Now()
 		return ctx.Err()
 	}
-	for {
-		n, err := p.IndexEvidence(ctx, indexPage)
-		if err == nil && n > 0 {
-			err = step()
-		}
-		if err != nil {
-			return report, fmt.Errorf("prune: %w", err)
-		}
-		if n == 0 {
-			break
+	if !o.DryRun {
+		if err := index(ctx, p, step); err != nil {
+			return report, err
 		}
 	}
 	for after := (*EvidenceRef)(nil); ; {
@@ -219,6 +212,23 @@ func Prune(ctx context.Context, p Pruner, o PruneOrder) (api.PruneReport, error)
 	}
 	report.Done = true
 	return report, nil
+}
+
+// index notes how old all evidence is that an earlier program stored. It calls
+// step after each transaction.
+func index(ctx context.Context, p Pruner, step func() error) error {
+	for {
+		n, err := p.IndexEvidence(ctx, indexPage)
+		if err == nil && n > 0 {
+			err = step()
+		}
+		if err != nil {
+			return fmt.Errorf("prune: %w", err)
+		}
+		if n == 0 {
+			return nil
+		}
+	}
 }
 
 // pruneStep removes what it may of a page, and counts.

@@ -223,6 +223,42 @@ func TestRetentionPrunesByItself(t *testing.T) {
 	}
 }
 
+// earlier is a store with evidence of an earlier program, so many pages of it.
+type earlier struct {
+	server.Pruner
+	pages int
+}
+
+func (e *earlier) IndexEvidence(context.Context, int) (int, error) {
+	if e.pages == 0 {
+		return 0, nil
+	}
+	e.pages--
+	return 1, nil
+}
+
+// A viewer may ask what pruning would remove, and a dry run is one.
+func TestOnlyWhoPrunesHasTheStoreWritten(t *testing.T) {
+	e := new(earlier)
+	s, _, _ := pruning(t, func(c *server.Config) { e.Pruner, c.Pruner = c.Pruner, e })
+	e.pages = 3
+	if st, err := s.operatorClient().Store(t.Context(), 400*24*time.Hour); err != nil || st.Prune == nil || st.Prune.Removed == 0 {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	req := &api.PruneRequest{Older: 400 * 24 * 3600, DryRun: true}
+	if r := last(t, s.operatorClient(), req); r.Removed == 0 || e.pages != 3 {
+		t.Errorf("%+v, %d of 3 pages are left", r, e.pages)
+	}
+	if err := s.srv.RetainOnce(t.Context()); err != nil || e.pages != 0 { // without a retention, too
+		t.Errorf("%d pages are left, %v", e.pages, err)
+	}
+	e.pages = 3
+	req.DryRun = false
+	if last(t, s.operatorClient(), req); e.pages != 0 {
+		t.Errorf("%d pages are left", e.pages)
+	}
+}
+
 func TestARetentionNeedsAPrunerAndADay(t *testing.T) {
 	s := newScene(t, nil)
 	for _, c := range []server.Config{{Retention: 48 * time.Hour}, {Retention: time.Hour, Pruner: s.memory}, {Retention: -48 * time.Hour, Pruner: s.memory}} {

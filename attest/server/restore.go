@@ -43,7 +43,8 @@ func (s *Server) restoreDocument(ctx context.Context) (*restoreState, int64, err
 
 // held fails while nothing may be released, because the store came from a
 // backup that may be older than a revocation. A store is restored only when it
-// is empty, so one that is free once stays so, and the question costs nothing.
+// is empty, so one that is free once stays so, and the question costs nothing. A
+// Store that was emptied for it is not written any more (Archive.Load).
 func (s *Server) held(ctx context.Context) *failure {
 	if s.free.Load() {
 		return nil

@@ -204,14 +204,17 @@ func (s *Server) retain(ctx context.Context) error {
 		return errors.New("the store is being pruned")
 	}
 	defer s.pruning.release()
-	order := PruneOrder{By: "service", Reason: "retention " + s.c.Retention.String(), Now: s.c.Clock, Rest: Rest}
 	if s.c.Retention == 0 {
-		// Nothing is as old as that; what is not noted yet is.
-		order.DryRun, order.Before = true, time.Unix(0, 0)
-	} else {
-		order.Before = s.c.Clock().Add(-s.c.Retention)
+		began := time.Now()
+		return index(ctx, s.c.Pruner, func() error {
+			err := Rest(ctx, time.Since(began))
+			began = time.Now()
+			return err
+		})
 	}
-	report, err := Prune(ctx, s.c.Pruner, order)
-	s.logPruned(report, order.By)
+	report, err := Prune(ctx, s.c.Pruner, PruneOrder{
+		By: "service", Reason: "retention " + s.c.Retention.String(), Before: s.c.Clock().Add(-s.c.Retention), Now: s.c.Clock, Rest: Rest,
+	})
+	s.logPruned(report, "service")
 	return err
 }

@@ -225,5 +225,7 @@ type Archive interface {
 	// as a whole or not at all: ErrConflict if there is anything,
 	// and if two records cannot be together. An error in the sequence is
 	// returned. Audit entries must be in order and one chain from its start.
+	// A Store that another process has open on what was there before writes
+	// nothing more: what its service remembers may not be so any more.
 	Load(ctx context.Context, records iter.Seq2[Record, error]) error
 }

@@ -105,9 +105,11 @@ func dumpPart(ctx context.Context, tx pgx.Tx, query string, scan func(pgx.Rows) 
 const loadBatch = 256
 
 // Load implements server.Archive. It is one transaction, under the lock of the
-// audit log's head.
+// audit log's head. The store is another one then: replicas that ran on what was
+// there before do not write to it.
 func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error]) error {
-	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	var name string
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		var used bool
 		_, err := tx.Exec(ctx, "SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)")
 		if err == nil {
@@ -149,10 +151,20 @@ func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error
 				return err
 			}
 		}
+		if err := send(); err != nil {
+			return err
+		}
 		head := chain.Head()
-		b.Queue("UPDATE sealift.head SET seq = $1, hash = $2", head.Seq, head.Hash[:])
-		return send()
+		if err := tx.QueryRow(ctx, "UPDATE sealift.head SET seq = $1, hash = $2, store = gen_random_uuid() RETURNING store::text", head.Seq, head.Hash[:]).Scan(&name); err != nil {
+			return fmt.Errorf("load %s: %w", s.name, err)
+		}
+		return nil
 	})
+	if err != nil {
+		return err
+	}
+	s.store.Store(&name)
+	return nil
 }
 
 // queueLoad adds the statements that write one record. known are the parts of

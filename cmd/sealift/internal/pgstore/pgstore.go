@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -94,6 +95,8 @@ type Store struct {
 	// last is the head of the audit log that the writer saw last. A database
 	// whose log is shorter, or another, has lost decisions.
 	last audit.Head
+	// store is the name of the store that was opened, or loaded.
+	store atomic.Pointer[string]
 	// parts are those of evidence that are in the database. Of the writer.
 	parts *parts.Set
 }
@@ -207,8 +210,22 @@ func Open(ctx context.Context, dsn string) (*Store, error) {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
 	s := &Store{name: name, pool: pool, queue: make(chan *pending), quit: make(chan struct{}), done: make(chan struct{}), parts: parts.NewSet()}
+	store, err := s.storeName(ctx)
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	s.store.Store(&store)
 	go s.writer()
 	return s, nil
+}
+
+// storeName returns the name that the store has in the database.
+func (s *Store) storeName(ctx context.Context) (name string, err error) {
+	if err := s.pool.QueryRow(ctx, "SELECT store::text FROM sealift.head").Scan(&name); err != nil {
+		return "", fmt.Errorf("open %s: read the name of the store: %w", s.name, err)
+	}
+	return name, nil
 }
 
 // Close finishes the writes that wait and closes the connections.

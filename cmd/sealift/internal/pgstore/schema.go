@@ -90,6 +90,9 @@ CREATE INDEX evidence_received ON sealift.evidence (received, digest) WHERE prun
 CREATE INDEX evidence_unindexed ON sealift.evidence (digest) WHERE received IS NULL;
 CREATE INDEX evidence_epoch ON sealift.evidence (epoch, digest) WHERE pruned IS NULL;
 ALTER TABLE sealift.head ADD COLUMN epoch bigint NOT NULL DEFAULT 1;
+`, `
+-- store names this store. One that was restored is another, whatever its log.
+ALTER TABLE sealift.head ADD COLUMN store uuid NOT NULL DEFAULT gen_random_uuid();
 `}
 
 // schemaLock is the key of the advisory lock under which tables are made.
@@ -99,7 +102,15 @@ const schemaLock = 0x5ea11f70
 // once one does, and the others wait.
 func migrate(ctx context.Context, pool *pgxpool.Pool) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		// Another may take as long as there are records. Ours are limited again
+		// then: whoever waits for a table keeps everybody from it.
+		if _, err := tx.Exec(ctx, "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)"); err != nil {
+			return fmt.Errorf("wait for another that makes the tables: %w", err)
+		}
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {
+			return fmt.Errorf("wait for another that makes the tables: %w", err)
+		}
+		if _, err := tx.Exec(ctx, "SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true)", session["statement_timeout"], session["lock_timeout"]); err != nil {
 			return fmt.Errorf("wait for another that makes the tables: %w", err)
 		}
 		var schema, ours bool

@@ -33,7 +33,7 @@ func TestServerKilledWhileTheTablesChange(t *testing.T) {
 		"DROP INDEX sealift.release_open",
 		"DROP TABLE sealift.evidence_part",
 		"ALTER TABLE sealift.evidence DROP COLUMN machine, DROP COLUMN received, DROP COLUMN epoch, DROP COLUMN pruned",
-		"ALTER TABLE sealift.head DROP COLUMN epoch",
+		"ALTER TABLE sealift.head DROP COLUMN epoch, DROP COLUMN store",
 		"CREATE TABLE sealift.challenge (id bytea PRIMARY KEY, expires bigint NOT NULL, body bytea NOT NULL)",
 		"UPDATE sealift.version SET version = 1",
 	} {
@@ -75,6 +75,51 @@ func TestServerKilledWhileTheTablesChange(t *testing.T) {
 		t.Errorf("%d machines are due, %v", len(found), err)
 	}
 	if err := s.Commit(t.Context(), logged("after")); err != nil {
+		t.Error(err)
+	}
+}
+
+// A replica that starts while another updates the tables waits for it, longer
+// than a statement may take otherwise.
+func TestAReplicaWaitsForAnUpdateOfTheTables(t *testing.T) {
+	t.Parallel()
+	pg := pgtest.Start(t)
+	dsn := pg.Database(t)
+	open(t, dsn).Close()
+	other, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close(context.WithoutCancel(t.Context()))
+	if _, err := other.Exec(t.Context(), "SELECT pg_advisory_lock($1)", int64(schemaLock)); err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error, 1)
+	go func() {
+		s, err := Open(t.Context(), dsn)
+		if err == nil {
+			err = s.Close()
+		}
+		opened <- err
+	}()
+	for waits := false; !waits; {
+		if err := other.QueryRow(t.Context(), "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory')").Scan(&waits); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Nothing happens when it has waited for so long: that is what is to be seen.
+	if _, err := other.Exec(t.Context(), "SELECT pg_sleep(21)"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-opened:
+		t.Fatalf("it did not wait: %v", err)
+	default:
+	}
+	if _, err := other.Exec(t.Context(), "SELECT pg_advisory_unlock($1)", int64(schemaLock)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
 		t.Error(err)
 	}
 }

@@ -234,11 +234,15 @@ func lost(err error) bool {
 		// 57P: the server shuts down, crashed, or cannot be used yet.
 		return pg.Code[:min(3, len(pg.Code))] == "57P" || pg.Severity == "FATAL"
 	}
-	return !errors.As(err, new(refusal)) && !errors.As(err, new(*pgconn.ConnectError)) && !errors.Is(err, errWentBack)
+	return !errors.As(err, new(refusal)) && !errors.As(err, new(*pgconn.ConnectError)) && !errors.Is(err, errWentBack) && !errors.Is(err, errAnother)
 }
 
 // errWentBack: the database is not the one that this replica wrote to.
 var errWentBack = errors.New("the audit log went back: a failover or a restore has lost decisions, and this replica must not go on with it")
+
+// errAnother: the same of a database whose log goes on. What this replica has
+// read, and remembers, may not be so in it: that nothing is held, for one.
+var errAnother = errors.New("the store is not the one that this replica was started on: it was restored meanwhile, so start the service again")
 
 // attempt writes a batch once. asked reports whether the server was asked to
 // commit, so that after an error it may have done so.
@@ -288,7 +292,7 @@ var errEpoch = errors.New("the store is in another epoch")
 // one round trip.
 func (s *Store) lockAndWrite(ctx context.Context, tx pgx.Tx, batch []*pending) (head audit.Head, err error) {
 	b := new(pgx.Batch)
-	b.Queue("SELECT seq, hash, epoch FROM sealift.head FOR UPDATE")
+	b.Queue("SELECT seq, hash, epoch, store::text FROM sealift.head FOR UPDATE")
 	var missing []parts.Part
 	for _, p := range batch {
 		for _, part := range p.parts {
@@ -314,8 +318,12 @@ func (s *Store) lockAndWrite(ctx context.Context, tx pgx.Tx, batch []*pending) (
 	}()
 	var hash []byte
 	var epoch int64
-	if err := results.QueryRow().Scan(&head.Seq, &hash, &epoch); err != nil {
+	var store string
+	if err := results.QueryRow().Scan(&head.Seq, &hash, &epoch, &store); err != nil {
 		return head, fmt.Errorf("lock the head of the audit log: %w", err)
+	}
+	if store != *s.store.Load() {
+		return head, errAnother
 	}
 	if len(hash) != len(head.Hash) {
 		return head, fmt.Errorf("the head of the audit log has a hash of %d bytes", len(hash))

@@ -172,9 +172,10 @@ const maxBatch = 128
 // Store is an open database. Its methods may be used by many goroutines.
 type Store struct {
 	path  string
-	read  *sql.DB // sees what was committed last
-	write *sql.DB // one connection, used by the writer only
-	tx    *tx     // on that connection; of the writer, nil if there is none
+	file  os.FileInfo // that path named when it was opened
+	read  *sql.DB     // sees what was committed last
+	write *sql.DB     // one connection, used by the writer only
+	tx    *tx         // on that connection; of the writer, nil if there is none
 
 	prepared sync.Map // query to *sql.Stmt of read
 
@@ -305,7 +306,12 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	read.SetMaxOpenConns(readers)
 	read.SetMaxIdleConns(readers)
 	s := &Store{path: path, read: read, write: write, queue: make(chan *pending), quit: make(chan struct{}), done: make(chan struct{})}
-	if err := s.checkSchema(ctx); err != nil {
+	err = s.checkSchema(ctx)
+	if err == nil {
+		// It is open for writing now: an overlay has made its own copy.
+		s.file, err = os.Stat(path)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, errors.Join(err, read.Close(), write.Close()))
 	}
 	go s.writer()
@@ -441,7 +447,14 @@ func (s *Store) commit(batch []*pending) {
 	// the transaction with others.
 	ctx := context.Background()
 	results := make([]error, len(batch))
-	if err := s.transact(ctx, batch, results); err != nil {
+	err := s.replaced()
+	if err == nil {
+		err = s.transact(ctx, batch, results)
+	}
+	if err == nil {
+		err = s.replaced() // before anybody acts on it
+	}
+	if err != nil {
 		if s.tx != nil {
 			err = errors.Join(err, s.tx.discard())
 			s.tx = nil
