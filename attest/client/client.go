@@ -30,8 +30,12 @@ import (
 	"github.com/sealift/sealift/attest/api"
 )
 
-// maxAnswer bounds an answer's body, bytes.
-const maxAnswer = 4 << 20
+// maxAnswer bounds an answer's body, and maxAnswerHeader what is around it,
+// bytes.
+const (
+	maxAnswer       = 4 << 20
+	maxAnswerHeader = 64 << 10
+)
 
 // Client knows one attestation service. All fields are required unless marked
 // Optional. It can be used by many goroutines.
@@ -92,7 +96,8 @@ type Session struct {
 	host     string
 	timeout  time.Duration
 	conn     *tls.Conn
-	r        *bufio.Reader
+	in       *io.LimitedReader // of conn; one answer at a time
+	r        *bufio.Reader     // of in
 	exporter []byte
 	broken   error // after which the connection is of no use
 }
@@ -146,7 +151,8 @@ func (c *Client) Connect(ctx context.Context) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the attestation service at %s: channel binding: %w", address, errors.Join(err, conn.Close()))
 	}
-	return &Session{client: c, host: u.Host, timeout: timeout, conn: conn, r: bufio.NewReader(conn), exporter: exporter}, nil
+	in := &io.LimitedReader{R: conn}
+	return &Session{client: c, host: u.Host, timeout: timeout, conn: conn, in: in, r: bufio.NewReader(in), exporter: exporter}, nil
 }
 
 // Exporter returns the connection's tls-exporter channel binding (RFC 9266),
@@ -384,11 +390,13 @@ func (s *Session) exchange(ctx context.Context, path string, body []byte) (statu
 	if err := req.Write(s.conn); err != nil {
 		return 0, nil, nil, fmt.Errorf("write request: %w", err)
 	}
+	s.in.N = maxAnswerHeader
 	resp, err := http.ReadResponse(s.r, req)
 	if err != nil {
 		return 0, nil, nil, fmt.Errorf("read answer: %w", err)
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
+	s.in.N += maxAnswer
 	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return 0, nil, nil, fmt.Errorf("read answer: %w", err)

@@ -278,7 +278,7 @@ func TestHostileAnswersEndInAnError(t *testing.T) {
 		"cut short":      hijack("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"),
 		"endless":        hijack("HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat(" ", 5<<20)),
 		"no JSON":        hijack("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"),
-		"endless header": hijack("HTTP/1.1 200 OK\r\n" + strings.Repeat("A: b\r\n", 10) + "\r\n"),
+		"endless header": hijack("HTTP/1.1 200 OK\r\n" + strings.Repeat("A: b\r\n", 20_000) + "Content-Length: 2\r\n\r\n{}"),
 		"a redirect": func(w http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body)
 			http.Redirect(w, r, "http://169.254.169.254/", http.StatusTemporaryRedirect)
