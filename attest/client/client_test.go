@@ -32,7 +32,7 @@ type service struct {
 	key   *ecdsa.PrivateKey
 	conns atomic.Int32
 
-	silent, refuse atomic.Bool // for a test's answer
+	silent, refuse, ending atomic.Bool // for a test's answer
 
 	answer func(w http.ResponseWriter, r *http.Request)
 }
@@ -378,6 +378,7 @@ func TestConfirmOutlivesItsConnection(t *testing.T) {
 		"the service closed it":                  {func(s *service) { s.srv.CloseClientConnections() }, 2},
 		"it leads nowhere, and no end of it":     {func(s *service) { s.silent.Store(true) }, 2},
 		"the service answers, but with an error": {func(s *service) { s.refuse.Store(true) }, 1},
+		"the service ends, another is there":     {func(s *service) { s.ending.Store(true) }, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -392,6 +393,9 @@ func TestConfirmOutlivesItsConnection(t *testing.T) {
 					reply(200, challenge())(w, r)
 				case s.silent.CompareAndSwap(true, false):
 					<-release
+				case s.ending.CompareAndSwap(true, false):
+					w.Header().Set("Connection", "close")
+					reply(503, api.Error{Code: "unavailable"})(w, r)
 				case s.refuse.Load():
 					reply(403, api.Error{Code: "confirm-refused"})(w, r)
 				default:

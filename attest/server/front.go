@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
-	"github.com/sealift/sealift/attest/api"
 )
 
 const (
@@ -554,7 +553,7 @@ func (f *front) farewell(c *nodeConn, answer *held) {
 		// A connection that is closed on bytes that were not read may take the
 		// answer with it.
 		_ = c.SetReadDeadline(time.Now().Add(briefTimeout))
-		_, _ = io.CopyN(io.Discard, c.Conn, api.MaxChallengeBody)
+		_, _ = io.CopyN(io.Discard, c.Conn, 2*commonBody)
 	}
 	_ = c.Close()
 }
