@@ -30,8 +30,12 @@ import (
 	"github.com/sealift/sealift/attest/api"
 )
 
-// maxAnswer bounds an answer's body, bytes.
-const maxAnswer = 4 << 20
+// maxAnswer bounds an answer's body, and maxAnswerHeader what is around it,
+// bytes.
+const (
+	maxAnswer       = 4 << 20
+	maxAnswerHeader = 64 << 10
+)
 
 // Client knows one attestation service. All fields are required unless marked
 // Optional. It can be used by many goroutines.
@@ -92,7 +96,8 @@ type Session struct {
 	host     string
 	timeout  time.Duration
 	conn     *tls.Conn
-	r        *bufio.Reader
+	in       *io.LimitedReader // of conn; one answer at a time
+	r        *bufio.Reader     // of in
 	exporter []byte
 	broken   error // after which the connection is of no use
 }
@@ -146,7 +151,8 @@ func (c *Client) Connect(ctx context.Context) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the attestation service at %s: channel binding: %w", address, errors.Join(err, conn.Close()))
 	}
-	return &Session{client: c, host: u.Host, timeout: timeout, conn: conn, r: bufio.NewReader(conn), exporter: exporter}, nil
+	in := &io.LimitedReader{R: conn}
+	return &Session{client: c, host: u.Host, timeout: timeout, conn: conn, in: in, r: bufio.NewReader(in), exporter: exporter}, nil
 }
 
 // Exporter returns the connection's tls-exporter channel binding (RFC 9266),
@@ -234,7 +240,7 @@ func (s *Session) Report(ctx context.Context, req *api.EvidenceRequest) (after t
 // Confirm tells the service how a release of this session ended:
 // api.OutcomeUnlocked, or an error text, which is cut to what the service
 // takes. The connection may have gone since, with a NAT that forgot it or a
-// service that was started again: then it dials anew, and leaves at least half
+// service that was started again, or that ends: then it dials anew, and leaves at least half
 // of ctx's time for that. The service takes a confirmation twice.
 func (s *Session) Confirm(ctx context.Context, transport attest.Secret, releaseID, outcome string) error {
 	half, cancel := ctx, func() {}
@@ -244,7 +250,7 @@ func (s *Session) Confirm(ctx context.Context, transport attest.Secret, releaseI
 	err := s.confirm(half, transport, releaseID, outcome)
 	cancel()
 	var answered *ServiceError
-	if err == nil || errors.As(err, &answered) || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil || errors.As(err, &answered) && !(answered.Status == http.StatusServiceUnavailable && s.broken != nil) {
 		return err
 	}
 	return s.client.Confirm(ctx, transport, releaseID, outcome)
@@ -381,14 +387,20 @@ func (s *Session) exchange(ctx context.Context, path string, body []byte) (statu
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "sealift-agent")
-	if err := req.Write(s.conn); err != nil {
-		return 0, nil, nil, fmt.Errorf("write request: %w", err)
-	}
+	// A service that has no room for a long body answers before it has read it,
+	// and what is written then fails. Nothing more is waited for: what ends the
+	// write ends the read.
+	unwritten := req.Write(s.conn)
+	s.in.N = maxAnswerHeader
 	resp, err := http.ReadResponse(s.r, req)
+	if err != nil && unwritten != nil {
+		return 0, nil, nil, fmt.Errorf("write request: %w", unwritten)
+	}
 	if err != nil {
 		return 0, nil, nil, fmt.Errorf("read answer: %w", err)
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
+	s.in.N += maxAnswer
 	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return 0, nil, nil, fmt.Errorf("read answer: %w", err)
@@ -396,7 +408,7 @@ func (s *Session) exchange(ctx context.Context, path string, body []byte) (statu
 	if len(answer) > maxAnswer {
 		return 0, nil, nil, fmt.Errorf("read answer: larger than %d bytes", maxAnswer)
 	}
-	if resp.Close {
+	if resp.Close || unwritten != nil {
 		s.broken = errors.New("the service closed the connection")
 		// It waits for this end before it ends itself. How it goes does not matter.
 		_ = s.conn.Close()

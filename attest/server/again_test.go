@@ -2,6 +2,8 @@ package server_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -167,7 +169,9 @@ func TestWhatFollowsARefusedRequestIsAnswered(t *testing.T) {
 					s.spend(t)
 				}
 				n := s.node(t)
-				n.say(tt.request + "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+				if _, err := io.WriteString(n, tt.request+"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil && tt.kept {
+					t.Fatal(err)
+				}
 				resp, err := http.ReadResponse(n.r, nil)
 				if err != nil {
 					t.Fatal(err)
@@ -226,5 +230,28 @@ func TestAPeerThatDoesNotWaitLosesItsConnection(t *testing.T) {
 	}
 	if err := closed(n.Conn); err != nil {
 		t.Error(err)
+	}
+}
+
+// A client that is refused while it still sends learns why.
+func TestALongRequestThatIsRefusedIsToldSo(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, func(c *server.Config) { c.Limits.PerAddress, c.Limits.AddressBurst = time.Hour, 2 })
+	b := newBox(t, s.tpmCA)
+	c := s.from("127.0.0.1", nil)
+	c.Patience = 0
+	sess, err := c.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sess.Close()
+	s.spend(t)
+	_, _, err = sess.Evidence(t.Context(), b.id, &api.EvidenceRequest{ChallengeID: "c", Evidence: attest.Evidence{EventLog: make([]byte, 12<<20)}})
+	var busy *client.ServiceError
+	if !errors.As(err, &busy) || busy.Status != 429 || busy.RetryAfter == 0 {
+		t.Errorf("got %v, want HTTP 429", err)
+	}
+	if _, err := sess.Challenge(t.Context(), &api.ChallengeRequest{}); err == nil || errors.As(err, &busy) {
+		t.Errorf("a session whose request was cut is used again: %v", err)
 	}
 }

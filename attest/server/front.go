@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
-	"github.com/sealift/sealift/attest/api"
 )
 
 const (
@@ -32,8 +31,14 @@ const (
 	// maxPending bounds what was sent ahead of an answer and is kept for after
 	// it, bytes. No agent sends anything ahead.
 	maxPending = 4096
-	// acceptPause is how long nothing is accepted after an error that passes.
-	acceptPause = 50 * time.Millisecond
+	// acceptPause is how long nothing is accepted after an error that passes, at
+	// first; it doubles up to acceptPauseMax, so that the log has room for others.
+	acceptPause    = 50 * time.Millisecond
+	acceptPauseMax = time.Second
+	// slowAfter is when a request of which a part is still missing may be cut, if
+	// another waits for its room: it comes from somebody who holds on to it, or
+	// over a line that the others need not wait for.
+	slowAfter = briefTimeout
 	// discardsAtOnce bounds the requests that are read to their end only to keep
 	// the connection that they came over, without having been let in.
 	discardsAtOnce = 64
@@ -70,7 +75,7 @@ type front struct {
 	err      error                  // why it ended; guarded by mu
 	draining bool                   // no request is let in any more; guarded by mu
 	closed   bool                   // guarded by mu
-	in       int                    // requests that were let in and have not left; guarded by mu
+	in       map[*nodeConn]struct{} // with a request that was let in and has not left; guarded by mu
 	conns    map[*nodeConn]struct{} // all that are open; guarded by mu
 }
 
@@ -82,16 +87,20 @@ func newFront(ctx context.Context, ln net.Listener, cfg *tls.Config, log *slog.L
 		handshakes: make(slots, handshakesAtOnce), handshakeShares: newShares(handshakesPerAddress),
 		requests: make(slots, limits.Concurrent*requestsPerSlot), requestShares: newShares(requestsPerAddress),
 		discards: make(slots, discardsAtOnce),
-		ready:    make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}), conns: map[*nodeConn]struct{}{},
+		ready:    make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}),
+		in: map[*nodeConn]struct{}{}, conns: map[*nodeConn]struct{}{},
 	}
 	go func() {
+		pause := acceptPause
 		for {
 			c, err := ln.Accept()
 			if passing(err) {
-				f.log.Warn("connection not accepted", "error", err)
-				time.Sleep(acceptPause)
+				f.log.Warn("connection not accepted", "error", err, "again", pause)
+				time.Sleep(pause)
+				pause = min(2*pause, acceptPauseMax)
 				continue
 			}
+			pause = acceptPause
 			if err != nil {
 				f.failed(err)
 				return
@@ -159,7 +168,7 @@ func (f *front) Close() error {
 func (f *front) drain(limit time.Duration, cancel func()) (cut int) {
 	f.mu.Lock()
 	f.draining = true
-	if f.in == 0 {
+	if len(f.in) == 0 {
 		close(f.drained)
 	}
 	f.mu.Unlock()
@@ -188,7 +197,7 @@ func (f *front) drain(limit time.Duration, cancel func()) (cut int) {
 func (f *front) cut(stage int32) (n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for c := range f.conns {
+	for c := range f.in {
 		// What is cut is not decided afterwards, see readToEnd.
 		if s := c.stage.Load(); s != stageNone && s < stage && c.stage.CompareAndSwap(s, stageOver) {
 			n++
@@ -196,6 +205,23 @@ func (f *front) cut(stage int32) (n int) {
 		}
 	}
 	return n
+}
+
+// cutSlow makes room for a request that waits: of those of which a part is still
+// missing after slowAfter it cuts the one that was let in first, if there is one.
+func (f *front) cutSlow() {
+	f.mu.Lock()
+	var slow *nodeConn
+	for c := range f.in {
+		if c.stage.Load() == stageLetIn && time.Since(c.since) >= slowAfter && (slow == nil || c.since.Before(slow.since)) {
+			slow = c
+		}
+	}
+	f.mu.Unlock()
+	if slow != nil && slow.stage.CompareAndSwap(stageLetIn, stageOver) {
+		f.refused(limitSlow)
+		_ = slow.NetConn().Close()
+	}
 }
 
 // How far a connection's request is.
@@ -217,6 +243,7 @@ type nodeConn struct {
 	leave   atomic.Pointer[func()] // gives back the request's room; nil if it has none
 	front   *front
 	stage   atomic.Int32
+	since   time.Time // when its request was let in; guarded by front.mu
 	again   time.Time // before it no refused request may come again; zero if none was refused
 }
 
@@ -360,9 +387,14 @@ func (f *front) wait(ctx context.Context, c *nodeConn) {
 	defer cancel()
 	// The address's share first: who waits for it holds nothing of others.
 	leave, ok := f.requestShares.take(room, c.key, f.queue)
-	if ok && !f.requests.take(room, f.queue) {
-		leave()
-		ok = false
+	if ok {
+		if ok = f.requests.take(room, min(f.queue, slowAfter)); !ok {
+			f.cutSlow()
+			ok = f.requests.take(room, f.queue)
+		}
+		if !ok {
+			leave()
+		}
 	}
 	// A challenge does not run out while the service is at fault, for as long as
 	// a request may wait twice.
@@ -410,14 +442,15 @@ func (f *front) letIn(c *nodeConn, leave func()) bool {
 	if f.draining || f.closed {
 		return false
 	}
-	f.in++
+	f.in[c] = struct{}{}
+	c.since = time.Now()
 	out := func() {
 		c.stage.Store(stageNone)
 		f.requests.release()
 		leave()
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		if f.in--; f.in == 0 && f.draining {
+		if delete(f.in, c); len(f.in) == 0 && f.draining {
 			close(f.drained)
 		}
 	}
@@ -520,7 +553,7 @@ func (f *front) farewell(c *nodeConn, answer *held) {
 		// A connection that is closed on bytes that were not read may take the
 		// answer with it.
 		_ = c.SetReadDeadline(time.Now().Add(briefTimeout))
-		_, _ = io.CopyN(io.Discard, c.Conn, api.MaxChallengeBody)
+		_, _ = io.CopyN(io.Discard, c.Conn, 2*commonBody)
 	}
 	_ = c.Close()
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -396,13 +397,18 @@ func (nowhere) WriteHeader(int)             {}
 func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
 
 // addressKey is what requests are counted by: the peer's IPv4 address or IPv6
-// /64, since whoever has one IPv6 address has the whole /64.
+// /64, since whoever has one IPv6 address has the whole /64. Behind a stateless
+// translator (SIIT-DC, RFC 7755) all of IPv4 would be one: of addresses in its
+// well-known prefix (RFC 6052 2.1) it is the IPv4 address.
 func addressKey(remote string) string {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
 		return "unknown"
 	}
 	a := ap.Addr().Unmap()
+	if b := a.As16(); a.Is6() && bytes.HasPrefix(b[:], []byte{0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0}) {
+		a = netip.AddrFrom4([4]byte(b[12:]))
+	}
 	if a.Is6() {
 		if p, err := a.Prefix(64); err == nil {
 			return p.String()

@@ -405,6 +405,9 @@ func New(c Config) (*Server, error) {
 	}, nil
 }
 
+// MaxConnections is how many connections both APIs may have at once.
+func (s *Server) MaxConnections() int { return 2 * s.c.Limits.Connections }
+
 // Start writes the start of service to the audit log. Call it once, before
 // the APIs are served: a store that cannot be written shows here, and so do
 // disk keys under a key-encryption key that the service does not have

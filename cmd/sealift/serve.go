@@ -225,10 +225,11 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return errors.Join(fmt.Errorf("operator API: %w", err), nodes.Close())
 	}
-	watched, err := listenMonitor(c.Monitor, issuer)
+	watched, err := listenMonitor(c.Monitor, issuer, mon)
 	if err != nil {
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
+	warnOfFiles(service.MaxConnections(), log)
 	policies.named(nodes.Addr().String())
 	if err := start(ctx, service, policies, signature); err != nil {
 		err = errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())
