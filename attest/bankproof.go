@@ -118,8 +118,9 @@ func bankListDigest(time, list []byte) []byte {
 // checkActiveBanks has the TPM itself say which banks are active, where that
 // decides: SHA-256, which is said to be off, could be the only bank that the
 // firmware extends, and the one that is quoted an active but empty one that an
-// attacker's system filled (CVE-2021-42299). Evidence that has SHA-256 quoted with
-// its PCRs needs no proof; one that is there is checked all the same.
+// attacker's system filled (CVE-2021-42299). Where SHA-256 is quoted with its PCRs,
+// it can be the bank that was filled: then it is for the policy to want the proof.
+// One that nobody wants is checked all the same.
 //
 // quotes are those that are valid, sent the banks of those that were sent.
 func (v *verification) checkActiveBanks(quotes []*quoted, sent map[string]bool, key *ecdsa.PublicKey, akName, extra []byte) {
@@ -133,11 +134,18 @@ func (v *verification) checkActiveBanks(quotes []*quoted, sent map[string]bool, 
 		})
 	}
 	if v.ev.Banks == nil {
-		if off {
+		switch {
+		case off:
 			v.find(Finding{
 				Code:    CodeBankUnproven,
 				Message: "the sha256 bank is said to be off, and nothing proves it: the TPM's own list of its active banks is missing",
 				Hint:    "use an agent of this version; if the TPM cannot sign the list, activate the SHA-256 bank in the firmware's setup",
+			})
+		case v.p.TPM.ProveBanks:
+			v.find(Finding{
+				Code:    CodeBankUnproven,
+				Message: "the policy wants proof of which banks are active, and the TPM's own list of them is missing",
+				Hint:    "use an agent of this version, which asks again by itself if the policy is new; a TPM that cannot sign the list needs a policy without tpm.proveBanks",
 			})
 		}
 		return

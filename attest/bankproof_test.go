@@ -190,6 +190,87 @@ func TestThatSHA256IsOffIsTheTPMsWord(t *testing.T) {
 	}
 }
 
+// A bank that is kept back beside SHA-256 can be the only one that the firmware
+// extends (CVE-2021-42299): a policy that wants the proof takes no evidence in which
+// it could be.
+func TestAPolicyMayWantTheBanksProven(t *testing.T) {
+	both := []string{"sha256", "sha384"}
+	hidden := func(bank tpm2.TPMAlgID) func(*scene) {
+		return func(s *scene) { s.tpm.OnList = active(true, bank) }
+	}
+	unquoted := func(s *scene) { // as TPM2_Quote of no PCR of the bank is
+		s.tpm.OnQuote = func(bank string, a *tpm2.TPMSAttest) {
+			if info, _ := a.Attested.Quote(); bank == "sha384" {
+				none := sha256.Sum256(nil)
+				info.PCRSelect, info.PCRDigest.Buffer = papertpm.Selection(tpm2.TPMAlgSHA384, nil), none[:]
+			}
+		}
+	}
+	without := func(s *scene) { s.ev.Banks = nil }
+	for name, c := range map[string]struct {
+		banks  []string
+		idle   bool // the policy does not want it
+		before func(*scene)
+		after  func(*scene)
+		want   []Code
+		says   string
+	}{
+		"SHA-256 alone":            {banks: []string{"sha256"}},
+		"two banks":                {banks: both},
+		"beside SHA-1 and SHA-512": {banks: []string{"sha1", "sha256", "sha512"}},
+		"SHA-256 is off":           {banks: []string{"sha384"}},
+		"by SHA-384":               {banks: both, before: func(s *scene) { s.policy.Bank = "sha384" }},
+
+		"no proof of SHA-256 alone":       {banks: []string{"sha256"}, after: without, want: []Code{CodeBankUnproven}, says: "the policy wants proof"},
+		"no proof of two banks":           {banks: both, after: without, want: []Code{CodeBankUnproven}},
+		"no proof where SHA-256 is off":   {banks: []string{"sha384"}, after: without, want: []Code{CodeBankUnproven}, says: "said to be off"},
+		"a proof of nothing":              {banks: both, after: func(s *scene) { s.ev.Banks = &BankProof{} }, want: []Code{CodeMalformed}},
+		"SHA-384 is kept back":            {banks: []string{"sha256"}, before: hidden(tpm2.TPMAlgSHA384), want: []Code{CodeBankHidden}, says: "bank sha384 is active, says the TPM"},
+		"SHA-1 is kept back":              {banks: []string{"sha256"}, before: hidden(tpm2.TPMAlgSHA1), want: []Code{CodeBankHidden}, says: "bank sha1"},
+		"SHA-512 is kept back":            {banks: both, before: hidden(tpm2.TPMAlgSHA512), want: []Code{CodeBankHidden}, says: "bank sha512"},
+		"SHA-384 is kept back, no proof":  {banks: []string{"sha256"}, before: hidden(tpm2.TPMAlgSHA384), after: without, want: []Code{CodeBankUnproven}},
+		"SHA-384 is quoted without a PCR": {banks: both, before: unquoted, after: func(s *scene) { s.ev.Quotes[1].PCRs = nil }, want: []Code{CodeBankHidden}},
+		"the quote of SHA-384 is taken out": {banks: both, after: func(s *scene) { s.ev.Quotes = s.ev.Quotes[:1] },
+			want: []Code{CodeBankHidden, CodeQuoteMissing}},
+
+		"nobody wants it, and it is not there":                    {idle: true, banks: both, after: without},
+		"nobody wants it, and SHA-384 is kept back without it":    {idle: true, banks: []string{"sha256"}, before: hidden(tpm2.TPMAlgSHA384), after: without},
+		"nobody wants it, and it is there":                        {idle: true, banks: both},
+		"nobody wants it, and it says that SHA-384 is kept back":  {idle: true, banks: []string{"sha256"}, before: hidden(tpm2.TPMAlgSHA384), want: []Code{CodeBankHidden}},
+		"nobody wants it, and SHA-384 is quoted without its PCRs": {idle: true, banks: both, before: unquoted, after: func(s *scene) { s.ev.Quotes[1].PCRs = nil }, want: []Code{CodeBankHidden}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := sha384Scene(t, c.banks...)
+			s.policy.TPM.ProveBanks, s.tpm.Prove = !c.idle, true
+			if c.before != nil {
+				c.before(s)
+			}
+			s.collect()
+			if c.after != nil {
+				c.after(s)
+			}
+			r := s.verify()
+			if got := codesOf(r); !slices.Equal(got, c.want) || r.Allowed != (len(c.want) == 0) {
+				t.Errorf("codes are %q, want %q: %+v", got, c.want, r.Findings)
+			}
+			var all []string
+			for _, f := range r.Findings {
+				all = append(all, f.Message)
+				if f.Hint == "" {
+					t.Errorf("finding %s has no hint", f.Code)
+				}
+			}
+			if text := strings.Join(all, "\n"); !strings.Contains(text, c.says) {
+				t.Errorf("no message says %q:\n%s", c.says, text)
+			}
+			fact := Fact{Name: "pcr.banks", Value: strings.Join(c.banks, " "), Trust: TrustQuoted}
+			if r.Allowed && s.ev.Banks != nil && !slices.Contains(r.Facts, fact) {
+				t.Errorf("the active banks are no fact: %+v", r.Facts)
+			}
+		})
+	}
+}
+
 // proveBy has another TPM make the proof.
 func (s *scene) proveBy(d *papertpm.TPM) {
 	s.t.Helper()

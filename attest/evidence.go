@@ -82,7 +82,7 @@ type Evidence struct {
 	AKPublic       []byte   `json:"akPublic"`       // TPMT_PUBLIC of the attestation key
 
 	Quotes    []Quote      `json:"quotes"`          // one for each active PCR bank, and one for SHA-256 if it is off
-	Banks     *BankProof   `json:"banks,omitempty"` // where SHA-256 is off; else Optional
+	Banks     *BankProof   `json:"banks,omitempty"` // where SHA-256 is off, or the policy wants it; else Optional
 	EventLog  []byte       `json:"eventLog"`        // TCG crypto-agile event log
 	Transport TransportKey `json:"transport"`
 

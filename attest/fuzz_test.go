@@ -75,6 +75,7 @@ func FuzzRevocationList(f *testing.F) {
 func FuzzVerify(f *testing.F) {
 	for _, banks := range [][]string{{"sha256"}, {"sha384"}, {"sha1", "sha256", "sha384"}} {
 		s := sha384Scene(f, banks...)
+		s.tpm.Prove = true
 		s.collect()
 		b, err := json.Marshal(s.ev)
 		if err != nil {
@@ -85,6 +86,7 @@ func FuzzVerify(f *testing.F) {
 	// The machine is another one in each process: the evidence of the corpus
 	// answers no challenge of its.
 	s := newScene(f)
+	s.policy.TPM.ProveBanks = true
 	s.collect()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var ev Evidence

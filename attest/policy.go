@@ -71,6 +71,9 @@ type TPMPolicy struct {
 	RequireRevocation bool
 	// Denied are TPM firmwares that are given nothing.
 	Denied []TPMDenial
+	// ProveBanks accepts evidence only with a BankProof, whatever banks are
+	// quoted. Without it only evidence in which SHA-256 is off needs one.
+	ProveBanks bool
 }
 
 // TPMRoot is a trusted certificate authority for endorsement keys.

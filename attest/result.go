@@ -53,7 +53,7 @@ const (
 	CodeQuoteNonce      Code = "quote.nonce"  // extraData is not ours
 	CodeQuoteSelection  Code = "quote.selection"
 	CodeQuoteDigest     Code = "quote.digest"    // PCR values sent are not the ones quoted
-	CodeBankUnproven    Code = "bank.unproven"   // SHA-256 is said to be off, and the TPM did not say so
+	CodeBankUnproven    Code = "bank.unproven"   // what is quoted as active and as off is not what the TPM says, or it says nothing
 	CodeBankHidden      Code = "bank.hidden"     // the TPM says that a bank is active which is not quoted
 	CodeBankTurnedOff   Code = "bank.turned-off" // SHA-256 was active in the last accepted boot
 	CodeClock           Code = "tpm.clock"       // clock not safe or went backwards

@@ -68,7 +68,7 @@ func TestAnActiveBankCannotBeHidden(t *testing.T) {
 	d := tpmtest.Config{Banks: []string{"sha256", "sha384"}, P256Certificate: true}.Open(t)
 	// The firmware measured something else into SHA-256; the log is what the
 	// attacker wrote into SHA-384.
-	a := sha384Machine(t, d, &blindfold{TPM: d}, sha384Scene(t, "sha384"))
+	a := sha384Machine(t, d, &blindfold{TPM: d, hidden: tpm2.TPMAlgSHA256}, sha384Scene(t, "sha384"))
 	wantCodes(t, a.run(), attest.CodeBankHidden)
 	a.bend = func(ev *attest.Evidence) { ev.Banks = nil }
 	wantCodes(t, a.run(), attest.CodeBankUnproven)
@@ -82,6 +82,39 @@ func TestAnActiveBankCannotBeHidden(t *testing.T) {
 	wantCodes(t, a.run(), attest.CodeBankUnproven)
 	a.policy.Bank = ""
 	wantCodes(t, a.run(), attest.CodeBankUnproven, attest.CodeQuoteMissing)
+}
+
+// The same beside SHA-256: the log is what the attacker wrote into that, and nobody
+// sees what the firmware measured into SHA-384. Only a policy that wants the proof
+// refuses it.
+func TestABankCannotBeKeptBackBesideSHA256(t *testing.T) {
+	d := tpmtest.Config{Banks: []string{"sha256", "sha384"}, P256Certificate: true}.Open(t)
+	a := sha384Machine(t, d, &blindfold{TPM: d, hidden: tpm2.TPMAlgSHA384}, sha384Scene(t, "sha256"))
+	wantCodes(t, a.run())
+	a.policy.TPM.ProveBanks = true
+	wantCodes(t, a.run(), attest.CodeBankUnproven)
+	a.prove = true
+	wantCodes(t, a.run(), attest.CodeBankHidden)
+	a.bend = func(ev *attest.Evidence) {
+		i := bytes.Index(ev.Banks.List, []byte{0, 0x0c, 3, 0xff, 0xff, 0xff})
+		if i < 0 {
+			t.Fatalf("the list %x does not name SHA-384", ev.Banks.List)
+		}
+		clear(ev.Banks.List[i+3 : i+6])
+	}
+	wantCodes(t, a.run(), attest.CodeBankUnproven)
+}
+
+// An honest machine with the same banks.
+func TestTwoActiveBanksAreProven(t *testing.T) {
+	d := tpmtest.Config{Banks: []string{"sha256", "sha384"}, P256Certificate: true}.Open(t)
+	a := sha384Machine(t, d, d, sha384Scene(t, "sha256", "sha384"))
+	a.policy.TPM.ProveBanks, a.prove = true, true
+	r := a.run()
+	wantCodes(t, r)
+	if !slices.Contains(r.Facts, attest.Fact{Name: "pcr.banks", Value: "sha256 sha384", Trust: attest.TrustQuoted}) {
+		t.Errorf("the active banks are no fact: %+v", r.Facts)
+	}
 }
 
 // A proof is of one challenge, and of the boot of its quotes.
@@ -128,15 +161,20 @@ func TestSHA256IsNotTurnedOffBetweenTwoBoots(t *testing.T) {
 	wantCodes(t, a.run())
 }
 
-// blindfold is a TPM whose SHA-256 bank its system does not speak of: it is not
-// among the active banks, and quotes of it are asked for without PCRs.
-type blindfold struct{ transport.TPM }
+// blindfold is a TPM of which its system does not say that a bank is active: it is
+// not in the list of the active banks, and quotes of it are asked for without PCRs.
+type blindfold struct {
+	transport.TPM
+	hidden tpm2.TPMAlgID
+}
 
 func (b *blindfold) Send(in []byte) ([]byte, error) {
 	code := binary.BigEndian.Uint32(in[6:])
+	selection := binary.BigEndian.AppendUint16(nil, uint16(b.hidden)) // of 24 PCRs
+	selection = append(selection, 3)
 	if code == uint32(tpm2.TPMCCQuote) {
 		in = bytes.Clone(in)
-		one := []byte{0, 0, 0, 1, 0, 0x0b, 3} // a selection of SHA-256 alone, in three bytes
+		one := append([]byte{0, 0, 0, 1}, selection...) // of the bank alone
 		if i := bytes.LastIndex(in, one); i >= 0 {
 			clear(in[i+len(one) : i+len(one)+3])
 		}
@@ -144,8 +182,8 @@ func (b *blindfold) Send(in []byte) ([]byte, error) {
 	out, err := b.TPM.Send(in)
 	// The answer in an audit session is as it was: an agent refuses another.
 	if err == nil && code == uint32(tpm2.TPMCCGetCapability) && binary.BigEndian.Uint16(in) == uint16(tpm2.TPMSTNoSessions) {
-		// TPMS_PCR_SELECTION of SHA-256 in TPM_CAP_PCRS.
-		if i := bytes.Index(out, []byte{0, 0x0b, 3, 0xff, 0xff, 0xff}); i >= 0 {
+		// TPMS_PCR_SELECTION of the bank in TPM_CAP_PCRS.
+		if i := bytes.Index(out, append(selection, 0xff, 0xff, 0xff)); i >= 0 {
 			out = bytes.Clone(out)
 			clear(out[i+3 : i+6])
 		}

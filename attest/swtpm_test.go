@@ -47,6 +47,7 @@ type attestation struct {
 	policy *attest.Policy
 	known  *attest.Known
 	sent   *attest.Evidence // log, SMBIOS and disk
+	prove  bool             // the challenge asks for the proof of the active banks
 	// bend changes the evidence on its way. Optional.
 	bend func(*attest.Evidence)
 }
@@ -74,7 +75,7 @@ func (a *attestation) run() *attest.Result {
 		a.t.Fatal(err)
 	}
 	ev, err := a.tpm.Collect(a.t.Context(), tpm.CollectInput{
-		Purpose: ch.Purpose, Nonce: nonce, Exporter: exporter, EventLog: a.sent.EventLog, SMBIOS: a.sent.SMBIOS, Disk: a.sent.Disk,
+		Purpose: ch.Purpose, Nonce: nonce, Exporter: exporter, EventLog: a.sent.EventLog, SMBIOS: a.sent.SMBIOS, Disk: a.sent.Disk, ProveBanks: a.prove,
 	})
 	if err != nil {
 		a.t.Fatal(err)

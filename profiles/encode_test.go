@@ -66,6 +66,7 @@ policy:
   tpm:
     allowed: [hardware, firmware]
     firmware: [{vendor: IFX, minimum: 7.85.4555.0, reason: CVE-2017-15361}]
+    proveBanks: true
   firmware:
     release: [measured, cross-checked]
     models:

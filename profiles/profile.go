@@ -285,6 +285,9 @@ type PolicyTPM struct {
 	// firmware, virtual, software. Empty: those of the service's configuration.
 	Allowed  []string            `yaml:"allowed,omitempty"`
 	Firmware []PolicyTPMFirmware `yaml:"firmware,omitempty"` // minimum versions of the TPMs' own firmware
+	// ProveBanks accepts a machine only if its TPM proves which PCR banks are
+	// active, and each of them is quoted.
+	ProveBanks bool `yaml:"proveBanks,omitempty"`
 }
 
 // PolicyTPMFirmware is the minimum for the TPMs of one maker.

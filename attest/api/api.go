@@ -52,6 +52,9 @@ type Challenge struct {
 	Secret     []byte    `json:"secret"`     // TPM2B_ENCRYPTED_SECRET contents; empty for a report
 	PCRs       []int     `json:"pcrs"`       // must equal attest.PolicyPCRs
 	Expires    time.Time `json:"expires"`
+	// ProveBanks asks for Evidence.Banks whatever banks are active. It saves
+	// machines a signature that no policy wants; what counts is the policy.
+	ProveBanks bool `json:"proveBanks,omitempty"`
 }
 
 // EvidenceRequest answers a Challenge.

@@ -15,6 +15,8 @@ func FuzzDecodeMessages(f *testing.F) {
 	for _, s := range []string{
 		`{"version":1,"purpose":"unlock","ekPublic":"AA==","ekCertificates":["MAA="],"akPublic":"AA=="}`,
 		`{"id":"c","nonce":"AA==","credential":"AA==","secret":"AA==","pcrs":[0,1,2],"expires":"2026-01-02T03:04:05Z"}`,
+		`{"id":"c","nonce":"AA==","credential":"AA==","secret":"AA==","pcrs":[0],"expires":"2026-01-02T03:04:05Z","proveBanks":true}`,
+		`{"challengeID":"c","activationProof":"AA==","evidence":{"banks":{"time":"AA==","list":"AA==","attest":"AA==","signature":"AA=="}}}`,
 		`{"challengeID":"c","activationProof":"AA==","evidence":{"quotes":[{"bank":"sha256","attest":"AA==","pcrs":{"0":"AA=="}}],"disk":{"guid":"x"}}}`,
 		`{"result":{"machine":"","findings":[{"code":"quote.nonce","pcr":7,"message":"m"}],"facts":[]},"release":{"payloadType":"t","payload":"AA==","signatures":[{"keyid":"k","sig":"AA=="}]}}`,
 		`{"releaseID":"r","outcome":"unlocked","proof":"AA=="}`,

@@ -208,6 +208,10 @@ func (l *linter) tpm() {
 	if len(l.d.TPM.Firmware) == 0 {
 		l.add(Notice, "tpm.no-minimum", "tpm.firmware", "set a minimum for the makers whose TPMs you have", "no minimum for the TPMs' own firmware: known holes in it (CVE-2023-1017, CVE-2017-15361) are not refused")
 	}
+	if !l.d.TPM.ProveBanks && (l.in.TPM == nil || !l.in.TPM.ProveBanks) {
+		l.add(Notice, "tpm.banks-unproven", "tpm.proveBanks", "set proveBanks: true, if the TPMs can sign the list of their banks",
+			"which PCR banks are active is proven only where SHA-256 is off: beside it, a machine whose firmware extends another bank alone could be booted into anything that keeps that bank back and fills SHA-256 (CVE-2021-42299)")
+	}
 }
 
 func modelName(vendor, product string) string {

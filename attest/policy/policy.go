@@ -126,6 +126,7 @@ func (d *Document) Compile(in Inputs) (*attest.Policy, error) {
 			p.TPM.Allowed = append(p.TPM.Allowed, attest.TPMClass(c))
 		}
 	}
+	p.TPM.ProveBanks = p.TPM.ProveBanks || d.TPM.ProveBanks
 	p.TPM.Denied = slices.Clone(in.TPM.Denied)
 	for _, v := range d.TPM.Firmware {
 		rule, err := tpmMinimum(v)

@@ -28,6 +28,7 @@ secureBoot: {dbx: {superset: {file: dbx.bin, sha256: %DBX%}}}
 tpm:
   allowed: [hardware]
   firmware: [{vendor: IFX, minimum: 7.85.4555.0}]
+  proveBanks: true
 firmware:
   models:
   - {vendor: Paper, product: Box, minimum: [{version: "1.44"}, {version: "1.46", from: "2027-01-01"}]}
@@ -250,6 +251,7 @@ func TestLintNamesWhatAPolicyDoesNotCover(t *testing.T) {
 		}, want: []string{"error tpm.software"}},
 		"virtual TPMs without a root":     {text: text("[hardware]", "[hardware, virtual]"), want: []string{"warning tpm.no-root", "warning tpm.virtual"}},
 		"no minimum for TPMs":             {text: text("  firmware: [{vendor: IFX, minimum: 7.85.4555.0}]\n", ""), want: []string{"notice tpm.no-minimum"}},
+		"banks that nobody proves":        {text: text("  proveBanks: true\n", ""), want: []string{"notice tpm.banks-unproven"}},
 		"claims":                          {text: text("firmware:\n  models", "firmware:\n  release: [measured, claimed only]\n  models"), want: []string{"error firmware.claimed-only"}},
 		"a model twice":                   {text: text() + "  - " + box + " [{version: \"1.44\"}]}\n", want: []string{"notice firmware.model-twice"}},
 		"a rule for any model":            {text: text() + "  - {denied: [{version: \"9\"}]}\n", want: []string{"notice firmware.any-model"}},

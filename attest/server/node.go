@@ -185,6 +185,7 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		Secret:     secret,
 		PCRs:       attest.PolicyPCRs(),
 		Expires:    ch.Expires,
+		ProveBanks: req.Purpose == attest.PurposeUnlock && s.c.ProveBanks != nil && s.c.ProveBanks(),
 	}, nil
 }
 

@@ -48,6 +48,11 @@ type Config struct {
 	// anew. Optional.
 	PolicyHolds func(*attest.Policy) error
 
+	// ProveBanks reports whether Policy's policies have TPM.ProveBanks, so that
+	// machines are told. It is asked for each challenge, which anybody may get, and
+	// is cheap. Optional: machines are not told.
+	ProveBanks func() bool
+
 	// EnablePolicy makes a policy that of all replicas, for an operator. An error
 	// that wraps ErrRefused says why not. Optional.
 	EnablePolicy func(ctx context.Context, operator string, req *api.PolicyEnable) (*api.PolicyState, error)

@@ -98,6 +98,35 @@ func TestTheActiveBanksAreProvenWhereSHA256IsOff(t *testing.T) {
 	}
 }
 
+// Where the service asks, the proof is given whatever banks are active, and is of
+// the banks that are quoted.
+func TestTheActiveBanksAreProvenWhereItIsAsked(t *testing.T) {
+	for _, banks := range []string{"sha256", "sha1 sha256", "sha256 sha384", "sha1 sha256 sha384 sha512", "sha384"} {
+		d, dev, _, in := collected(t, tpmtest.Config{Banks: strings.Fields(banks)})
+		in.ProveBanks = true
+		ev, err := dev.Collect(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := activeIn(t, ev.Banks); got != banks {
+			t.Errorf("%s: proven are %s", banks, got)
+		}
+		if want := auditDigest(t, ev.Banks); !bytes.Equal(sessionInfo(t, ev.Banks).SessionDigest.Buffer, want) {
+			t.Errorf("%s: the session's digest is not %x", banks, want)
+		}
+		var quoted []string
+		for _, q := range ev.Quotes {
+			if len(q.PCRs) > 0 {
+				quoted = append(quoted, q.Bank)
+			}
+		}
+		if got := strings.Join(quoted, " "); got != banks {
+			t.Errorf("%s: quoted are %s", banks, got)
+		}
+		empty(t, d, dev)
+	}
+}
+
 // resourceManager saves and loads the audit session around each command, as the
 // resource manager of Linux does.
 type resourceManager struct {

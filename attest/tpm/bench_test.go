@@ -48,6 +48,15 @@ func BenchmarkBoot(b *testing.B) {
 			})
 		})
 	}
+	b.Run("CollectWithProof", func(b *testing.B) {
+		_, dev, _, in := collected(b, tpmtest.Config{P256Certificate: true})
+		in.ProveBanks = true
+		for b.Loop() {
+			if _, err := dev.Collect(b.Context(), in); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	b.Run("CollectWithoutSHA256", func(b *testing.B) {
 		_, dev, _, in := collected(b, tpmtest.Config{Banks: []string{"sha384"}, P256Certificate: true})
 		for b.Loop() {

@@ -22,6 +22,8 @@ type CollectInput struct {
 	EventLog []byte      // TCG event log, at most attest.MaxEventLog bytes
 	SMBIOS   []byte      // Optional; structure table, at most attest.MaxSMBIOS bytes
 	Disk     attest.Disk // the disk booted from
+	// ProveBanks has the TPM prove which banks are active also where SHA-256 is.
+	ProveBanks bool
 }
 
 func (in *CollectInput) check() error {
@@ -45,8 +47,9 @@ var errPCRsChanged = errors.New("PCRs were extended between reading and quoting 
 
 // Collect makes the evidence for a challenge: it makes the transport key for
 // the present state of the PCRs, lets the attestation key of Identify certify
-// how it was made, and quotes the PCRs of each active bank. Where SHA-256 is off, it
-// has the TPM prove which banks are active. An earlier transport key is gone.
+// how it was made, and quotes the PCRs of each active bank. Where SHA-256 is off, or
+// the proof is asked for, it has the TPM prove which banks are active. An earlier
+// transport key is gone.
 func (t *TPM) Collect(ctx context.Context, in CollectInput) (*attest.Evidence, error) {
 	if t.identity == nil {
 		return nil, fmt.Errorf("collect evidence: %w", errNotIdentified)
@@ -104,18 +107,22 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 		TransportID: t.tk.name.Buffer,
 	}, ev)
 	ev.Quotes, err = t.quoteBanks(ctx, banks, values, qualifying)
-	if err != nil || main.name == "sha256" {
-		return ev, err
-	}
-	off, err := bankNamed("sha256")
 	if err != nil {
 		return nil, err
 	}
-	q, err := t.quote(off, nil, qualifying)
-	if err != nil {
-		return nil, err
+	if main.name != "sha256" {
+		off, err := bankNamed("sha256")
+		if err != nil {
+			return nil, err
+		}
+		q, err := t.quote(off, nil, qualifying)
+		if err != nil {
+			return nil, err
+		}
+		ev.Quotes = append(ev.Quotes, *q)
+	} else if !in.ProveBanks {
+		return ev, nil
 	}
-	ev.Quotes = append(ev.Quotes, *q)
 	ev.Banks, err = t.proveBanks(qualifying)
 	return ev, err
 }

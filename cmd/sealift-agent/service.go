@@ -106,6 +106,8 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 		EventLog: e.eventLog,
 		SMBIOS:   e.smbios,
 		Disk:     disk,
+
+		ProveBanks: challenge.ProveBanks,
 	})
 	if err != nil {
 		return nil, err

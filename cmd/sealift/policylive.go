@@ -160,6 +160,14 @@ func (l *livePolicy) holds(p *attest.Policy) error {
 	return err
 }
 
+// proveBanks implements server.Config.ProveBanks. It does not ask whether the policy
+// is stale: evidence is, when it comes.
+func (l *livePolicy) proveBanks() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.source != nil && l.source.document != nil && l.source.document.TPM.ProveBanks
+}
+
 // check is whether this replica can decide, for its health.
 func (l *livePolicy) check(context.Context) error {
 	_, err := l.inForce()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -169,6 +170,31 @@ func TestAPolicyIsEnabledWhileMachinesBoot(t *testing.T) {
 			b.wants(fmt.Sprint("version ", version), 1, want)
 		}
 		cancel()
+	})
+}
+
+// Machines are asked for the proof of their banks when the policy wants it, and not
+// taken at their word that it did not.
+func TestAPolicyThatWantsTheBanksProvenHasMachinesAsked(t *testing.T) {
+	t.Parallel()
+	onBothStores(t, func(t *testing.T, open func() server.Store) {
+		s := newPolicyScene(t)
+		store := open()
+		a := s.start(store, store, s.images[:], policyText(1, "1"), nil)
+		a.deaf = true
+		a.wants("nobody asks", 1, "released")
+		text := bytes.Replace(policyText(2, "1"), []byte("[software]"), []byte("[software], proveBanks: true"), 1)
+		if _, err := a.enable(&api.PolicyEnable{Policy: text, Bundle: s.sign(text), Reason: "ticket"}); err != nil {
+			t.Fatal(err)
+		}
+		a.wants("an agent that does not know it", 1, string(attest.CodeBankUnproven))
+		a.deaf = false
+		a.wants("an agent that does", 1, "released")
+		if _, err := a.enable(s.request(3, "1")); err != nil {
+			t.Fatal(err)
+		}
+		a.deaf = true
+		a.wants("nobody asks any more", 1, "released")
 	})
 }
 

@@ -148,6 +148,7 @@ type replica struct {
 	operators string
 	log       *eventLog
 	mon       *monitor.Monitor
+	deaf      bool // its machines give no proof of their banks, though they are asked
 }
 
 // eventLog passes on the messages that are logged.
@@ -219,7 +220,7 @@ func (s *policyScene) start(store, looks server.Store, images []loadedImage, fil
 		s.Fatal(err)
 	}
 	if r.service, err = server.New(server.Config{
-		Store: store, KEK: kek, ReleaseKey: key, Log: slog.New(slog.DiscardHandler), Policy: r.live.policy, PolicyHolds: r.live.holds,
+		Store: store, KEK: kek, ReleaseKey: key, Log: slog.New(slog.DiscardHandler), Policy: r.live.policy, PolicyHolds: r.live.holds, ProveBanks: r.live.proveBanks,
 		EnablePolicy: r.live.enable, PolicyState: r.live.state, Propose: r.live.proposer,
 		Limits: server.Limits{PerAddress: 1, AddressBurst: 1 << 30, PerEK: 1, EKBurst: 1 << 30, Refusal: 1, Unproven: 1, OperatorPerAddress: 1, OperatorAddressBurst: 1 << 30},
 	}); err != nil {
@@ -318,6 +319,7 @@ func (r *replica) boot(version int) string {
 		return ""
 	}
 	boot.Measure(tpm)
+	tpm.Prove = ch.ProveBanks && !r.deaf
 	ev, err := tpm.Evidence(boot, attest.PurposeUnlock, ch.Nonce, session.Exporter())
 	if err != nil {
 		r.Error(err)

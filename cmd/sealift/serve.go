@@ -165,7 +165,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	config := server.Config{
 		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
-		PolicyHolds: policies.holds, EnablePolicy: policies.enable, Propose: policies.proposer, PolicyState: policies.state,
+		PolicyHolds: policies.holds, ProveBanks: policies.proveBanks, EnablePolicy: policies.enable, Propose: policies.proposer, PolicyState: policies.state,
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 		Meter: mon, Limits: c.Limits.server(),
 	}

@@ -193,7 +193,8 @@ func digestTPMPolicy(p *attest.TPMPolicy, bank string) (manifest.SHA256, error) 
 		Lists        []string
 		Denied       []attest.TPMDenial
 		Bank         string
-	}{p.Allowed, p.AllowExpired, p.RequireRevocation, slices.Sorted(slices.Values(p.Revocations.Digests())), p.Denied, bank})
+		ProveBanks   bool `json:",omitempty"` // the ids of policies without it are as they were
+	}{p.Allowed, p.AllowExpired, p.RequireRevocation, slices.Sorted(slices.Values(p.Revocations.Digests())), p.Denied, bank, p.ProveBanks})
 	if err != nil {
 		return manifest.SHA256{}, fmt.Errorf("name the policy: %w", err)
 	}

@@ -103,6 +103,7 @@ denied: [{vendor: IFX, from: "0x0007000000000000", to: "0x0007003d00000000", rea
 		"expired":      digest(func(p *attest.TPMPolicy) { p.AllowExpired = false }, "sha384"),
 		"denied":       digest(func(p *attest.TPMPolicy) { p.Denied = nil }, "sha384"),
 		"required":     digest(func(p *attest.TPMPolicy) { p.RequireRevocation = true }, "sha384"),
+		"banks":        digest(func(p *attest.TPMPolicy) { p.ProveBanks = true }, "sha384"),
 		"roots":        digest(func(p *attest.TPMPolicy) { p.Roots = p.Roots[1:] }, "sha384"),
 		"vendors": digest(func(p *attest.TPMPolicy) {
 			p.Roots = append([]attest.TPMRoot{}, p.Roots...)

@@ -404,6 +404,7 @@ func (b *boot) ask(ctx context.Context, s *client.Session) (took time.Duration, 
 	if err != nil {
 		return 0, nil, f.stats.wrong("credential", err)
 	}
+	b.tpm.Prove = ch.ProveBanks
 	ev, err := b.tpm.Evidence(b.log, attest.PurposeUnlock, ch.Nonce, s.Exporter())
 	if err != nil {
 		return 0, nil, f.stats.wrong("simulator", err)

@@ -10,9 +10,9 @@ import (
 	"github.com/sealift/sealift/attest"
 )
 
-// bankAttacks are of machines whose firmware measures into SHA-256 alone. Whatever
-// it booted filled the SHA-384 bank, which is active, too, with a good boot, and says
-// that SHA-256 is off.
+// bankAttacks are of machines whose firmware measures into one bank alone. Whatever
+// it booted filled another, which is active, too, with a good boot, and keeps the
+// firmware's back: SHA-256, of which it says that it is off, or a bank beside it.
 func bankAttacks() []Attack {
 	const carteBlanche = "CVE-2021-42299 (TPM Carte Blanche)"
 	return []Attack{
@@ -36,7 +36,7 @@ func bankAttacks() []Attack {
 				if err != nil {
 					return err
 				}
-				listed(l, 0)
+				listed(l, tpm2.TPMAlgSHA256, 0)
 				x.request.Evidence.Banks.List = tpm2.Marshal(l)
 				return nil
 			}),
@@ -121,19 +121,44 @@ func bankAttacks() []Attack {
 				return b.attest(ctx, nil)
 			},
 		},
+		{
+			Name: "bank-kept-back", What: "a bank that firmware measures into is kept back beside SHA-256, with the TPM's own list of its banks",
+			Reference: carteBlanche, Want: want(attest.CodeBankHidden),
+			run: sent(keepSHA384, nil),
+		},
+		{
+			Name: "bank-kept-back-without-proof", What: "a bank that firmware measures into is kept back beside SHA-256, with nothing, where the policy wants the TPM's list of its banks",
+			Reference: carteBlanche, Want: want(attest.CodeBankUnproven),
+			run: sent(keepSHA384, func(x *exchange) error {
+				if !x.challenge.ProveBanks {
+					return notRun("the policy of the service does not want the proof: set tpm.proveBanks")
+				}
+				x.request.Evidence.Banks = nil
+				return nil
+			}),
+		},
 	}
+}
+
+// keepSHA384 has a machine keep SHA-384 back, which its TPM lists as active beside
+// SHA-256. The TPM gives its list whatever it was asked.
+func keepSHA384(b *box) error {
+	b.boot.Banks = slices.DeleteFunc(slices.Clone(b.boot.Banks), func(bank string) bool { return bank == "sha384" })
+	b.tpm.Prove = true
+	b.tpm.OnList = func(l *tpm2.TPMLPCRSelection) { listed(l, tpm2.TPMAlgSHA384, 0xff) }
+	return nil
 }
 
 // hideSHA256 has a machine keep SHA-256 back, which its TPM lists as active.
 func hideSHA256(b *box) error {
-	b.tpm.OnList = func(l *tpm2.TPMLPCRSelection) { listed(l, 0xff) }
+	b.tpm.OnList = func(l *tpm2.TPMLPCRSelection) { listed(l, tpm2.TPMAlgSHA256, 0xff) }
 	return b.bySHA384()
 }
 
-// listed sets which PCRs of SHA-256 are active.
-func listed(l *tpm2.TPMLPCRSelection, bits byte) {
+// listed sets which PCRs of a bank are active.
+func listed(l *tpm2.TPMLPCRSelection, bank tpm2.TPMAlgID, bits byte) {
 	for i := range l.PCRSelections {
-		if s := &l.PCRSelections[i]; s.Hash == tpm2.TPMAlgSHA256 {
+		if s := &l.PCRSelections[i]; s.Hash == bank {
 			s.PCRSelect = []byte{bits, bits, bits}
 		}
 	}

@@ -301,6 +301,7 @@ func (b *box) prepare(ctx context.Context) (_ *exchange, err error) {
 	if err != nil {
 		return nil, err
 	}
+	b.tpm.Prove = b.tpm.Prove || ch.ProveBanks
 	b.boot.Measure(b.tpm)
 	ev, err := b.tpm.Evidence(b.boot, attest.PurposeUnlock, ch.Nonce, s.Exporter())
 	if err != nil {

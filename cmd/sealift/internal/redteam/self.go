@@ -75,7 +75,7 @@ func self(ctx context.Context, dir string, log *slog.Logger, denied []attest.Den
 		return fail(err)
 	}
 	policies := &policies{ca: ca.Root, denied: denied, image: papertpm.Predicted(papertpm.GoodImage(), papertpm.GoodBoot()), strict: map[attest.MachineID]bool{}, by384: map[attest.MachineID]bool{}}
-	service, err := server.New(server.Config{Store: store, Policy: policies.policy, KEK: kek, ReleaseKey: release, Log: log, Version: "redteam"})
+	service, err := server.New(server.Config{Store: store, Policy: policies.policy, ProveBanks: func() bool { return true }, KEK: kek, ReleaseKey: release, Log: log, Version: "redteam"})
 	if err != nil {
 		return fail(errors.Join(err, store.Close()))
 	}
@@ -136,7 +136,7 @@ func (p *policies) policy(_ context.Context, id attest.MachineID) (*attest.Polic
 	return &attest.Policy{
 		ID: "redteam", Bank: bank, Images: []*manifest.Manifest{p.image}, DeniedImages: p.denied,
 		Firmware: attest.FirmwarePolicy{References: []attest.FirmwareReference{papertpm.GoodFirmware()}},
-		TPM:      attest.TPMPolicy{Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: p.ca}}, Allowed: []attest.TPMClass{allowed}},
+		TPM:      attest.TPMPolicy{Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: p.ca}}, Allowed: []attest.TPMClass{allowed}, ProveBanks: true},
 	}, nil
 }
 
