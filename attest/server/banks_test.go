@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"slices"
 	"testing"
@@ -10,8 +11,10 @@ import (
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/client"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/backup"
+	"github.com/sealift/sealift/attest/tpm/tpmtest"
 )
 
 // What banks a machine had is of its last release, and is forgotten when an approver
@@ -51,6 +54,60 @@ func TestEvidenceIsHeldAgainstTheBanksOfTheLastRelease(t *testing.T) {
 	}
 	boot(b, otherDisk, nil, "sha384")
 	boot(b, otherDisk, []string{"sha384"}, "sha384")
+}
+
+// A proof costs a signature of the TPM: it is asked for only where the policy wants
+// it, and never for a report, which is held against the release.
+func TestMachinesAreAskedForTheirBanksWhereThePolicyWantsThem(t *testing.T) {
+	for _, c := range []struct {
+		wants   func() bool
+		purpose attest.Purpose
+		asked   bool
+	}{
+		{nil, attest.PurposeUnlock, false},
+		{func() bool { return false }, attest.PurposeUnlock, false},
+		{func() bool { return true }, attest.PurposeUnlock, true},
+		{func() bool { return true }, attest.PurposeReport, false},
+	} {
+		s := newScene(t, func(conf *server.Config) { conf.ProveBanks = c.wants })
+		b := newBox(s, s.tpmCA)
+		var ch map[string]any // as it is on the wire
+		status := s.call(s.httpClient(), "POST", "https://"+s.nodes+api.PathChallenge, &api.ChallengeRequest{
+			Version: api.Version, Purpose: c.purpose, EKPublic: b.ekPublic, AKPublic: b.akPublic, EKCertificates: [][]byte{b.cert},
+		}, &ch)
+		if asked, there := ch["proveBanks"]; status != 200 || there != c.asked || there && asked != true {
+			t.Errorf("%s, wanted %t: HTTP %d, %v", c.purpose, c.wants != nil && c.wants(), status, ch)
+		}
+	}
+}
+
+// A real TPM is asked, and released, by a policy that wants its banks proven; one
+// that is not asked is refused by it.
+func TestARealTPMProvesItsBanksWhenItIsAsked(t *testing.T) {
+	for _, asked := range []bool{true, false} {
+		dev := tpmtest.Config{Banks: []string{"sha256"}, P256Certificate: true}.Open(t)
+		s := newScene(t, func(c *server.Config) {
+			p := realPolicy(t, dev.CA)
+			p.TPM.ProveBanks = true
+			c.Policy = func(context.Context, attest.MachineID) (*attest.Policy, error) { return p, nil }
+			c.ProveBanks = func() bool { return asked }
+		})
+		s.srv.AppraiseForReal()
+		m := &machine{scene: s, dev: dev, log: readFile(t, "ovmf-2022.11-secureboot.bin"), disk: attest.Disk{GUID: logDisk(t)}}
+		m.c = &client.Client{URL: "https://" + s.nodes, CA: s.pool(), ReleaseKey: &s.release.PublicKey}
+		m.power()
+		if _, err := s.srv.Enrol(t.Context(), "test", &api.InstallRecord{
+			EKPublic: m.ek.Public, EKCertificates: m.ek.Certificates, DiskGUID: m.disk.GUID, Finished: time.Unix(100, 0),
+		}); err != nil {
+			t.Fatal(err)
+		}
+		_, _, _, err := m.boot(nil)
+		if asked {
+			m.wantReleased(err)
+		} else {
+			m.wantRefused(err, attest.CodeBankUnproven)
+		}
+	}
 }
 
 // After a restore a machine is held against the banks of its last release, which the

@@ -145,6 +145,7 @@ func (m *machine) boot(relay *client.Session) (*api.Secrets, attest.Secret, *api
 	}
 	ev, err := m.tpm.Collect(m.Context(), tpm.CollectInput{
 		Purpose: attest.PurposeUnlock, Nonce: ch.Nonce, Exporter: session.Exporter(), EventLog: m.log, SMBIOS: readFile(m.T, "smbios-qemu-7.2.bin"), Disk: m.disk,
+		ProveBanks: ch.ProveBanks,
 	})
 	if err != nil {
 		m.Fatal(err)
