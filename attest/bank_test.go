@@ -149,6 +149,16 @@ func TestBanksAreRefusedWithTheirFinding(t *testing.T) {
 			banks: []string{"sha256", "sha384"}, before: func(s *scene) {
 				s.replace(uki, func(m *papertpm.Measurement) { split(m, "uki", "evil") })
 			}, want: []Code{CodeLogStructure}, says: "bank sha384 has another event than bank sha256"},
+		// Firmware extended one of the two alone, and is a build that is denied.
+		"allowed firmware in SHA-256, another in SHA-384": {
+			banks: []string{"sha256", "sha384"}, before: func(s *scene) {
+				s.replace(of("dxe volume"), func(m *papertpm.Measurement) { split(m, "dxe volume", "dxe volume 0") })
+			}, want: []Code{CodeLogStructure}, says: "by bank sha256 the firmware is version 1.0, by bank sha384 it is not"},
+		"allowed firmware in SHA-384, another in SHA-256": {
+			banks: []string{"sha256", "sha384"}, before: func(s *scene) {
+				s.policy.Bank = "sha384"
+				s.replace(of("dxe volume"), func(m *papertpm.Measurement) { split(m, "dxe volume 0", "dxe volume") })
+			}, want: []Code{CodeLogStructure}, says: "by bank sha384 the firmware is version 1.0, by bank sha256 it is not"},
 		"Secure Boot on in one bank, off in the other": {
 			banks: []string{"sha1", "sha256"}, before: func(s *scene) {
 				on := papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{1})

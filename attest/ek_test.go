@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -8,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"io"
 	"math/big"
 	"slices"
 	"strings"
@@ -264,6 +266,131 @@ func TestAnIntermediateSentByTheMachineIsUsedButNotTrusted(t *testing.T) {
 	if _, f := VerifyEK(public, [][]byte{leaf, issuer.Root.Raw}, policy, now); f == nil {
 		t.Error("an intermediate was trusted as a root")
 	}
+}
+
+// sentAuthority is one that the root vouches for, and that a machine sends.
+func sentAuthority(t *testing.T, ca *papertpm.CA, key crypto.Signer, change func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "between"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	if change != nil {
+		change(template)
+	}
+	return signed(t, template, ca.Root, key.Public(), ca.Key)
+}
+
+func signed(t *testing.T, template, issuer *x509.Certificate, key crypto.PublicKey, by crypto.Signer) *x509.Certificate {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key, by)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// An authority that is sent and has a key of a size that none has is no link of a
+// chain, whoever vouches for it: its key costs too much.
+func TestAnIntermediateWithAHugeKeyIsNotUsed(t *testing.T) {
+	ca := newCA(t)
+	key := newKey(t, elliptic.P256())
+	model := certify(t, ca, key.Public(), nil)
+	for name, c := range map[string]struct {
+		key crypto.Signer
+		ok  bool
+	}{
+		"RSA-4096": {newHugeRSA(t, 4096), true}, "RSA-4120": {newHugeRSA(t, 4120), false}, "RSA-9000": {newHugeRSA(t, 9000), false},
+		"P-256": {newKey(t, elliptic.P256()), true}, "P-384": {newKey(t, elliptic.P384()), true}, "P-521": {newKey(t, elliptic.P521()), false},
+	} {
+		between := sentAuthority(t, ca, c.key, nil)
+		leaf := signed(t, &x509.Certificate{
+			SerialNumber: big.NewInt(8), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+			KeyUsage: model.KeyUsage, UnknownExtKeyUsage: model.UnknownExtKeyUsage,
+		}, between, key.Public(), c.key)
+		policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMHardware, Certificate: ca.Root}}, Allowed: []TPMClass{TPMHardware}}
+		_, findings := VerifyEK(tpm2.Marshal(ekArea(t, key.Public())), [][]byte{leaf.Raw, between.Raw}, policy, now)
+		if c.ok && findings != nil {
+			t.Errorf("%s: refused: %+v", name, findings)
+		}
+		if !c.ok && (len(findings) != 1 || findings[0].Code != CodeEKCertificate) {
+			t.Errorf("%s: got %+v, want %s", name, findings, CodeEKCertificate)
+		}
+	}
+}
+
+// Of authorities of one name that are sent, the issuer is found, and they are not
+// tried as the issuer of each other: a search without an end.
+func TestOfIntermediatesOfOneNameTheIssuerIsFound(t *testing.T) {
+	ca := newCA(t)
+	key := newKey(t, elliptic.P256())
+	model := certify(t, ca, key.Public(), nil)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(8), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), KeyUsage: model.KeyUsage, UnknownExtKeyUsage: model.UnknownExtKeyUsage,
+	}
+	public := tpm2.Marshal(ekArea(t, key.Public()))
+	policy := &TPMPolicy{Roots: []TPMRoot{{Class: TPMHardware, Certificate: ca.Root}}, Allowed: []TPMClass{TPMHardware}}
+	first, second := newKey(t, elliptic.P256()), newKey(t, elliptic.P256())
+	one, two := sentAuthority(t, ca, first, nil), sentAuthority(t, ca, second, nil)
+	leaf := signed(t, template, two, key.Public(), second)
+	for name, sent := range map[string][]*x509.Certificate{"it is the first": {leaf, two, one}, "it is the last": {leaf, one, two}, "it is there twice": {leaf, one, two, two}} {
+		var ders [][]byte
+		for _, c := range sent {
+			ders = append(ders, c.Raw)
+		}
+		if _, findings := VerifyEK(public, ders, policy, now); findings != nil {
+			t.Errorf("%s: %+v", name, findings)
+		}
+	}
+	// Each is the issuer of each other, as they have one key.
+	other := newCA(t)
+	all := [][]byte{nil}
+	for i := range MaxCertificates - 1 {
+		c := signed(t, &x509.Certificate{
+			SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: "between"}, DNSNames: []string{string(rune('a' + i))},
+			NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		}, sentAuthority(t, other, first, nil), first.Public(), first)
+		all = append(all, c.Raw)
+	}
+	all[0] = signed(t, template, one, key.Public(), first).Raw
+	_, findings := VerifyEK(public, all, policy, now)
+	if len(findings) != 1 || findings[0].Code != CodeEKCertificate || strings.Contains(findings[0].Message, "limit reached") {
+		t.Errorf("got %+v", findings)
+	}
+}
+
+// hugeRSA is an RSA key of about any size that is made at once: of many small primes.
+type hugeRSA struct{ n, d *big.Int }
+
+func newHugeRSA(t *testing.T, bits int) *hugeRSA {
+	t.Helper()
+	e, n, phi := big.NewInt(65537), big.NewInt(1), big.NewInt(1)
+	for n.BitLen() < bits-16 {
+		p, err := rand.Prime(rand.Reader, min(256, bits-n.BitLen()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		less := new(big.Int).Sub(p, big.NewInt(1))
+		if new(big.Int).GCD(nil, nil, less, e).Cmp(big.NewInt(1)) == 0 {
+			n.Mul(n, p)
+			phi.Mul(phi, less)
+		}
+	}
+	return &hugeRSA{n, new(big.Int).ModInverse(e, phi)}
+}
+
+func (k *hugeRSA) Public() crypto.PublicKey { return &rsa.PublicKey{N: k.n, E: 65537} }
+
+// Sign is EMSA-PKCS1-v1_5 (RFC 8017, 9.2) with SHA-256.
+func (k *hugeRSA) Sign(_ io.Reader, sum []byte, _ crypto.SignerOpts) ([]byte, error) {
+	size := (k.n.BitLen() + 7) / 8
+	info := slices.Concat([]byte{0, 0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20}, sum)
+	padded := slices.Concat([]byte{0, 1}, bytes.Repeat([]byte{0xff}, size-2-len(info)), info)
+	return new(big.Int).Exp(new(big.Int).SetBytes(padded), k.d, k.n).FillBytes(make([]byte, size)), nil
 }
 
 func FuzzVerifyEK(f *testing.F) {

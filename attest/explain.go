@@ -174,6 +174,8 @@ const (
 	commandLog   = "sealift attest explain ID --write-log log.bin && sealift attest log log.bin"
 	commandSetup = "ipmitool -H BMC chassis bootdev bios && ipmitool -H BMC chassis power cycle"
 	commandDBX   = "fwupdmgr update"
+	// What is signed counts when a running service goes by it.
+	commandPolicy = "sealift policy sign FILE --keys KEYS && sealift policy enable FILE --reason TEXT"
 )
 
 // mends returns what a finding is about, unless the finding itself says so, and
@@ -195,7 +197,7 @@ func mends(c Code) (component, command string) {
 	case CodeEKMismatch:
 		return "the endorsement certificate", "sealift machine revoke ID --reason TEXT"
 	case CodeTPMClass:
-		return "the TPM", "sealift policy sign FILE --keys KEYS"
+		return "the TPM", commandPolicy
 	case CodeBankUnproven, CodeBankHidden:
 		return "the PCR banks", commandSetup
 	case CodeBankTurnedOff:
@@ -211,13 +213,13 @@ func mends(c Code) (component, command string) {
 	case CodeSecureBootKeys:
 		return "the Secure Boot keys", commandSetup
 	case CodeAuthority:
-		return "an option ROM or boot loader", "sealift policy sign FILE --keys KEYS"
+		return "an option ROM or boot loader", commandPolicy
 	case CodeImageUnknown:
-		return "the boot application", "sealift serve --config FILE"
+		return "the boot application", "sealift policy enable FILE --images DIR --reason TEXT"
 	case CodeImageDenied:
 		return "the image", "sealift image build PROFILE --keys KEYS --out DIR"
 	case CodePolicyDates:
-		return "the policy", "sealift policy sign FILE --keys KEYS"
+		return "the policy", commandPolicy
 	case CodeSection:
 		return "the UKI", "sealift image verify /dev/DISK --manifest DIR/manifest.json --keys KEYS --installed"
 	case CodeCmdline:
@@ -227,7 +229,7 @@ func mends(c Code) (component, command string) {
 	case CodePCRCapped, CodeReleaseRepeated, CodeReportBoot:
 		return "the boot", "ipmitool -H BMC chassis power cycle"
 	case CodeEventUnknown:
-		return "an event of the firmware", "sealift policy sign FILE --keys KEYS"
+		return "an event of the firmware", commandPolicy
 	case CodeFirmwareUnknown:
 		return "the firmware", "sealift firmware catalogue add FILE IMAGE --vendor VENDOR --product PRODUCT --version VERSION"
 	case CodeFirmwareDenied:

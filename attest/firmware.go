@@ -15,8 +15,9 @@ const maxCRTMVersion = 512
 
 // measuredFirmware is what PCR 0 proves of the firmware.
 type measuredFirmware struct {
-	crtm  string   // text of EV_S_CRTM_VERSION, empty if it was not measured as text
-	blobs []digest // digest of every other event but the separator, in order, in the bank that is appraised
+	crtm   string   // text of EV_S_CRTM_VERSION, empty if it was not measured as text
+	blobs  []digest // digest of every other event but the separator, in order, in the bank that is appraised
+	events []*Event // of blobs
 }
 
 // readFirmware decodes PCR 0. A type is not authenticated, so whatever is not
@@ -35,6 +36,7 @@ func readFirmware(l *EventLog) *measuredFirmware {
 			f.crtm = versionText(data)
 			continue
 		}
+		f.events = append(f.events, e)
 		f.blobs = append(f.blobs, e.digest())
 	}
 	return f
@@ -139,7 +141,7 @@ func sameVersion(measured, version string) bool {
 }
 
 // appraiseFirmware judges PCR 0 and compares it with what the machine claims.
-func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBIOS) {
+func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, banks []*quoted, s *SMBIOS) {
 	fw := &v.r.Firmware
 	fw.Claimed, fw.Vendor, fw.Product = s.BIOSVersion, s.Manufacturer, s.Product
 	if !sound[0] {
@@ -197,6 +199,9 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBI
 		})
 	}
 	v.applyModelRules(ref, verdict, s)
+	if verdict == FirmwareMeasured {
+		v.checkFirmwareAgreement(l, m, ref, banks)
+	}
 	// A reference found by version text agrees with the claim already.
 	if verdict == FirmwareMeasured && ref.Version != s.BIOSVersion {
 		claimed := "says nothing"
@@ -208,6 +213,34 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, s *SMBI
 			Message: fmt.Sprintf("the machine's SMBIOS %s, the measured firmware is version %q", claimed, ref.Version),
 			Got:     s.BIOSVersion, Want: ref.Version,
 			Hint: "the machine lies about its firmware, or the catalogue has a wrong version: sealift firmware catalogue",
+		})
+	}
+}
+
+// checkFirmwareAgreement requires a build that was found by the digests of one bank
+// to be the same by those of another, as checkAgreement does of what images
+// measure: the digest of a firmware volume is of nothing that the log has, so that
+// only the reference can tell. Of a bank in which the build is not known nothing
+// can be said.
+func (v *verification) checkFirmwareAgreement(l *EventLog, m *measuredFirmware, ref *FirmwareReference, banks []*quoted) {
+	for _, bank := range appraisalBanks() {
+		index := slices.Index(l.Banks, bank)
+		if bank == l.main || index < 0 || !slices.ContainsFunc(banks, func(q *quoted) bool { return q.bank == bank }) || len(ref.digests(bank)) == 0 {
+			continue
+		}
+		var blobs []digest
+		for _, e := range m.events {
+			blobs = append(blobs, digest(e.digests[index]))
+		}
+		if ref.matches(bank, blobs) {
+			continue
+		}
+		v.findPCR(0, Finding{
+			Code: CodeLogStructure,
+			Message: fmt.Sprintf("PCR 0: by bank %s the firmware is version %s, by bank %s it is not: that has %s, want %s",
+				l.main, ref.Version, bank, listDigests(blobs), listDigests(ref.digests(bank))),
+			Got: listDigests(blobs), Want: listDigests(ref.digests(bank)),
+			Hint: "one of the banks was not extended by the firmware: deactivate all banks but one in the firmware's setup; if it stays, keep the evidence",
 		})
 	}
 }

@@ -463,7 +463,7 @@ func (v *verification) appraise(l *EventLog, banks []*quoted, main string, smbio
 	v.checkUntouched(l, banks)
 	boot := &measuredBoot{v: v, log: l, sound: sound}
 	boot.appraise()
-	v.appraiseFirmware(l, sound, smbios)
+	v.appraiseFirmware(l, sound, banks, smbios)
 }
 
 // replay compares each PCR's replayed with its quoted value, in every bank.

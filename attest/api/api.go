@@ -150,9 +150,13 @@ type Error struct {
 	Request string `json:"request,omitempty"` // as HeaderRequestID
 }
 
-// CodeBusy is the code of an Error of a service that had no time: nothing was
-// done.
-const CodeBusy = "busy"
+// Codes of an Error with which the service refused a request before it did
+// anything for it: the same request may come again when Retry-After is over, over
+// the same connection if that stays, and with the same challenge.
+const (
+	CodeBusy        = "busy"         // it had no time
+	CodeRateLimited = "rate-limited" // there were too many of them
+)
 
 // HeaderRequestID is the header of every answer that names the request in the
 // service's log. A client cannot choose it.

@@ -24,6 +24,18 @@ func FuzzDecodeMessages(f *testing.F) {
 		`{"recoveryCode":"AA==","recovery":{"id":"r","bootKey":"AA==","approvals":[{"by":"a","reason":"b","time":"2026-01-02T03:04:05Z"}]}}`,
 		`{"policy":"AA==","bundle":"AA==","files":{"dbx.bin":"AA=="},"images":[{"manifest":"AA==","bundle":"AA=="}],"reason":"r","rollback":true}`,
 		`{"name":"n","version":2,"signed":true,"revision":3,"replicas":[{"name":"a","version":1,"confirmed":"2026-01-02T03:04:05Z","seen":"2026-01-02T03:04:05Z","inputs":"` + string(bytes.Repeat([]byte("ab"), 32)) + `"}]}`,
+		`{"policy":"AA==","files":{"dbx.bin":"AA=="},"images":[{"manifest":"AA==","bundle":"AA=="}],"at":"2026-01-02T03:04:05Z"}`,
+		`{"machine":{"id":"","nodeName":"n","state":"enrolled","effect":"refused","now":[],"then":["image.denied"],"reasons":[{"code":"image.denied","pcr":4,"message":"m"}]}}`,
+		`{"summary":{"policy":"p","machines":1,"effects":{"refused":1},"models":[{"vendor":"v","effects":{"none":2}}]}}`,
+		`{"machines":[{"serial":"s","ek":"` + string(bytes.Repeat([]byte("cd"), 32)) + `","model":"m","withdrawn":true}],"apply":true,"replace":true}`,
+		`{"results":[{"outcome":"conflict","problem":"p","hint":"h"}]}`,
+		`{"new":"` + string(bytes.Repeat([]byte("ef"), 32)) + `","reason":"r"}`,
+		`{"id":"","state":"pending","nodeName":"n","diskGUID":"g","next":{"diskGUID":"h"},"findings":["x"]}`,
+		`{"older":86400,"reason":"r","dryRun":true}`,
+		`{"before":"2026-01-02T03:04:05Z","done":true,"removed":3,"kept":{"last":2}}`,
+		`{"store":"sqlite","schema":3,"bytes":1,"machines":{"count":1,"bytes":-1},"prune":{"before":"2026-01-02T03:04:05Z","kept":{}}}`,
+		`{"present":"a","former":["b"],"lost":[],"uses":[{"kek":"a","role":"present","diskKeys":1}],"rewrap":{"to":"a","keys":1,"started":"2026-01-02T03:04:05Z"}}`,
+		`{"held":true,"reason":"r","missing":[{"nodeName":"n","what":"w","mend":"m"}],"missingMore":1}`,
 		`{"code":"c","message":"m","hint":"h"}`,
 	} {
 		f.Add([]byte(s))
@@ -47,6 +59,18 @@ func FuzzDecodeMessages(f *testing.F) {
 		roundTrip[RecoveryCode](t, b)
 		roundTrip[PolicyEnable](t, b)
 		roundTrip[PolicyState](t, b)
+		roundTrip[PolicyProposal](t, b)
+		roundTrip[WhatIf](t, b)
+		roundTrip[Machine](t, b)
+		roundTrip[ExpectedList](t, b)
+		roundTrip[ExpectedAnswer](t, b)
+		roundTrip[ReEnrol](t, b)
+		roundTrip[RestoreStatus](t, b)
+		roundTrip[StoreStatus](t, b)
+		roundTrip[PruneRequest](t, b)
+		roundTrip[PruneReport](t, b)
+		roundTrip[KEKRewrapRequest](t, b)
+		roundTrip[KEKStatus](t, b)
 		roundTrip[Error](t, b)
 	})
 }

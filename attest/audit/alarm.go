@@ -14,6 +14,12 @@ const (
 	// The first went to it or to somebody else; a box whose first answer was
 	// lost on the way raises it, too.
 	AlarmReleaseRepeated AlarmName = "release.repeated"
+	// AlarmEvidenceTampered: evidence that a machine's TPM proves to be its own
+	// has findings that are signs of tampering.
+	AlarmEvidenceTampered AlarmName = "evidence.tampered"
+	// AlarmMachineMisused: evidence has findings that say that an identity, a disk
+	// or a key is where it does not belong.
+	AlarmMachineMisused AlarmName = "machine.misused"
 	// AlarmConfirmContradicted: a release whose end was confirmed was confirmed
 	// again with another outcome. Only the machine knows the release's id; that
 	// the second came from it is not proven.
@@ -34,13 +40,17 @@ const (
 	// AlarmRevokedOperator: a revoked certificate of an operator was shown by
 	// somebody who has its key.
 	AlarmRevokedOperator AlarmName = "operator.revoked"
+	// AlarmPolicyBack: the service goes by an older policy than before, by one of
+	// another name, or by none. One approver can have that done.
+	AlarmPolicyBack AlarmName = "policy.step-back"
 )
 
 // AlarmNames returns all of them.
 func AlarmNames() []AlarmName {
 	return []AlarmName{
-		AlarmReleaseRepeated, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
+		AlarmReleaseRepeated, AlarmEvidenceTampered, AlarmMachineMisused, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
 		AlarmWrongListener, AlarmRevokedOperator, AlarmRecoveryGiven, AlarmRecoveryRefused,
+		AlarmPolicyBack,
 	}
 }
 

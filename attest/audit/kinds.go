@@ -100,6 +100,9 @@ type Release struct {
 	// counters started anew: with the two counters it names one boot among all
 	// of the machine's. 0 in entries of earlier versions.
 	Generation int64 `json:"generation,omitempty"`
+	// Banks are the PCR banks that were active, sorted. Entries of earlier versions
+	// have none.
+	Banks []string `json:"banks,omitempty"`
 }
 
 // OutcomeUnlocked is the outcome of a release that opened the disk, alone or

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -29,8 +30,12 @@ import (
 	"github.com/sealift/sealift/attest/api"
 )
 
-// maxAnswer bounds an answer's body, bytes.
-const maxAnswer = 4 << 20
+// maxAnswer bounds an answer's body, and maxAnswerHeader what is around it,
+// bytes.
+const (
+	maxAnswer       = 4 << 20
+	maxAnswerHeader = 64 << 10
+)
 
 // Client knows one attestation service. All fields are required unless marked
 // Optional. It can be used by many goroutines.
@@ -43,6 +48,11 @@ type Client struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Timeout bounds the handshake and each exchange. Optional; 30 s.
 	Timeout time.Duration
+	// Patience is for how long a Session waits, in each call, to ask again over
+	// its connection when the service has no room for a request and said when to
+	// come back. Another connection would be another handshake and another quote.
+	// Optional; not at all.
+	Patience time.Duration
 }
 
 // RefusedError is the service's verdict on evidence that it did not accept.
@@ -86,7 +96,8 @@ type Session struct {
 	host     string
 	timeout  time.Duration
 	conn     *tls.Conn
-	r        *bufio.Reader
+	in       *io.LimitedReader // of conn; one answer at a time
+	r        *bufio.Reader     // of in
 	exporter []byte
 	broken   error // after which the connection is of no use
 }
@@ -140,7 +151,8 @@ func (c *Client) Connect(ctx context.Context) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the attestation service at %s: channel binding: %w", address, errors.Join(err, conn.Close()))
 	}
-	return &Session{client: c, host: u.Host, timeout: timeout, conn: conn, r: bufio.NewReader(conn), exporter: exporter}, nil
+	in := &io.LimitedReader{R: conn}
+	return &Session{client: c, host: u.Host, timeout: timeout, conn: conn, in: in, r: bufio.NewReader(in), exporter: exporter}, nil
 }
 
 // Exporter returns the connection's tls-exporter channel binding (RFC 9266),
@@ -148,7 +160,12 @@ func (c *Client) Connect(ctx context.Context) (*Session, error) {
 func (s *Session) Exporter() []byte { return slices.Clone(s.exporter) }
 
 // Close ends the connection.
-func (s *Session) Close() error { return s.conn.Close() }
+func (s *Session) Close() error {
+	if err := s.conn.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil // the service had ended it
+}
 
 // Challenge asks for a challenge and checks that it is one that this agent can
 // answer.
@@ -156,6 +173,10 @@ func (s *Session) Challenge(ctx context.Context, req *api.ChallengeRequest) (*ap
 	ch := new(api.Challenge)
 	if err := s.post(ctx, api.PathChallenge, req, ch, nil); err != nil {
 		return nil, fmt.Errorf("ask for a challenge: %w", err)
+	}
+	if s.broken != nil {
+		// The service ends. What the TPM would do now would be for nothing.
+		return nil, fmt.Errorf("ask for a challenge: it cannot be answered: %w", s.broken)
 	}
 	switch {
 	case ch.ID == "" || len(ch.ID) > 64:
@@ -219,7 +240,7 @@ func (s *Session) Report(ctx context.Context, req *api.EvidenceRequest) (after t
 // Confirm tells the service how a release of this session ended:
 // api.OutcomeUnlocked, or an error text, which is cut to what the service
 // takes. The connection may have gone since, with a NAT that forgot it or a
-// service that was started again: then it dials anew, and leaves at least half
+// service that was started again, or that ends: then it dials anew, and leaves at least half
 // of ctx's time for that. The service takes a confirmation twice.
 func (s *Session) Confirm(ctx context.Context, transport attest.Secret, releaseID, outcome string) error {
 	half, cancel := ctx, func() {}
@@ -229,7 +250,7 @@ func (s *Session) Confirm(ctx context.Context, transport attest.Secret, releaseI
 	err := s.confirm(half, transport, releaseID, outcome)
 	cancel()
 	var answered *ServiceError
-	if err == nil || errors.As(err, &answered) || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil || errors.As(err, &answered) && !(answered.Status == http.StatusServiceUnavailable && s.broken != nil) {
 		return err
 	}
 	return s.client.Confirm(ctx, transport, releaseID, outcome)
@@ -257,16 +278,66 @@ func (s *Session) confirm(ctx context.Context, transport attest.Secret, releaseI
 	return nil
 }
 
-// post makes one exchange. An answer with status 200 is decoded into ok, one
-// with status 403 that has a result into refused, if that is not nil; any
-// other is a *ServiceError.
+// post makes one exchange, and makes it again while the service has no room for
+// it. An answer with status 200 is decoded into ok, one with status 403 that has
+// a result into refused, if that is not nil; any other is a *ServiceError.
 func (s *Session) post(ctx context.Context, path string, req, ok any, refused *api.EvidenceResponse) error {
-	if s.broken != nil {
-		return fmt.Errorf("the connection is of no use since an earlier error: %w", s.broken)
-	}
 	body, err := json.Marshal(req)
 	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
+	}
+	patience, cancel := context.WithTimeout(ctx, s.client.Patience)
+	defer cancel()
+	var before error
+	for {
+		err := s.once(ctx, path, body, ok, refused)
+		if before != nil && refused != nil && outlived(refused.Result) {
+			// The challenge ran out in the meantime, or the service has none open
+			// any more: no verdict on the machine.
+			refused.Result = nil
+			return before
+		}
+		var e *ServiceError
+		if !errors.As(err, &e) || s.broken != nil || !e.again() || !pause(patience, e.RetryAfter) {
+			return err
+		}
+		before = err
+	}
+}
+
+// outlived reports whether evidence was refused only because its challenge is
+// not open.
+func outlived(r *attest.Result) bool {
+	return r != nil && len(r.Findings) == 1 && r.Findings[0].Code == attest.CodeChallenge
+}
+
+// again reports whether the service refused a request before it did anything
+// for it, and said when to come back.
+func (e *ServiceError) again() bool {
+	return e.RetryAfter > 0 && (e.Answer.Code == api.CodeBusy || e.Answer.Code == api.CodeRateLimited)
+}
+
+// pause waits for d and up to a quarter more, so that not all come back at once,
+// and reports whether ctx lasted.
+func pause(ctx context.Context, d time.Duration) bool {
+	d += rand.N(d/4 + 1)
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < d {
+		return false
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// once makes one exchange, see post.
+func (s *Session) once(ctx context.Context, path string, body []byte, ok any, refused *api.EvidenceResponse) error {
+	if s.broken != nil {
+		return fmt.Errorf("the connection is of no use since an earlier error: %w", s.broken)
 	}
 	status, header, answer, err := s.exchange(ctx, path, body)
 	if err != nil {
@@ -316,14 +387,20 @@ func (s *Session) exchange(ctx context.Context, path string, body []byte) (statu
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "sealift-agent")
-	if err := req.Write(s.conn); err != nil {
-		return 0, nil, nil, fmt.Errorf("write request: %w", err)
-	}
+	// A service that has no room for a long body answers before it has read it,
+	// and what is written then fails. Nothing more is waited for: what ends the
+	// write ends the read.
+	unwritten := req.Write(s.conn)
+	s.in.N = maxAnswerHeader
 	resp, err := http.ReadResponse(s.r, req)
+	if err != nil && unwritten != nil {
+		return 0, nil, nil, fmt.Errorf("write request: %w", unwritten)
+	}
 	if err != nil {
 		return 0, nil, nil, fmt.Errorf("read answer: %w", err)
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
+	s.in.N += maxAnswer
 	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return 0, nil, nil, fmt.Errorf("read answer: %w", err)
@@ -331,8 +408,10 @@ func (s *Session) exchange(ctx context.Context, path string, body []byte) (statu
 	if len(answer) > maxAnswer {
 		return 0, nil, nil, fmt.Errorf("read answer: larger than %d bytes", maxAnswer)
 	}
-	if resp.Close {
+	if resp.Close || unwritten != nil {
 		s.broken = errors.New("the service closed the connection")
+		// It waits for this end before it ends itself. How it goes does not matter.
+		_ = s.conn.Close()
 	}
 	return resp.StatusCode, resp.Header, answer, nil
 }

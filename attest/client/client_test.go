@@ -32,7 +32,7 @@ type service struct {
 	key   *ecdsa.PrivateKey
 	conns atomic.Int32
 
-	silent, refuse atomic.Bool // for a test's answer
+	silent, refuse, ending atomic.Bool // for a test's answer
 
 	answer func(w http.ResponseWriter, r *http.Request)
 }
@@ -157,11 +157,15 @@ func TestAClosedConnectionIsNotDialledAgain(t *testing.T) {
 		reply(200, challenge())(w, r)
 	}
 	session := s.connect()
-	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); err != nil {
-		t.Fatal(err)
+	// It could not be answered: the TPM need not begin.
+	if _, err := session.Challenge(t.Context(), &api.ChallengeRequest{}); err == nil {
+		t.Error("a challenge over a connection that ends: no error")
 	}
 	if _, _, err := session.Evidence(t.Context(), machine, &api.EvidenceRequest{}); err == nil {
 		t.Error("no error")
+	}
+	if err := session.Close(); err != nil {
+		t.Error(err)
 	}
 	if n := s.conns.Load(); n != 1 {
 		t.Errorf("%d connections, want 1", n)
@@ -274,7 +278,7 @@ func TestHostileAnswersEndInAnError(t *testing.T) {
 		"cut short":      hijack("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"),
 		"endless":        hijack("HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat(" ", 5<<20)),
 		"no JSON":        hijack("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"),
-		"endless header": hijack("HTTP/1.1 200 OK\r\n" + strings.Repeat("A: b\r\n", 10) + "\r\n"),
+		"endless header": hijack("HTTP/1.1 200 OK\r\n" + strings.Repeat("A: b\r\n", 20_000) + "Content-Length: 2\r\n\r\n{}"),
 		"a redirect": func(w http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body)
 			http.Redirect(w, r, "http://169.254.169.254/", http.StatusTemporaryRedirect)
@@ -374,6 +378,7 @@ func TestConfirmOutlivesItsConnection(t *testing.T) {
 		"the service closed it":                  {func(s *service) { s.srv.CloseClientConnections() }, 2},
 		"it leads nowhere, and no end of it":     {func(s *service) { s.silent.Store(true) }, 2},
 		"the service answers, but with an error": {func(s *service) { s.refuse.Store(true) }, 1},
+		"the service ends, another is there":     {func(s *service) { s.ending.Store(true) }, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -388,6 +393,9 @@ func TestConfirmOutlivesItsConnection(t *testing.T) {
 					reply(200, challenge())(w, r)
 				case s.silent.CompareAndSwap(true, false):
 					<-release
+				case s.ending.CompareAndSwap(true, false):
+					w.Header().Set("Connection", "close")
+					reply(503, api.Error{Code: "unavailable"})(w, r)
 				case s.refuse.Load():
 					reply(403, api.Error{Code: "confirm-refused"})(w, r)
 				default:

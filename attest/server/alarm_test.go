@@ -102,7 +102,7 @@ func TestOtherRefusalsAreNoAlarm(t *testing.T) {
 	s := newScene(t, nil)
 	b := newBox(t, s.tpmCA)
 	s.enrol(b)
-	s.set(func() { s.refuse = []attest.Finding{{Code: attest.CodeCmdline, Message: "m"}} })
+	s.set(func() { s.refuse = []attest.Finding{{Code: attest.CodeFirmwareUnknown, Message: "m"}} })
 	s.attest(b)
 	s.wantAlarms()
 }

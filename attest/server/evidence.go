@@ -77,7 +77,7 @@ type submission struct {
 }
 
 // evidence answers api.PathEvidence. The challenge is taken first, so whatever
-// happens next it was answered once.
+// is decided next it was answered once.
 func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest) (int, any, *failure) {
 	now := s.c.Clock()
 	if len(req.ChallengeID) == 0 || len(req.ChallengeID) > 64 {
@@ -102,6 +102,7 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		s.c.Meter.Verdict(result)
 		return refused(result)
 	}
+	open := ch
 	if waited := p.conn.waited.Truncate(time.Millisecond); waited > 0 {
 		later := *ch
 		later.Expires = ch.Expires.Add(waited)
@@ -121,6 +122,7 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		// A proof is made by the TPM that holds the key, for one challenge: nobody
 		// else uses this up.
 		if ok, wait := s.proven.allow(machine.String(), now); !ok {
+			p.conn.giveBack(open) // nothing was judged by it
 			return 0, nil, rateLimited(limitProvenEK, wait)
 		}
 	}
@@ -240,12 +242,13 @@ func (s *Server) known(ctx context.Context, m *Machine, disk string) (*attest.Kn
 // with a trusted endorsement certificate, everything; of any other sender only
 // the verdict. Of both only so many, because a machine may ask without end and
 // such senders can be made without end. The next that is logged counts those
-// that were not. Nothing is kept of a machine for which there is no room among
+// that were not. A sign of tampering (signs) is not held back by that. Nothing is kept of a machine for which there is no room among
 // those that wait for approval.
 func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, result *attest.Result, stored []byte) (int, any, *failure) {
 	v := audit.Verdict{ChallengeID: sub.challenge.ID, Address: sub.peer.address, Result: bounded(result)}
 	change := &Change{}
 	trusted := sub.proven && s.vouched(sub, policy)
+	raised := func() {}
 	switch {
 	case sub.proven && (m.Revision > 0 || trusted):
 		// Taken once, however often the decision is made again.
@@ -253,7 +256,9 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 			sub.counted = true
 			sub.logged, sub.suppressed = s.refusals.log(sub.machine.String(), sub.now)
 		}
-		if !sub.logged {
+		var alarms []audit.Event
+		alarms, raised = s.raise(sub, m, result)
+		if !sub.logged && len(alarms) == 0 {
 			return refused(result)
 		}
 		full, f := s.refusedRecord(ctx, sub, m, result, change)
@@ -267,6 +272,7 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		change.Machine.LastEvidence = v.Evidence
 		v.Explanation = s.explain(ctx, &sub.request.Evidence, result, policy, m.AcceptedEvidence).Bounded(maxExplained)
 		change.Events = append([]audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: sub.machine, Data: v}}, change.Events...)
+		change.Events = append(change.Events, alarms...)
 	default:
 		ok, n := s.unproven.log("", sub.now)
 		if !ok {
@@ -284,6 +290,7 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 	if f := s.commit(ctx, change); f != nil {
 		return 0, nil, f
 	}
+	raised()
 	s.c.Log.Info("evidence refused", "request", sub.peer.request, "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codes)
 	return refused(result)
 }

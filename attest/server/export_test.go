@@ -122,3 +122,18 @@ func (l *boundedListener) Open() (total, addresses int) {
 
 // RetainOnce prunes once what is older than the retention.
 func (s *Server) RetainOnce(ctx context.Context) error { return s.retain(ctx) }
+
+// Sign is a decision on the alarm of a finding.
+type Sign struct {
+	Alarm audit.AlarmName
+	Why   string
+}
+
+// Signs are all decisions.
+func Signs() map[attest.Code]Sign {
+	all := map[attest.Code]Sign{}
+	for c, s := range signs() {
+		all[c] = Sign{s.alarm, s.why}
+	}
+	return all
+}

@@ -11,12 +11,12 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sealift/sealift/attest"
-	"github.com/sealift/sealift/attest/api"
 )
 
 const (
@@ -31,8 +31,17 @@ const (
 	// maxPending bounds what was sent ahead of an answer and is kept for after
 	// it, bytes. No agent sends anything ahead.
 	maxPending = 4096
-	// acceptPause is how long nothing is accepted after an error that passes.
-	acceptPause = 50 * time.Millisecond
+	// acceptPause is how long nothing is accepted after an error that passes, at
+	// first; it doubles up to acceptPauseMax, so that the log has room for others.
+	acceptPause    = 50 * time.Millisecond
+	acceptPauseMax = time.Second
+	// slowAfter is when a request of which a part is still missing may be cut, if
+	// another waits for its room: it comes from somebody who holds on to it, or
+	// over a line that the others need not wait for.
+	slowAfter = briefTimeout
+	// discardsAtOnce bounds the requests that are read to their end only to keep
+	// the connection that they came over, without having been let in.
+	discardsAtOnce = 64
 )
 
 // front is what the node API listens with. Nearly all of the time a machine's
@@ -46,50 +55,72 @@ const (
 // and what is in memory at once is bounded by the requests that are let in.
 type front struct {
 	net.Listener
-	cfg     *tls.Config
-	log     *slog.Logger
-	refused func(limit string) // told of each request that found no room
-	queue   time.Duration      // how long a request waits for room
+	unlisten func() error // closes it, once
+	cfg      *tls.Config
+	log      *slog.Logger
+	refused  func(limit string) // told of each request that found no room
+	queue    time.Duration      // how long a request waits for room
 
 	handshakes      slots
 	handshakeShares *shares
 	requests        slots
 	requestShares   *shares
+	discards        slots
 
-	ready   chan net.Conn
-	ended   chan struct{} // closed when no connection is accepted any more
-	err     error         // why; read after ended
-	working sync.WaitGroup
+	ready   chan *nodeConn
+	ended   chan struct{} // closed when Accept returns no connection any more
+	drained chan struct{} // closed when the service ends and no request is in
 
-	mu     sync.Mutex
-	closed bool                   // guarded by mu
-	silent map[*nodeConn]struct{} // connections without a request; guarded by mu
+	mu       sync.Mutex
+	err      error                  // why it ended; guarded by mu
+	draining bool                   // no request is let in any more; guarded by mu
+	closed   bool                   // guarded by mu
+	in       map[*nodeConn]struct{} // with a request that was let in and has not left; guarded by mu
+	conns    map[*nodeConn]struct{} // all that are open; guarded by mu
 }
 
-func newFront(ln net.Listener, cfg *tls.Config, log *slog.Logger, limits Limits, refused func(string)) *front {
+// newFront accepts connections from ln. No request waits for room past the end
+// of ctx.
+func newFront(ctx context.Context, ln net.Listener, cfg *tls.Config, log *slog.Logger, limits Limits, refused func(string)) *front {
 	f := &front{
-		Listener: ln, cfg: cfg, log: log, refused: refused, queue: turnsOfQueue * limits.Queue,
+		Listener: ln, unlisten: sync.OnceValue(ln.Close), cfg: cfg, log: log, refused: refused, queue: turnsOfQueue * limits.Queue,
 		handshakes: make(slots, handshakesAtOnce), handshakeShares: newShares(handshakesPerAddress),
 		requests: make(slots, limits.Concurrent*requestsPerSlot), requestShares: newShares(requestsPerAddress),
-		ready: make(chan net.Conn), ended: make(chan struct{}), silent: map[*nodeConn]struct{}{},
+		discards: make(slots, discardsAtOnce),
+		ready:    make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}),
+		in: map[*nodeConn]struct{}{}, conns: map[*nodeConn]struct{}{},
 	}
 	go func() {
+		pause := acceptPause
 		for {
 			c, err := ln.Accept()
 			if passing(err) {
-				f.log.Warn("connection not accepted", "error", err)
-				time.Sleep(acceptPause)
+				f.log.Warn("connection not accepted", "error", err, "again", pause)
+				time.Sleep(pause)
+				pause = min(2*pause, acceptPauseMax)
 				continue
 			}
+			pause = acceptPause
 			if err != nil {
-				f.err = err
-				close(f.ended)
+				f.failed(err)
 				return
 			}
-			go f.secure(c)
+			go f.secure(ctx, c)
 		}
 	}()
 	return f
+}
+
+// failed ends the front because its listener did, unless that is how a drain
+// begins: then what was let in is still to be served.
+func (f *front) failed(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed || f.draining {
+		return
+	}
+	f.closed, f.err = true, err
+	close(f.ended)
 }
 
 // passing reports whether an error of Accept leaves the listener as it was: no
@@ -105,23 +136,101 @@ func (f *front) Accept() (net.Conn, error) {
 	case c := <-f.ready:
 		return c, nil
 	case <-f.ended:
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		return nil, f.err
 	}
 }
 
-// Close ends the listener and the connections that have no request.
+// Close ends the listener and all connections. What is to be answered yet is for
+// drain.
 func (f *front) Close() error {
-	err := f.Listener.Close()
+	err := f.unlisten()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.closed = true
-	for c := range f.silent {
-		// Nobody is told anything over it, so it does not matter how it ends. The
-		// end of TLS would be an alert, for which there may be no room on the way.
+	if !f.closed {
+		f.closed, f.err = true, net.ErrClosed
+		close(f.ended)
+	}
+	for c := range f.conns {
+		// The end of TLS would be an alert, for which there may be no room on the
+		// way.
 		_ = c.NetConn().Close()
 	}
 	return err
 }
+
+// drain ends the service within the time. No connection is accepted, no request
+// let in: one that begins is told to come back. Those that were let in have
+// two thirds of the time to be answered as ever. Then one whose body is not
+// there yet is cut, cancel ends what is not decided, and what is decided has the
+// last third to be told. It returns how many requests were cut.
+func (f *front) drain(limit time.Duration, cancel func()) (cut int) {
+	f.mu.Lock()
+	f.draining = true
+	if len(f.in) == 0 {
+		close(f.drained)
+	}
+	f.mu.Unlock()
+	// Its error is of no interest: nothing is let in either way.
+	_ = f.unlisten()
+	undecided, last := time.NewTimer(limit-limit/3), time.NewTimer(limit)
+	defer undecided.Stop()
+	defer last.Stop()
+	select {
+	case <-f.drained:
+		return 0
+	case <-undecided.C:
+	}
+	cancel()
+	cut = f.cut(stageRead)
+	select {
+	case <-f.drained:
+		return cut
+	case <-last.C:
+	}
+	return cut + f.cut(stageOver)
+}
+
+// cut closes the connections with a request that was let in and is not as far
+// as stage, and returns how many there were.
+func (f *front) cut(stage int32) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.in {
+		// What is cut is not decided afterwards, see readToEnd.
+		if s := c.stage.Load(); s != stageNone && s < stage && c.stage.CompareAndSwap(s, stageOver) {
+			n++
+			_ = c.NetConn().Close()
+		}
+	}
+	return n
+}
+
+// cutSlow makes room for a request that waits: of those of which a part is still
+// missing after slowAfter it cuts the one that was let in first, if there is one.
+func (f *front) cutSlow() {
+	f.mu.Lock()
+	var slow *nodeConn
+	for c := range f.in {
+		if c.stage.Load() == stageLetIn && time.Since(c.since) >= slowAfter && (slow == nil || c.since.Before(slow.since)) {
+			slow = c
+		}
+	}
+	f.mu.Unlock()
+	if slow != nil && slow.stage.CompareAndSwap(stageLetIn, stageOver) {
+		f.refused(limitSlow)
+		_ = slow.NetConn().Close()
+	}
+}
+
+// How far a connection's request is.
+const (
+	stageNone  int32 = iota // there is none, or it was not let in
+	stageLetIn              // its header or body is being read
+	stageRead               // it is worked on, and then answered
+	stageOver               // it is cut, or was answered by the last answer of the connection
+)
 
 // nodeConn is a connection to a node, after its handshake.
 type nodeConn struct {
@@ -132,6 +241,10 @@ type nodeConn struct {
 	asked   bool                   // a request was answered over it
 	pending []byte                 // of the next request, read already
 	leave   atomic.Pointer[func()] // gives back the request's room; nil if it has none
+	front   *front
+	stage   atomic.Int32
+	since   time.Time // when its request was let in; guarded by front.mu
+	again   time.Time // before it no refused request may come again; zero if none was refused
 }
 
 // connection is what the service keeps with a node's connection: the challenge
@@ -143,13 +256,19 @@ type nodeConn struct {
 // costs the store nothing.
 type connection struct {
 	open atomic.Pointer[attest.Challenge]
-	// waited is how long the present request waited to be let in. A challenge
-	// does not run out for that.
+	// waited is how long requests waited to be let in, or to come again, since
+	// the challenge was put. It does not run out for that.
 	waited time.Duration
 }
 
 // put opens a challenge in place of the one that was open.
-func (c *connection) put(ch *attest.Challenge) { c.open.Store(ch) }
+func (c *connection) put(ch *attest.Challenge) {
+	c.open.Store(ch)
+	c.waited = 0
+}
+
+// giveBack opens a challenge again that was taken and not judged by.
+func (c *connection) giveBack(ch *attest.Challenge) { c.open.CompareAndSwap(nil, ch) }
 
 // take returns the open challenge if it has that id. However many requests ask
 // for it, one gets it.
@@ -191,8 +310,10 @@ func (c *nodeConn) Read(p []byte) (int, error) {
 
 // Close ends the connection and gives back the room of its request.
 func (c *nodeConn) Close() error {
+	err := c.Conn.Close()
+	c.front.left(c)
 	c.idle()
-	return c.Conn.Close()
+	return err
 }
 
 // idle gives back the room of a request.
@@ -204,19 +325,26 @@ func (c *nodeConn) idle() {
 
 // secure makes the handshake, within headerTimeout and with the wait for its
 // turn, and lets the connection wait for a request.
-func (f *front) secure(raw net.Conn) {
+func (f *front) secure(ctx context.Context, raw net.Conn) {
 	growStack(0)
-	ctx, cancel := context.WithTimeout(context.Background(), headerTimeout)
+	c := &nodeConn{Conn: tls.Server(raw, f.cfg), key: addressKey(raw.RemoteAddr().String()), front: f}
+	if !f.enter(c) {
+		_ = raw.Close() // the service ends
+		return
+	}
+	// A handshake that has begun is finished, so that the peer can be told that
+	// the service ends.
+	timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), headerTimeout)
 	defer cancel()
-	c := tls.Server(raw, f.cfg)
-	key := addressKey(raw.RemoteAddr().String())
-	if err := f.handshake(ctx, c, key); err != nil {
+	if err := f.handshake(timeout, c.Conn, c.key); err != nil {
 		f.log.Debug("TLS handshake failed", "peer", addressText(raw.RemoteAddr().String()), "error", err)
 		// The peer was told what there is to tell.
 		_ = raw.Close()
+		f.left(c)
 		return
 	}
-	go f.wait(&nodeConn{Conn: c, state: c.ConnectionState(), key: key})
+	c.state = c.ConnectionState()
+	go f.wait(ctx, c)
 }
 
 var errNoTurn = errors.New("too many handshakes at once")
@@ -237,12 +365,8 @@ func (f *front) handshake(ctx context.Context, c *tls.Conn, key string) error {
 // wait waits for a request to begin and for room for it, and gives the
 // connection to net/http. One that says nothing for idleTimeout is closed, and
 // after headerTimeout one that never asked for anything.
-func (f *front) wait(c *nodeConn) {
+func (f *front) wait(ctx context.Context, c *nodeConn) {
 	if len(c.pending) == 0 {
-		if !f.enter(c) {
-			_ = c.Close() // the service ends
-			return
-		}
 		patience := idleTimeout
 		if !c.asked {
 			patience = headerTimeout
@@ -251,34 +375,42 @@ func (f *front) wait(c *nodeConn) {
 		// A connection whose deadline cannot be set fails in Read.
 		// It is for writes too: a key update is answered in Read (RFC 8446 4.6.3).
 		_ = c.SetDeadline(time.Now().Add(patience))
-		_, err := io.ReadFull(c.Conn, first)
-		f.left(c)
-		if err != nil {
-			_ = c.Close() // nothing was asked
+		if _, err := io.ReadFull(c.Conn, first); err != nil {
+			_ = c.Close() // nothing was asked, or the service ends
 			return
 		}
 		c.pending = first
 		_ = c.SetReadDeadline(time.Time{})
 	}
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), f.queue)
+	room, cancel := context.WithTimeout(ctx, f.queue)
 	defer cancel()
 	// The address's share first: who waits for it holds nothing of others.
-	leave, ok := f.requestShares.take(ctx, c.key, f.queue)
-	if ok && !f.requests.take(ctx, f.queue) {
+	leave, ok := f.requestShares.take(room, c.key, f.queue)
+	if ok {
+		if ok = f.requests.take(room, min(f.queue, slowAfter)); !ok {
+			f.cutSlow()
+			ok = f.requests.take(room, f.queue)
+		}
+		if !ok {
+			leave()
+		}
+	}
+	// A challenge does not run out while the service is at fault, for as long as
+	// a request may wait twice.
+	c.open.waited = min(c.open.waited+time.Since(began), max(2*f.queue, time.Since(began)))
+	if ok && !f.letIn(c, leave) {
+		f.requests.release()
 		leave()
 		ok = false
 	}
 	if !ok {
-		f.turnAway(c)
+		f.turnAway(ctx, c)
 		return
 	}
 	// net/http sets no deadline for what is written before the handler has the
 	// request: answers to key updates, and to what is no request.
 	_ = c.SetWriteDeadline(time.Now().Add(headerTimeout + briefTimeout))
-	both := func() { f.requests.release(); leave() }
-	c.leave.Store(&both)
-	c.open.waited = time.Since(began)
 	select {
 	case f.ready <- c:
 	case <-f.ended:
@@ -286,13 +418,12 @@ func (f *front) wait(c *nodeConn) {
 	}
 }
 
-// enter counts a connection among those without a request, unless the service
-// ends.
+// enter counts a connection, unless the service has ended.
 func (f *front) enter(c *nodeConn) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.closed {
-		f.silent[c] = struct{}{}
+		f.conns[c] = struct{}{}
 	}
 	return !f.closed
 }
@@ -300,7 +431,32 @@ func (f *front) enter(c *nodeConn) bool {
 func (f *front) left(c *nodeConn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.silent, c)
+	delete(f.conns, c)
+}
+
+// letIn counts a request that has room, which leave gives back, unless the
+// service ends.
+func (f *front) letIn(c *nodeConn, leave func()) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.draining || f.closed {
+		return false
+	}
+	f.in[c] = struct{}{}
+	c.since = time.Now()
+	out := func() {
+		c.stage.Store(stageNone)
+		f.requests.release()
+		leave()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if delete(f.in, c); len(f.in) == 0 && f.draining {
+			close(f.drained)
+		}
+	}
+	c.leave.Store(&out)
+	c.stage.Store(stageLetIn)
+	return true
 }
 
 // growStack has the goroutine's stack grow at once to what a handshake or a
@@ -313,24 +469,98 @@ func growStack(i int) byte {
 	return frame[i]
 }
 
-// turnAway answers a request that there is no room for, without reading it.
-func (f *front) turnAway(c *nodeConn) {
-	f.refused(limitBodies)
-	w := &held{header: http.Header{"Connection": {"close"}}}
-	writeFailure(w, "", busy(limitBodies))
-	// The peer may have gone: then there is nobody to tell.
+// ends is the answer to a request that begins while the service ends.
+func ends() *failure {
+	return &failure{status: http.StatusServiceUnavailable, limit: limitDraining, code: "unavailable", text: "the service ends", hint: "ask again: another replica, or this one once it is back", wait: 2 * time.Second}
+}
+
+// turnAway answers a request that there is no room for. The connection stays,
+// with the challenge that was given over it, if the rest of the request is short
+// and comes soon.
+func (f *front) turnAway(ctx context.Context, c *nodeConn) {
+	why, last := busy(limitBodies), ctx.Err() != nil
+	if last {
+		why = ends()
+	}
+	f.refused(why.limit)
+	w := &held{header: http.Header{}}
+	writeFailure(w, "", why)
 	_ = c.SetDeadline(time.Now().Add(briefTimeout))
-	if w.send(c.Conn) == nil && c.CloseWrite() == nil {
+	if last || !c.mayAskAgain(w) || !f.discard(c, w) {
+		w.header.Set("Connection", "close")
+		f.farewell(c, w)
+		return
+	}
+	if err := w.send(c.Conn); err != nil {
+		_ = c.Close() // a peer that went away
+		return
+	}
+	c.asked = true
+	c.open.waited += why.wait
+	go f.wait(ctx, c)
+}
+
+// mayAskAgain notes that a request is refused with an answer, and reports
+// whether the connection may stay: not if the peer did not wait for as long as
+// it was told the last time.
+func (c *nodeConn) mayAskAgain(w *held) bool {
+	now := time.Now()
+	early := now.Before(c.again)
+	c.again = time.Time{}
+	if seconds, err := strconv.Atoi(w.header.Get("Retry-After")); err == nil {
+		c.again = now.Add(time.Duration(seconds) * time.Second)
+	}
+	return !early
+}
+
+// discard reads the request that begins, to its end, for an answer to it, and
+// reports whether the connection can be used for the next one. It keeps nothing
+// of it but what was sent ahead.
+func (f *front) discard(c *nodeConn, answer *held) bool {
+	if !f.discards.try() {
+		return false
+	}
+	defer f.discards.release()
+	limit := &io.LimitedReader{R: c, N: maxHeader}
+	r := bufio.NewReader(limit)
+	req, err := http.ReadRequest(r)
+	if err != nil || req.Close || !req.ProtoAtLeast(1, 1) || !discardable(req) {
+		return false
+	}
+	answer.method = req.Method
+	limit.N += commonBody
+	if _, err := io.Copy(io.Discard, req.Body); err != nil || r.Buffered() > maxPending {
+		return false
+	}
+	// What is buffered can be peeked at.
+	next, _ := r.Peek(r.Buffered())
+	c.pending = append(slices.Clone(next), c.pending...)
+	return true
+}
+
+// discardable reports whether a refused request's body is short enough to be
+// read only to keep its connection. One that waits to be asked for is not.
+func discardable(r *http.Request) bool {
+	return r.ContentLength <= commonBody && r.Header.Get("Expect") == ""
+}
+
+// farewell sends the last answer over a connection and ends it when the peer
+// does.
+func (f *front) farewell(c *nodeConn, answer *held) {
+	// The peer may have gone: then there is nobody to tell.
+	if answer.send(c.Conn) == nil && c.CloseWrite() == nil {
+		c.stage.CompareAndSwap(stageRead, stageOver)
 		// A connection that is closed on bytes that were not read may take the
 		// answer with it.
-		_, _ = io.CopyN(io.Discard, c.Conn, api.MaxChallengeBody)
+		_ = c.SetReadDeadline(time.Now().Add(briefTimeout))
+		_, _ = io.CopyN(io.Discard, c.Conn, 2*commonBody)
 	}
 	_ = c.Close()
 }
 
 // handler serves with h what Accept returned, and takes the connection back
 // with the answer.
-func (f *front) handler(h http.Handler) http.Handler {
+func (f *front) handler(ctx context.Context, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, ok := r.Context().Value(connectionKey{}).(*nodeConn)
 		if !ok {
@@ -338,14 +568,26 @@ func (f *front) handler(h http.Handler) http.Handler {
 			return
 		}
 		growStack(0)
-		f.working.Add(1)
-		defer f.working.Done()
 		r.TLS = &c.state
-		body := &readToEnd{ReadCloser: r.Body, ended: r.Body == http.NoBody}
+		body := &readToEnd{ReadCloser: r.Body, conn: c}
+		if r.Body == http.NoBody {
+			body.end()
+		}
 		r.Body = body
 		answer := &held{ResponseWriter: w, method: r.Method, header: w.Header()}
 		h.ServeHTTP(answer, r)
-		if answer.header.Get("Connection") != "" || !body.ended || r.Close || !r.ProtoAtLeast(1, 1) {
+		keep := answer.header.Get("Connection") == ""
+		if answer.status == http.StatusTooManyRequests || answer.status == http.StatusServiceUnavailable {
+			keep = c.mayAskAgain(answer) && keep
+			if keep && !body.ended && discardable(r) {
+				_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(briefTimeout))
+				// How it ends is in body.
+				_, _ = io.CopyN(io.Discard, body, commonBody+1)
+			}
+		}
+		// net/http looks at it to know how to end the connection.
+		r.Body = body.ReadCloser
+		if !keep || !body.ended || r.Close || !r.ProtoAtLeast(1, 1) {
 			// It ends with this answer: net/http knows how.
 			answer.header.Set("Connection", "close")
 			w.WriteHeader(answer.status)
@@ -358,13 +600,18 @@ func (f *front) handler(h http.Handler) http.Handler {
 			f.log.Error("connection not taken back", "error", err)
 			panic(http.ErrAbortHandler)
 		}
-		f.resume(c, buffered.Reader, answer)
+		_ = c.SetWriteDeadline(time.Now().Add(bodyTimeout))
+		if ctx.Err() != nil {
+			answer.header.Set("Connection", "close")
+			f.farewell(c, answer)
+			return
+		}
+		f.resume(ctx, c, buffered.Reader, answer)
 	})
 }
 
 // resume sends an answer and lets the connection wait for the next request.
-func (f *front) resume(c *nodeConn, ahead *bufio.Reader, answer *held) {
-	_ = c.SetWriteDeadline(time.Now().Add(bodyTimeout))
+func (f *front) resume(ctx context.Context, c *nodeConn, ahead *bufio.Reader, answer *held) {
 	if err := answer.send(c.Conn); err != nil || ahead.Buffered() > maxPending {
 		_ = c.Close() // a peer that went away, or is none of ours
 		return
@@ -374,7 +621,7 @@ func (f *front) resume(c *nodeConn, ahead *bufio.Reader, answer *held) {
 	c.pending = append(slices.Clone(next), c.pending...)
 	c.asked = true
 	c.idle()
-	go f.wait(c)
+	go f.wait(ctx, c)
 }
 
 // held is a ResponseWriter that keeps the answer.
@@ -419,11 +666,24 @@ func (h *held) send(w io.Writer) error {
 // readToEnd is a body that knows whether it was read to its end.
 type readToEnd struct {
 	io.ReadCloser
+	conn  *nodeConn
 	ended bool
 }
 
+// errCut ends the body of a request that the end of the service has cut.
+var errCut = errors.New("the service ends")
+
 func (b *readToEnd) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.ended = b.ended || err == io.EOF
+	if err == io.EOF && !b.end() {
+		// Nobody would hear what is decided about it.
+		return n, errCut
+	}
 	return n, err
+}
+
+// end notes that there is no more, and reports whether the request still counts.
+func (b *readToEnd) end() bool {
+	b.ended = b.ended || b.conn.stage.CompareAndSwap(stageLetIn, stageRead)
+	return b.ended
 }

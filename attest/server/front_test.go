@@ -34,11 +34,19 @@ func (s *scene) node(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	n := s.over(c)
+	n.T = t
+	return n
+}
+
+// over is a node over a connection that there is.
+func (s *scene) over(c net.Conn) *node {
+	s.Helper()
+	s.Cleanup(func() { c.Close() })
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
+		s.Fatal(err)
 	}
-	return &node{t, c, bufio.NewReader(c)}
+	return &node{s.T, c, bufio.NewReader(c)}
 }
 
 func (n *node) say(text string) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -58,13 +59,17 @@ func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certi
 		// No agent resumes a session.
 		SessionTicketsDisabled: true,
 	}
-	f := newFront(s.bounded(apiNodes, ln), cfg, s.c.Log, s.c.Limits, func(limit string) { s.c.Meter.Limited(apiNodes, limit) })
-	srv := s.httpServer(f.handler(s.NodeHandler()))
+	f := newFront(ctx, s.bounded(apiNodes, ln), cfg, s.c.Log, s.c.Limits, func(limit string) { s.c.Meter.Limited(apiNodes, limit) })
+	srv := s.httpServer(f.handler(ctx, s.NodeHandler()))
+	// ctx has ended while what was let in is finished.
+	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	srv.BaseContext = func(net.Listener) context.Context { return requests }
 	srv.ConnContext = withConnection
 	// net/http would answer OPTIONS * by itself and keep the connection, with
 	// the room of the request.
 	srv.DisableGeneralOptionsHandler = true
-	return s.serve(ctx, apiNodes, srv, f, f.working.Wait)
+	return s.serve(ctx, apiNodes, srv, f, func(limit time.Duration) (int, error) { return f.drain(limit, cancel), srv.Close() })
 }
 
 // ServeOperators serves the operator API on ln until ctx ends, and then lets
@@ -87,7 +92,16 @@ func (s *Server) ServeOperators(ctx context.Context, ln net.Listener, cert tls.C
 		ClientAuth:   auth,
 		ClientCAs:    operators,
 	})
-	return s.serve(ctx, apiOperators, s.httpServer(s.OperatorHandler()), secured, func() {})
+	srv := s.httpServer(s.OperatorHandler())
+	return s.serve(ctx, apiOperators, srv, secured, func(limit time.Duration) (cut int, err error) {
+		// ctx has ended; the drain has its own time.
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+		defer cancel()
+		if err = srv.Shutdown(drain); errors.Is(err, context.DeadlineExceeded) {
+			cut, err = 1, srv.Close() // at least
+		}
+		return cut, err
+	})
 }
 
 func (s *Server) bounded(name string, ln net.Listener) net.Listener {
@@ -105,28 +119,20 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 	}
 }
 
-// serve serves until ctx ends. finish waits for what net/http does not know of,
-// unless requests had to be cut.
-func (s *Server) serve(ctx context.Context, name string, srv *http.Server, ln net.Listener, finish func()) error {
+// serve serves until ctx ends. drain lets what is open finish within a time and
+// returns how many requests had to be cut.
+func (s *Server) serve(ctx context.Context, name string, srv *http.Server, ln net.Listener, drain func(time.Duration) (int, error)) error {
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
 	select {
 	case err := <-done:
-		return fmt.Errorf("serve %s: %w", ln.Addr(), err)
+		return fmt.Errorf("serve %s: %w", ln.Addr(), errors.Join(err, srv.Close()))
 	case <-ctx.Done():
 	}
-	// ctx has ended; the drain has its own time.
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.c.Limits.Drain)
-	defer cancel()
-	cut := false
-	err := srv.Shutdown(drain)
-	if errors.Is(err, context.DeadlineExceeded) {
+	cut, err := drain(s.c.Limits.Drain)
+	if cut > 0 {
 		// A peer that does not come to its end is no error of ours.
-		s.c.Log.Warn("requests cut at the end of service", "api", name, "after", s.c.Limits.Drain)
-		cut, err = true, srv.Close()
-	}
-	if err == nil && !cut {
-		finish()
+		s.c.Log.Warn("requests cut at the end of service", "api", name, "after", s.c.Limits.Drain, "requests", cut)
 	}
 	<-done
 	if err != nil {
@@ -231,6 +237,16 @@ func (c slots) take(ctx context.Context, wait time.Duration) bool {
 	case <-ctx.Done():
 	}
 	return false
+}
+
+// try takes a slot if there is one.
+func (c slots) try() bool {
+	select {
+	case c <- struct{}{}:
+		return true
+	default:
+		return false
+	}
 }
 
 func (c slots) release() { <-c }
@@ -381,13 +397,18 @@ func (nowhere) WriteHeader(int)             {}
 func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
 
 // addressKey is what requests are counted by: the peer's IPv4 address or IPv6
-// /64, since whoever has one IPv6 address has the whole /64.
+// /64, since whoever has one IPv6 address has the whole /64. Behind a stateless
+// translator (SIIT-DC, RFC 7755) all of IPv4 would be one: of addresses in its
+// well-known prefix (RFC 6052 2.1) it is the IPv4 address.
 func addressKey(remote string) string {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
 		return "unknown"
 	}
 	a := ap.Addr().Unmap()
+	if b := a.As16(); a.Is6() && bytes.HasPrefix(b[:], []byte{0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0}) {
+		a = netip.AddrFrom4([4]byte(b[12:]))
+	}
 	if a.Is6() {
 		if p, err := a.Prefix(64); err == nil {
 			return p.String()

@@ -19,6 +19,13 @@ type boundedListener struct {
 	by   map[string]int // by addressKey; guarded by mu
 }
 
+// BoundListener bounds the connections that are open at once over ln, and those
+// of one address (IPv6: /64) among them. One more is closed at once, and refused
+// is told of which limit.
+func BoundListener(ln net.Listener, total, each int, refused func(limit string)) net.Listener {
+	return newBoundedListener(ln, total, each, refused)
+}
+
 func newBoundedListener(ln net.Listener, total, each int, refused func(limit string)) *boundedListener {
 	return &boundedListener{Listener: ln, total: total, each: each, refused: refused, by: map[string]int{}}
 }

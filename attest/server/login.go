@@ -43,6 +43,9 @@ const (
 type Operator struct {
 	Name  string
 	Roles []api.Role
+	// Subject is by what the issuer of a token knows who it is, if that is not
+	// Name: two names with one subject are one person. Optional.
+	Subject string
 }
 
 // may reports whether the operator has a role. Every known role is a viewer's.

@@ -40,6 +40,8 @@ const (
 	limitOperator           = "operator"               // requests of one operator
 	limitConcurrent         = "concurrent"             // requests worked on at once
 	limitBodies             = "bodies"                 // node requests that are let in, and large bodies
+	limitSlow               = "slow"                   // node requests that came slowly while others waited for their room
+	limitDraining           = "draining"               // node requests that begin while the service ends
 	limitConnections        = "connections"            // connections of an API
 	limitAddressConnections = "address-connections"    // connections of one address
 )

@@ -127,7 +127,7 @@ func node[T any](s *Server, limit int64, timeout time.Duration, work func(contex
 }
 
 func rateLimited(limit string, wait time.Duration) *failure {
-	return &failure{status: http.StatusTooManyRequests, limit: limit, code: "rate-limited", text: "too many requests from this " + strings.ReplaceAll(limit, "-", " "), hint: "wait as long as Retry-After says", wait: wait}
+	return &failure{status: http.StatusTooManyRequests, limit: limit, code: api.CodeRateLimited, text: "too many requests from this " + strings.ReplaceAll(limit, "-", " "), hint: "wait as long as Retry-After says", wait: wait}
 }
 
 // challenge answers api.PathChallenge. It believes nothing of the request: the

@@ -384,6 +384,8 @@ func TestAddressesAreCountedByWhatOnePeerHas(t *testing.T) {
 		"[2001:db8:1:2:3:4:5:6]:5":    "2001:db8:1:2::/64",
 		"[2001:db8:1:2:ffff::1]:5":    "2001:db8:1:2::/64",
 		"[fe80::1%eth0]:5":            "fe80::/64",
+		"[64:ff9b::192.0.2.7]:5":      "192.0.2.7",
+		"[64:ff9b:1::192.0.2.7]:5":    "64:ff9b:1::/64",
 		"@":                           "unknown",
 		"/run/some.socket":            "unknown",
 		"not an address at all:99999": "unknown",

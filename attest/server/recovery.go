@@ -35,8 +35,9 @@ type recoveryState struct {
 }
 
 // person is who asks: the operator, and the digest of the key that authenticated
-// them, if they showed a certificate. One name with two keys is one person, and
-// so are two names with one key. Of other names, people says it.
+// them, if they showed a certificate, or of their token's subject. One name with
+// two keys is one person, and so are two names with one key or subject. Of other
+// names, people says it.
 type person struct {
 	Operator
 	credential string
@@ -46,6 +47,9 @@ func personOf(op Operator, r *http.Request) person {
 	p := person{Operator: op}
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 && len(r.TLS.VerifiedChains[0]) > 0 {
 		d := sha256.Sum256(r.TLS.VerifiedChains[0][0].RawSubjectPublicKeyInfo)
+		p.credential = hex.EncodeToString(d[:])
+	} else if op.Subject != "" {
+		d := sha256.Sum256([]byte("sealift token subject v1\x00" + op.Subject))
 		p.credential = hex.EncodeToString(d[:])
 	}
 	return p
@@ -288,7 +292,7 @@ func (s *Server) approveRecovery(ctx context.Context, p person, id attest.Machin
 			return nil, s.refuseRecovery(ctx, p, id, st.ID, conflict(text, hint))
 		}
 		if p.credential != "" && p.credential == st.Credential && !s.people.same(p.Name, st.By) {
-			return nil, s.refuseRecovery(ctx, p, id, st.ID, conflict(fmt.Sprintf("recovery %s was opened with the key of %s as %s", st.ID, p.Name, st.By), "another person must approve"))
+			return nil, s.refuseRecovery(ctx, p, id, st.ID, conflict(fmt.Sprintf("recovery %s was opened by %s under the name %s", st.ID, p.Name, st.By), "another person must approve"))
 		}
 		if len(st.Approvals) >= api.RecoveryApprovals {
 			return &st.Recovery, nil

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -60,11 +61,12 @@ func (r *recoveryScene) hire() {
 }
 
 // anybody takes a token for the name of an approver, who is an operator too if
-// the name begins with an a.
+// the name begins with an a. After a tilde is the subject.
 type anybody struct{}
 
 func (anybody) Authenticate(_ context.Context, token string) (server.Operator, error) {
-	op := server.Operator{Name: token, Roles: []api.Role{api.RoleApprover}}
+	name, subject, _ := strings.Cut(token, "~")
+	op := server.Operator{Name: name, Subject: subject, Roles: []api.Role{api.RoleApprover}}
 	if strings.HasPrefix(token, "a") {
 		op.Roles = append(op.Roles, api.RoleOperator)
 	}
@@ -296,6 +298,40 @@ func TestAPersonWithACertificateAndATokenIsOne(t *testing.T) {
 			}
 			if status, _, e := r.take(r.alice, req.ID); status != want {
 				t.Errorf("the code: HTTP %d, %+v", status, e)
+			}
+		})
+	}
+}
+
+// Who may choose the name in their token, an address or a nickname, is still one:
+// the subject stays.
+func TestATokensSubjectIsOnePersonUnderAnyName(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		opener, first, second string
+		status                int
+	}{
+		"two subjects":                               {"ann~u0", "kim~u1", "lee~u2", 200},
+		"one subject under two names":                {"ann~u0", "kim~u1", "lee~u1", 409},
+		"two subjects under one name":                {"ann~u0", "kim~u1", "kim~u2", 409},
+		"the opener approves under another name":     {"ann~u1", "kim~u1", "lee~u2", 409},
+		"the opener approves under the one and only": {"ann~u1", "ann~u1", "lee~u2", 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRecoveryScene(t)
+			token := func(s string) *http.Client { return withHeader(r.httpClient(), "Bearer "+s) }
+			req := r.opened(token(c.opener))
+			statuses := []int{r.approve(token(c.first), req.ID).status, r.approve(token(c.second), req.ID).status}
+			if got := slices.Max(statuses); got != c.status {
+				t.Errorf("approvals: HTTP %d, want %d among them", statuses, c.status)
+			}
+			if status, _, e := r.take(token(c.opener), req.ID); status != c.status {
+				t.Errorf("the code: HTTP %d, want %d: %+v", status, c.status, e)
+			}
+			// Under another name it is theirs, too.
+			if status, _, e := r.take(token("a-new-name~"+strings.SplitAfter(c.opener, "~")[1]), req.ID); status != 409 {
+				t.Errorf("the code under another name: HTTP %d, %+v", status, e)
 			}
 		})
 	}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -73,6 +74,9 @@ func (m *Machine) recorded(disk string) *attest.Known {
 	}
 	if !m.Rebased {
 		k.Banks = m.Banks
+		if k.Banks == nil && m.Boot != nil { // its last release is of an earlier version
+			k.Banks = slices.Sorted(maps.Keys(m.Boot.PCRs))
+		}
 	}
 	candidate := m.fromCandidate(disk)
 	if candidate {

@@ -83,6 +83,9 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		NodeName: m.NodeName, DiskGUID: m.DiskGUID, NewDiskKey: newKey, Secrets: []string{audit.SecretDiskKey},
 		Rotation: rotation, Generation: m.Generation,
 	}
+	if prf.boot != nil {
+		entry.Banks = slices.Sorted(maps.Keys(prf.boot.PCRs))
+	}
 	if rotation != "" {
 		entry.Secrets = append(entry.Secrets, audit.SecretNextDiskKey)
 	}
@@ -125,11 +128,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.ReleaseID = id
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
-	m.Boot = prf.boot
-	m.Banks = nil
-	if m.Boot != nil {
-		m.Banks = slices.Sorted(maps.Keys(m.Boot.PCRs))
-	}
+	m.Boot, m.Banks = prf.boot, entry.Banks
 	events = append(events, s.heardOf(m, sub.now)...)
 	m.LastEvidence, m.AcceptedEvidence = evidence, evidence
 	if s.c.PolicyHolds != nil {

@@ -276,7 +276,10 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) error {
 		// Its TPM may have been cleared: what the backup knows of it does not bind.
 		m.AKName, m.TPMFirmware, m.Clock = nil, 0, 0
 	}
-	if m.Rebased {
+	switch {
+	case d.Banks != nil:
+		m.Banks = d.Banks
+	case m.Rebased:
 		m.Banks = nil // it was approved to be without
 	}
 	m.ResetCount, m.RestartCount, m.Released, m.Rebased, m.ReleaseID = d.ResetCount, d.RestartCount, true, false, d.ID

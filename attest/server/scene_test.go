@@ -145,6 +145,7 @@ type scene struct {
 	nodes     string // address of the node API
 	operators string
 	fail      func(method string) (error, bool)
+	held      []*node // requests that are begun
 }
 
 // Accepted implements server.FirmwareObserver.

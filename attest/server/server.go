@@ -161,7 +161,7 @@ type Limits struct {
 	Queue                time.Duration // how long a request waits for its turn; 5 s
 	MaxPending           int           // machines that wait for approval; 1000
 	Mint                 time.Duration // how long minting a join token may take; 10 s
-	Drain                time.Duration // how long open requests may take after the end of service; 15 s
+	Drain                time.Duration // how long requests that were let in may take after the end of service, see front.drain; 15 s
 }
 
 // withDefaults replaces zero fields.
@@ -302,6 +302,8 @@ type Server struct {
 	// unproven is what may be logged of refusals of senders that proved
 	// nothing, refusals what may be kept of those of each machine.
 	unproven, refusals *budget
+	// raised are the signs in evidence that an alarm was raised for.
+	raised *reminders
 
 	hooks []*hook
 
@@ -383,6 +385,7 @@ func New(c Config) (*Server, error) {
 		proven:        newProvenLimiter(c.Limits.PerEK, c.Limits.EKBurst),
 		unproven:      newBudget(c.Limits.Unproven, c.Limits.UnprovenBurst),
 		refusals:      newBudget(c.Limits.Refusal, c.Limits.RefusalBurst),
+		raised:        newReminders(signsEvery),
 		nodeSlots:     make(slots, c.Limits.Concurrent),
 		operatorSlots: make(slots, c.Limits.Concurrent),
 		large:         make(slots, largeBodies),
@@ -401,6 +404,9 @@ func New(c Config) (*Server, error) {
 		operatorShares:  newShares(requestsPerOperator),
 	}, nil
 }
+
+// MaxConnections is how many connections both APIs may have at once.
+func (s *Server) MaxConnections() int { return 2 * s.c.Limits.Connections }
 
 // Start writes the start of service to the audit log. Call it once, before
 // the APIs are served: a store that cannot be written shows here, and so do

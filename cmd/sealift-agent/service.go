@@ -14,6 +14,11 @@ import (
 	"github.com/sealift/sealift/image/sign/bundle"
 )
 
+// patience is for how long evidence that the service has no room for is kept
+// and sent again: a challenge does not last much longer, and the screen should
+// say something.
+const patience = 30 * time.Second
+
 // service is the attestation service, and who this machine is to it.
 type service struct {
 	client   client.Client
@@ -46,7 +51,7 @@ func (m *machine) newService() (*service, error) {
 	if err != nil {
 		return nil, advise(fmt.Errorf("the release key in the configuration: %w", err), hint)
 	}
-	return &service{client: client.Client{URL: m.config.AttestURL, CA: pool, ReleaseKey: key}}, nil
+	return &service{client: client.Client{URL: m.config.AttestURL, CA: pool, ReleaseKey: key, Patience: patience}}, nil
 }
 
 // identify makes the keys by which the service knows this TPM. The attestation

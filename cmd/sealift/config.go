@@ -62,6 +62,14 @@ type policyConfig struct {
 	// another name, for this reason.
 	Rollback *policyRollback `yaml:"rollback"`
 	Off      string          `yaml:"off"` // why a service that had a policy is to have none
+	// Floor is the policy below which this replica releases nothing, whatever the
+	// store says. Optional.
+	Floor *policyFloor `yaml:"floor"`
+}
+
+type policyFloor struct {
+	Name    string `yaml:"name"`
+	Version int    `yaml:"version"`
 }
 
 type policyRollback struct {
@@ -184,7 +192,9 @@ func (c *serveConfig) check() error {
 	c.TPM.need(need)
 	need("firmware.catalogue", c.Firmware.Catalogue != "")
 	if p := c.Policy; p != nil {
-		need("policy.file", (p.File != "") != (p.Off != ""))
+		need("policy.file", p.File != "" && p.Off == "" || p.File == "" && (p.Off != "") != (p.Floor != nil))
+		need("policy.floor.name", p.Floor == nil || p.Floor.Name != "")
+		need("policy.floor.version", p.Floor == nil || p.Floor.Version > 0)
 		need("policy.rollback.to", p.Rollback == nil || p.Rollback.To > 0)
 		need("policy.rollback.reason", p.Rollback == nil || p.Rollback.Reason != "")
 	}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -163,10 +164,22 @@ func TestAServiceDoesNotGoBackToAnOlderPolicy(t *testing.T) {
 		{"an old one after none", plain, document("fleet", 2, ""), "is older than version 4", ""},
 		{"the last one after none", plain, document("fleet", 4, ""), "", "fleet 4 from  0 rollback false"},
 	} {
-		n := len(policyEntries(t, store))
+		n, before := len(policyEntries(t, store)), len(alarmsIn(t, store))
 		err := enablePolicy(t.Context(), store, c.c, c.d, nil, nil, time.Now(), slog.New(slog.DiscardHandler))
 		if (err == nil) != (c.refused == "") || err != nil && (!strings.Contains(err.Error(), c.refused) || exitCode(err) != exitRefused || hintOf(err) == "") {
 			t.Errorf("%s: %v, want %q", c.claim, err, c.refused)
+		}
+		var alarms []audit.Alarm
+		for _, p := range policyEntries(t, store)[n:] {
+			if p.Rollback || p.Name == "" {
+				to, from := policyHead{Name: p.Name, Version: p.Version}, policyHead{Name: p.FromName, Version: p.FromVersion}
+				alarms = append(alarms, audit.Alarm{
+					Name: audit.AlarmPolicyBack, Peer: byConfiguration, What: fmt.Sprintf("the service goes by policy %s after %s: %s", to, from, p.Reason),
+				})
+			}
+		}
+		if got := alarmsIn(t, store)[before:]; !slices.Equal(got, alarms) {
+			t.Errorf("%s: alarms %+v, want %+v", c.claim, got, alarms)
 		}
 		got := ""
 		for _, p := range policyEntries(t, store)[n:] {
@@ -207,6 +220,25 @@ func policyEntries(t *testing.T, store server.Store) []audit.Policy {
 				t.Fatal(err)
 			}
 			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// alarmsIn returns the alarms in a store's audit log.
+func alarmsIn(t *testing.T, store server.Store) []audit.Alarm {
+	t.Helper()
+	var out []audit.Alarm
+	for e, err := range store.Audit(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == audit.KindAlarm {
+			var a audit.Alarm
+			if err := json.Unmarshal(e.Data, &a); err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, a)
 		}
 	}
 	return out
@@ -314,7 +346,7 @@ func TestARefusalIsExplainedOnTheCommandLine(t *testing.T) {
 		return append(args, "--server", s.operators, "--identity", s.identity)
 	}
 	out := mustCLI(t, ask("attest", "explain", id.String())...)
-	for _, want := range []string{"refused", "image.unknown: PCR 4", "[digest]", "command: sealift serve --config FILE", "no accepted evidence of this machine", "fact  tpm.class  hardware  [recorded]"} {
+	for _, want := range []string{"refused", "image.unknown: PCR 4", "[digest]", "command: sealift policy enable FILE --images DIR --reason TEXT", "no accepted evidence of this machine", "fact  tpm.class  hardware  [recorded]"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("explain does not say %q:\n%s", want, out)
 		}

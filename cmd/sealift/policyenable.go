@@ -162,7 +162,17 @@ func tryDisable(ctx context.Context, store server.Store, c *policyConfig, now ti
 			"name it under policy.file, or say why there is to be none: policy: {off: REASON}")
 	}
 	entry := audit.Policy{By: byConfiguration, FromName: current.Name, FromVersion: current.Version, Reason: c.Off}
-	return commitPolicy(ctx, store, entry, now, pointer, policyHead{Enabled: now})
+	if err := commitPolicy(ctx, store, entry, now, pointer, policyHead{Enabled: now}); err != nil {
+		return err
+	}
+	soundPolicyBack(log, entry)
+	return nil
+}
+
+// soundPolicyBack logs the alarm of a step back, as server.Server does with its own.
+func soundPolicyBack(log *slog.Logger, entry audit.Policy) {
+	log.Error("alarm", "name", string(audit.AlarmPolicyBack), "policy", entry.Name, "version", entry.Version,
+		"was", entry.FromName, "wasVersion", entry.FromVersion, "what", entry.Reason, "peer", entry.By)
 }
 
 // byConfiguration is who enabled a policy in the audit log when no operator did.
@@ -284,6 +294,9 @@ func tryEnable(ctx context.Context, store server.Store, n enabling, now time.Tim
 	if err := commitPolicy(ctx, store, entry, now, pairs...); err != nil {
 		return false, err
 	}
+	if entry.Rollback {
+		soundPolicyBack(log, entry)
+	}
 	log.Info("policy enabled", "policy", d.Name, "version", d.Version, "digest", d.Digest, "signed", signed, "rollback", entry.Rollback, "by", entry.By, "images", len(images))
 	return true, nil
 }
@@ -331,9 +344,16 @@ func listsImage(d *policy.Document, name string) bool {
 	return false
 }
 
-// commitPolicy writes documents, each followed by its body, with the audit entry.
+// commitPolicy writes documents, each followed by its body, with the audit entry,
+// and the alarm of a step back.
 func commitPolicy(ctx context.Context, store server.Store, entry audit.Policy, now time.Time, pairs ...any) error {
 	change := &server.Change{Events: []audit.Event{{Time: now, Kind: audit.KindPolicy, Data: entry}}}
+	if entry.Rollback || entry.Name == "" {
+		from, to := policyHead{Name: entry.FromName, Version: entry.FromVersion}, policyHead{Name: entry.Name, Version: entry.Version}
+		change.Events = append(change.Events, audit.Event{Time: now, Kind: audit.KindAlarm, Data: audit.Alarm{
+			Name: audit.AlarmPolicyBack, Peer: entry.By, What: fmt.Sprintf("the service goes by policy %s after %s: %s", to, from, entry.Reason),
+		}})
+	}
 	for i := 0; i+1 < len(pairs); i += 2 {
 		doc, ok := pairs[i].(*server.Document)
 		if !ok {

@@ -94,6 +94,9 @@ func (l *livePolicy) named(nodes string) {
 func (l *livePolicy) begin(ctx context.Context, signature []byte) error {
 	files := map[string][]byte{}
 	if l.file != nil {
+		if err := l.config.above(l.file.Name, l.file.Version); err != nil {
+			return refused{err}
+		}
 		for _, name := range policy.Files(l.file.Text) {
 			b, err := readFile(filepath.Join(filepath.Dir(l.config.File), filepath.FromSlash(name)), policy.MaxFile)
 			if err != nil {
@@ -247,6 +250,7 @@ func (l *livePolicy) look(ctx context.Context) error {
 }
 
 // load makes what to decide by of an enabled policy. It checks:
+//   - it is not below the floor of this replica's configuration
 //   - the text is that of the name, version and digest that are enabled
 //   - it is signed by the image key of this replica, or is the very file that
 //     this replica's configuration names
@@ -255,6 +259,9 @@ func (l *livePolicy) look(ctx context.Context) error {
 //     is of the cluster's distribution
 //   - all of it compiles
 func (l *livePolicy) load(ctx context.Context, head policyHead, revision int64) (*policySource, error) {
+	if err := l.config.above(head.Name, head.Version); err != nil {
+		return nil, err
+	}
 	if head.Name == "" {
 		if l.config != nil && l.config.File != "" {
 			return nil, fmt.Errorf("it was turned off, and the configuration of this replica names %s", l.config.File)
@@ -315,6 +322,16 @@ func (l *livePolicy) load(ctx context.Context, head policyHead, revision int64) 
 	return next, nil
 }
 
+// above refuses a policy that is below the floor of a configuration. An empty name
+// is no policy.
+func (c *policyConfig) above(name string, version int) error {
+	if c == nil || c.Floor == nil || name == c.Floor.Name && version >= c.Floor.Version {
+		return nil
+	}
+	return fmt.Errorf("the configuration of this replica wants policy %s of version %d or later, and this is %s",
+		c.Floor.Name, c.Floor.Version, policyHead{Name: name, Version: version})
+}
+
 func (l *livePolicy) checkDistro(images []loadedImage) error {
 	if l.distro == "" {
 		return nil
@@ -363,6 +380,9 @@ func (l *livePolicy) verified(by string, req *api.PolicyEnable) (n enabling, mor
 	}
 	if n.document, err = policy.Parse("the policy", req.Policy, sentFiles(req.Files)); err != nil {
 		return n, nil, err
+	}
+	if err := l.config.above(n.document.Name, n.document.Version); err != nil {
+		return n, nil, withHint(err, "if it is meant, lower policy.floor in the configuration of all replicas, and start them again")
 	}
 	for _, name := range policy.Files(req.Policy) {
 		n.files[name] = req.Files[name]

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -108,6 +109,10 @@ func TestEachReplicaGoesByTheEnabledPolicy(t *testing.T) {
 		}
 		if want := []string{"configuration: fleet 1 from 0, back false, ", "ana: fleet 2 from 1, back false, ticket", "ana: fleet 1 from 2, back true, ticket"}; !slices.Equal(log, want) {
 			t.Errorf("the audit log says %q, want %q", log, want)
+		}
+		alarms := alarmsIn(t, one)
+		if len(alarms) != 1 || alarms[0].Name != audit.AlarmPolicyBack || alarms[0].Peer != "ana" || !strings.Contains(alarms[0].What, "fleet version 1 after fleet version 2: ticket") {
+			t.Errorf("the step back raised %+v", alarms)
 		}
 		// Forward again, for everybody.
 		if _, err := a.enable(s.request(2, "2")); err != nil {
@@ -466,6 +471,93 @@ func TestFilesReachAllReplicasWithThePolicy(t *testing.T) {
 	if _, err := document(t.Context(), memory, policyVersionKind, versionName("fleet", 2), &kept); err != nil || len(kept.Files) != 1 {
 		t.Errorf("%d files are kept, want the one that the policy names: %v", len(kept.Files), err)
 	}
+}
+
+// What a replica has seen it forgets when it ends. What its configuration says
+// holds against a store that somebody turned back meanwhile.
+func TestNoStoreTurnsAReplicaBackBelowItsFloor(t *testing.T) {
+	t.Parallel()
+	floor := func(l *livePolicy) {
+		if l.config == nil {
+			l.config = &policyConfig{}
+		}
+		l.config.Floor = &policyFloor{Name: "fleet", Version: 2}
+	}
+	for name, head := range map[string]func(policyHead) policyHead{
+		"an older version, as a step back that was meant": func(h policyHead) policyHead { h.Left = 9; return h },
+		"no policy":                func(policyHead) policyHead { return policyHead{} },
+		"a policy of another name": func(h policyHead) policyHead { h.Name, h.Version = "other", 9; return h },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newPolicyScene(t)
+			memory := new(storetest.Memory)
+			a := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
+			b := s.start(memory, memory, s.images[:], policyText(2, "2"), floor)
+			b.wants("at the floor", 1, denied)
+			a.look()
+			var old policyHead
+			pointer, err := document(t.Context(), memory, policyCurrentKind, policyCurrentName, &old)
+			if err != nil {
+				t.Fatal(err)
+			}
+			old.Version, old.Digest = 1, sha256.Sum256(policyText(1, "1"))
+			if err := commitPolicy(t.Context(), memory, audit.Policy{By: "somebody"}, time.Now(), pointer, head(old)); err != nil {
+				t.Fatal(err)
+			}
+			for what, live := range map[string]*livePolicy{
+				"that runs":                      b.live,
+				"that was started again":         {store: memory, ring: s.ring, local: b.live.local, mon: b.mon, log: b.live.log, catalogue: b.live.catalogue, config: &policyConfig{Floor: &policyFloor{Name: "fleet", Version: 2}}},
+				"that was started with the file": {store: memory, ring: s.ring, local: b.live.local, mon: b.mon, log: b.live.log, catalogue: b.live.catalogue, config: b.live.config, file: b.live.file},
+			} {
+				// One that saw a policy says of none that it was turned off.
+				err := live.look(t.Context())
+				if err == nil || !strings.Contains(err.Error(), "wants policy fleet of version 2 or later") && !strings.Contains(err.Error(), "it was turned off after") {
+					t.Errorf("a replica %s: %v", what, err)
+				}
+				if _, err := live.inForce(); err == nil {
+					t.Errorf("a replica %s decides", what)
+				}
+			}
+			b.wants("below the floor", 1, "unavailable")
+			req := s.request(3, "2")
+			req.Rollback = true // from another name
+			if _, err := b.enable(req); err != nil {
+				t.Fatal(err)
+			}
+			b.wants("above it", 1, denied)
+			b.wants("above it", 2, "released")
+		})
+	}
+	t.Run("by an approver", func(t *testing.T) {
+		t.Parallel()
+		s := newPolicyScene(t)
+		memory := new(storetest.Memory)
+		b := s.start(memory, memory, s.images[:], policyText(2, "2"), floor)
+		req := s.request(1, "1")
+		req.Rollback = true
+		if _, err := b.enable(req); err == nil || !strings.Contains(err.Error(), "wants policy fleet of version 2 or later") {
+			t.Errorf("%v", err)
+		}
+		b.wants("then", 1, denied)
+	})
+	t.Run("by the file of the configuration", func(t *testing.T) {
+		t.Parallel()
+		s := newPolicyScene(t)
+		d, err := policy.Parse("p.yaml", policyText(1, "1"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		memory := new(storetest.Memory)
+		live := &livePolicy{store: memory, ring: s.ring, local: &policySource{clock: s.now}, log: slog.New(slog.DiscardHandler), file: d, config: &policyConfig{File: "p.yaml"}}
+		floor(live)
+		if err := live.begin(t.Context(), s.sign(d.Text)); err == nil || exitCode(err) != exitRefused || !strings.Contains(err.Error(), "wants policy fleet of version 2 or later") {
+			t.Errorf("%v", err)
+		}
+		if d, err := memory.Document(t.Context(), policyCurrentKind, policyCurrentName); err == nil {
+			t.Errorf("it was enabled: %s", d.Body)
+		}
+	})
 }
 
 func TestNoPolicyIsForThoseWhoseConfigurationSaysSo(t *testing.T) {

@@ -74,8 +74,9 @@ named until 'sealift keys kek status' shows that nothing is under them:
     former: [{file: keys/disk-kek.key}]
 
 On SIGTERM the service is first no longer ready, then takes requests for
-limits.grace more, then lets open ones finish for at most limits.drain, and ends
-with 0. A second SIGTERM or Ctrl-C after a moment ends it at once.
+limits.grace more, then lets those that it has let in finish for at most
+limits.drain and tells others to come back, and ends with 0. A second SIGTERM or
+Ctrl-C after a moment ends it at once.
 
 Example:
   sealift serve --config serve.yaml` + exitStatus,
@@ -224,10 +225,11 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return errors.Join(fmt.Errorf("operator API: %w", err), nodes.Close())
 	}
-	watched, err := listenMonitor(c.Monitor, issuer)
+	watched, err := listenMonitor(c.Monitor, issuer, mon)
 	if err != nil {
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
+	warnOfFiles(service.MaxConnections(), log)
 	policies.named(nodes.Addr().String())
 	if err := start(ctx, service, policies, signature); err != nil {
 		err = errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/sealift/sealift/attest/api"
@@ -16,9 +17,16 @@ import (
 	"github.com/sealift/sealift/cmd/sealift/internal/monitor"
 )
 
+// Connections for monitoring, in all and of one address. Those who probe have a
+// few each, and nobody's should keep files from the APIs.
+const (
+	monitorConnections        = 512
+	monitorAddressConnections = 64
+)
+
 // listenMonitor binds the listener for monitoring. It returns nil if there is
 // to be none.
-func listenMonitor(c *monitorConfig, issuer *keyring.Issuer) (net.Listener, error) {
+func listenMonitor(c *monitorConfig, issuer *keyring.Issuer, mon *monitor.Monitor) (net.Listener, error) {
 	if c == nil {
 		return nil, nil
 	}
@@ -26,6 +34,7 @@ func listenMonitor(c *monitorConfig, issuer *keyring.Issuer) (net.Listener, erro
 	if err != nil {
 		return nil, fmt.Errorf("monitor: %w", err)
 	}
+	ln = server.BoundListener(ln, monitorConnections, monitorAddressConnections, func(limit string) { mon.Limited("monitor", limit) })
 	if len(c.Hosts) == 0 {
 		return ln, nil
 	}
@@ -57,6 +66,24 @@ func serveMonitor(ctx context.Context, ln net.Listener, c *monitorConfig, mon *m
 	err := srv.Close() // whoever asks now is told by that
 	<-done
 	return err
+}
+
+// otherFiles is how many files the process needs beside connections: the store,
+// logs, images, other services.
+const otherFiles = 256
+
+// warnOfFiles says if the process may open fewer files than it may have
+// connections.
+func warnOfFiles(connections int, log *slog.Logger) {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		log.Warn("limit on open files not known", "error", err)
+		return
+	}
+	// Go has raised the soft limit to the hard one.
+	if want := connections + monitorConnections + otherFiles; l.Cur < uint64(want) {
+		log.Warn("the process may open fewer files than it may have connections", "limit", l.Cur, "want", want, "hint", "raise LimitNOFILE, or lower limits.connections")
+	}
 }
 
 // drain runs until ctx ends and then ends the service in order. First it is

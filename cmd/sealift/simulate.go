@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -212,6 +213,9 @@ func (o *simulateOptions) remote(ctx context.Context, e *env) (*fleet.Report, er
 	return o.boot(ctx, e, enrolled, o.url, pool, text)
 }
 
+// agentPatience is the patience of sealift-agent's client.
+const agentPatience = 30 * time.Second
+
 // boot lets a fleet boot against the service at url.
 func (o *simulateOptions) boot(ctx context.Context, e *env, f *fleet.Fleet, url string, pool *x509.CertPool, releaseKey []byte) (*fleet.Report, error) {
 	key, err := bundle.PublicKey(releaseKey)
@@ -219,7 +223,7 @@ func (o *simulateOptions) boot(ctx context.Context, e *env, f *fleet.Fleet, url 
 		return nil, fmt.Errorf("read the release key: %w", err)
 	}
 	progress := e.progress()
-	return f.Run(ctx, &client.Client{URL: url, CA: pool, ReleaseKey: key}, func(released, of int64) { progress.Note("released %d of %d", released, of) })
+	return f.Run(ctx, &client.Client{URL: url, CA: pool, ReleaseKey: key, Patience: agentPatience}, func(released, of int64) { progress.Note("released %d of %d", released, of) })
 }
 
 // hosted starts a service with keys, database and configuration of its own, and

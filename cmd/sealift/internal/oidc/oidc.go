@@ -229,6 +229,13 @@ func (a *Authenticator) operator(claims map[string]json.RawMessage) (server.Oper
 	if raw, there := claims[a.c.NameClaim]; !there || json.Unmarshal(raw, &op.Name) != nil || op.Name == "" {
 		return server.Operator{}, fmt.Errorf("its claim %q is not there or not a text", a.c.NameClaim)
 	}
+	if a.c.NameClaim != defaultName {
+		// A name of another claim may be one that people change by themselves; the
+		// subject is not (OpenID Connect Core, 2 and 5.7).
+		if raw, there := claims[defaultName]; !there || json.Unmarshal(raw, &op.Subject) != nil || op.Subject == "" {
+			return server.Operator{}, fmt.Errorf("its claim %q is not there or not a text, and the name in %q does not tell people apart", defaultName, a.c.NameClaim)
+		}
+	}
 	if raw, there := claims["email_verified"]; there && a.c.NameClaim == "email" {
 		if s := string(raw); s != "true" && s != `"true"` {
 			return server.Operator{}, errors.New("its email is not verified")

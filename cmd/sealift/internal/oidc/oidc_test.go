@@ -208,6 +208,10 @@ func TestTokensNameTheirOperatorAndRoles(t *testing.T) {
 			if got := fmt.Sprint(op.Name, " ", op.Roles); err != nil || got != tt.want {
 				t.Errorf("got %s, %v; want %s", got, err, tt.want)
 			}
+			// A name that is not the subject may change; the subject does not.
+			if want := map[bool]string{false: "u1"}[op.Name == "u1"]; op.Subject != want {
+				t.Errorf("the subject is %q, want %q", op.Subject, want)
+			}
 		})
 	}
 }
@@ -325,6 +329,19 @@ func TestAnEmailThatIsNotVerifiedIsNoName(t *testing.T) {
 		token := sign(t, jose.ES256, e, "e", i.claims(map[string]any{"email": "boss@x", "email_verified": v}))
 		if op, err := a.Authenticate(t.Context(), token); err == nil {
 			t.Errorf("email_verified %v: %+v", v, op)
+		}
+	}
+}
+
+func TestANameThatIsNotTheSubjectNeedsOne(t *testing.T) {
+	i := newIssuer(t)
+	e := newECDSA(t)
+	i.keys = keySetOf(public("e", e))
+	a := i.authenticator(func(c *Config) { c.NameClaim = "upn" })
+	for _, v := range []any{nil, ""} { // what is no text is no subject of a JWT
+		token := sign(t, jose.ES256, e, "e", i.claims(map[string]any{"upn": "ana@x", "sub": v}))
+		if op, err := a.Authenticate(t.Context(), token); err == nil || !strings.Contains(err.Error(), `claim "sub"`) {
+			t.Errorf("sub %v: %+v, %v", v, op, err)
 		}
 	}
 }
