@@ -264,11 +264,11 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 	if err != nil {
 		return errors.Join(err, e.tpm.Rest())
 	}
-	m.console.Step("capped")
-	// Power may go at any time from now on.
 	if err := e.tpm.Rest(); err != nil {
 		m.log.Warn("the TPM will count the next power cut as a failed authorization", "err", err)
 	}
+	// Power may go at any time from now on.
+	m.console.Step("capped")
 	confirmed := make(chan struct{})
 	go func() {
 		defer close(confirmed)
