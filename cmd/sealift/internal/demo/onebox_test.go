@@ -32,9 +32,17 @@ func TestOneBox(t *testing.T) {
 	d := New(t.Context(), Options{
 		Dir: dir, Cache: filepath.Join(root, "build", "cache"), Profile: filepath.Join(root, "profiles", "demo.yaml"),
 		Sealift: filepath.Join(bin, "sealift"), Agent: filepath.Join(bin, "sealift-agent"),
-		Log: progress.New(os.Stderr, progress.Plain, time.Now),
+		Log:      progress.New(os.Stderr, progress.Plain, time.Now),
+		WriteLog: filepath.Join(dir, "writes.log"),
 	})
 	defer d.Close()
+	disk := &diskKeyOracle{d: d}
+	// What other people's tools say when a step is over.
+	after := map[string]func(*testing.T){
+		"disk key: another one is asked for":     disk.asked,
+		"disk key: changed by the next boot":     disk.changed,
+		"disk key: the boot after opens with it": disk.opened,
+	}
 	for _, s := range d.Steps() {
 		if !t.Run(s.Name, func(t *testing.T) {
 			seen, err := s.Run(t.Context())
@@ -42,9 +50,16 @@ func TestOneBox(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Log(seen)
+			if look := after[s.Name]; look != nil {
+				look(t)
+			}
+			delete(after, s.Name)
 		}) {
 			t.Fatalf("step %q failed; what builds on it was not run", s.Name)
 		}
+	}
+	for name := range after {
+		t.Errorf("there is no step %q", name)
 	}
 	for _, f := range d.Timings() {
 		t.Logf("%s: %.1f s (goal: at most %.0f s)", f.What, f.Took.Seconds(), f.Goal.Seconds())
