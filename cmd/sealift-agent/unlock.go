@@ -148,7 +148,7 @@ func (m *machine) readTPM(ctx context.Context, s *service, e *early) error {
 		return err
 	}
 	if e.eventLog, err = boot.ReadEventLog(); err != nil {
-		return advise(err, "the firmware must write a TCG event log: switch measured boot (TPM 2.0, SHA-256) on in its set-up")
+		return advise(err, "the firmware must write a TCG event log: switch measured boot (TPM 2.0, SHA-256 or SHA-384) on in its set-up")
 	}
 	// Without SMBIOS the service can still decide by what is measured.
 	if e.smbios, err = boot.ReadSMBIOS(); err != nil {

@@ -30,9 +30,9 @@ func newDemoCommand(e *env) *cobra.Command {
 		Long: `Runs the whole loop on this machine: makes keys and an image, installs a blank
 virtual box over the network, boots it in a store, joins it to a real cluster,
 changes the key of its disk, refuses it seven times and opens it once with a
-recovery code, moves it to another BIOS by campaign, writes the audit report and
-reboots it. Needs the Debian packages that 'make demo' installs; needs neither root
-nor KVM.
+recovery code, takes a second box whose TPM has SHA-384 alone as far, moves the
+first one to another BIOS by campaign, writes the audit report and reboots it.
+Needs the Debian packages that 'make demo' installs; needs neither root nor KVM.
 
 A second run reuses keys, downloads, builds and the image if nothing changed.
 

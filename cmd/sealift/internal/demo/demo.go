@@ -93,7 +93,11 @@ type Demo struct {
 	starts    int      // of the pod
 	spent     []string // the lines of a recovery code that was used
 	ca        vm.TPMCA
-	firstBoot []Timing
+
+	box384     *vm.Box // whose TPM has SHA-384
+	machine384 api.Machine
+	bootID384  string
+	firstBoot  []Timing
 }
 
 // Timing is one figure from power-on.
@@ -138,6 +142,8 @@ func (d *Demo) Steps() []Step {
 	}
 	steps = append(steps,
 		Step{"root file system: a changed byte ends the boot", d.damage},
+		Step{"SHA-384: a box without SHA-256, from nothing to Ready", d.sha384Only},
+		Step{"SHA-384: the same with both banks", d.sha384Both},
 		Step{"campaign: open, v1 still boots", d.campaignOpen},
 		Step{"campaign: v2 proves it", d.campaignProve},
 		Step{"campaign: v1 is refused", d.campaignClosed},
@@ -336,7 +342,7 @@ func (d *Demo) fleetOn(ctx context.Context) (string, error) {
 	if _, err := d.sealift(ctx, nil, "keys", "issue", "operator", "demo", "--role", "operator,approver,auditor", "--keys", d.path("keys"), "--out", d.path("operator")); err != nil {
 		return "", err
 	}
-	return "etcd, kube-apiserver, kube-controller-manager, sealift serve", d.startServe(ctx)
+	return "etcd, kube-apiserver, kube-controller-manager, sealift serve", d.startServe(ctx, "sha256")
 }
 
 // networks makes headquarters with a factory network, and a store from which
@@ -399,8 +405,9 @@ func (d *Demo) stopServe() {
 	d.serve = nil
 }
 
-// startServe writes the service's configuration and starts it.
-func (d *Demo) startServe(ctx context.Context) error {
+// startServe writes the service's configuration and starts it. It appraises by
+// the PCR bank.
+func (d *Demo) startServe(ctx context.Context, bank string) error {
 	config := fmt.Sprintf(`# One process: provisioner for the factory, attestation service for the stores.
 keys: %[1]s
 kek: {file: %[1]s/disk-kek.key}
@@ -410,6 +417,7 @@ node: {listen: "%[4]s", hosts: ["%[5]s"]}
 operator: {listen: "%[6]s", hosts: ["127.0.0.1"]}
 tpm:
   allowed: [software]
+  bank: %[14]s
   roots:
     - {class: software, file: %[7]s}
     - {class: software, file: %[8]s, intermediate: true}
@@ -418,7 +426,7 @@ reports: {every: %[13]s}
 cluster: {kubeconfig: %[10]s}
 provision: {interface: factory, address: %[11]s, first: 10.77.1.100, last: 10.77.1.199, state: %[12]s}
 `, d.path("keys"), d.path("fleet", "sealift.db"), d.path("image"), nodeAPI, hqIP, operators,
-		d.ca.RootFile(), d.ca.IssuerFile(), d.path("firmware", "catalogue.yaml"), d.cluster.kubeconfig(), factoryNet, d.path("fleet", "provisioner"), reportsEvery(d.NoReports))
+		d.ca.RootFile(), d.ca.IssuerFile(), d.path("firmware", "catalogue.yaml"), d.cluster.kubeconfig(), factoryNet, d.path("fleet", "provisioner"), reportsEvery(d.NoReports), bank)
 	file := d.path("fleet", "serve.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
