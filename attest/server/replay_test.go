@@ -236,7 +236,7 @@ func keep(into *server.Config) func(*server.Config) {
 // adopt starts the service of that configuration again, on another store.
 func (s *scene) adopt(c server.Config, m *storetest.Memory) {
 	s.Helper()
-	s.memory, c.Store = m, m
+	s.memory, c.Store = m, &storetest.Faulty{Store: m, Fail: c.Store.(*storetest.Faulty).Fail}
 	srv, err := server.New(c)
 	if err != nil {
 		s.Fatal(err)

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -71,6 +72,87 @@ func TestAMachineThatTheRestoredStoreDoesNotKnowGetsNoSecondRelease(t *testing.T
 			s.set(func() { s.boot.Reset++ })
 			if status, resp := s.claims(b, "SN-1", disk); status != 200 {
 				t.Errorf("in the next boot: HTTP %d, %s", status, codes(resp.Result))
+			}
+		})
+	}
+}
+
+// Each step after a restore fails, or fails and is written all the same: nothing
+// is released before its time, and nothing twice.
+func TestWhatFailsAfterARestoreReleasesNothing(t *testing.T) {
+	for name, persisted := range map[string]bool{"failed": false, "failed but persisted": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var config server.Config
+			s := newScene(t, keep(&config))
+			b := newBox(t, s.tpmCA)
+			s.enrol(b)
+			file := s.backUp()
+			if status, _ := s.attest(b); status != 200 { // and is lost
+				t.Fatalf("HTTP %d", status)
+			}
+			memory, _ := s.restored(nil, file)
+			s.adopt(config, memory)
+			broken := func(step func()) {
+				s.set(func() { s.fail = func(string) (error, bool) { return errors.New("disk full"), persisted } })
+				step()
+				s.set(func() { s.fail = nil })
+			}
+			ask := func() (int, string) {
+				c := s.httpClient()
+				var body struct {
+					api.EvidenceResponse
+					Code string
+				}
+				status := s.call(c, "POST", "https://"+s.nodes+api.PathEvidence, s.answer(b, s.challenge(c, b)), &body)
+				if body.Release != nil && status != 200 {
+					t.Errorf("HTTP %d with a release", status)
+				}
+				if body.Result != nil {
+					return status, codes(body.Result)
+				}
+				return status, body.Code
+			}
+			broken(func() {
+				if status, _ := s.says("accept"); status != http.StatusServiceUnavailable {
+					t.Errorf("accept: HTTP %d", status)
+				}
+			})
+			if status, code := ask(); !persisted && (status != http.StatusServiceUnavailable || code != "held") {
+				t.Errorf("before it was accepted: HTTP %d, %s", status, code)
+			} else if persisted && status != http.StatusForbidden {
+				t.Errorf("accepted after all: HTTP %d, %s", status, code)
+			}
+			if status, st := s.says("accept"); status != 200 || st.Held {
+				t.Fatalf("HTTP %d, %+v", status, st)
+			}
+			broken(func() {
+				if status, code := ask(); status == 200 || status == http.StatusForbidden && !persisted {
+					t.Errorf("the boot that is forfeited: HTTP %d, %s", status, code)
+				}
+			})
+			for range 2 {
+				if status, code := ask(); status != http.StatusForbidden || code != string(attest.CodeReleaseRepeated) {
+					t.Errorf("the same boot again: HTTP %d, %s", status, code)
+				}
+			}
+			broken(func() {
+				if status, _ := s.says("settle"); status != http.StatusServiceUnavailable {
+					t.Errorf("settle: HTTP %d", status)
+				}
+			})
+			if status, st := s.says("settle"); status != 200 || st.Unsettled {
+				t.Errorf("HTTP %d, %+v", status, st)
+			}
+			if n := strings.Count(s.kinds(), string(audit.KindAcceptRestore)); n != 2 {
+				t.Errorf("%d entries tell of it, want 2", n)
+			}
+			s.set(func() { s.boot.Reset++ })
+			if status, code := ask(); status != 200 {
+				t.Errorf("the next boot: HTTP %d, %s", status, code)
+			}
+			if status, code := ask(); status != http.StatusForbidden {
+				t.Errorf("a second release in it: HTTP %d, %s", status, code)
 			}
 		})
 	}

@@ -105,6 +105,13 @@ func (t *TPM) Activate(credential, secret []byte) (attest.Secret, error) {
 		return nil, fmt.Errorf("activate credential: %w", err)
 	}
 	rsp, err := t.activate(credential, secret)
+	if errors.Is(err, tpm2.TPMRCLockout) {
+		if end := t.endLockout(); end != nil {
+			err = fmt.Errorf("%w; %w", hint(err), end)
+		} else {
+			rsp, err = t.activate(credential, secret)
+		}
+	}
 	// Room for what Unwrap loads.
 	err = errors.Join(err, t.flush(&t.ek))
 	if err != nil {

@@ -15,7 +15,8 @@ import (
 // endorsement key is subject to dictionary attack protection, and a TPM that
 // loses power after such a key was used, and before an orderly shutdown, must
 // take it for a guess (Part 1, 17.8.6). A few cuts in a row, three with
-// swtpm's defaults, would lock the TPM and so the machine.
+// swtpm's defaults, lock the TPM and so the machine, until Activate ends it where
+// it may.
 func (t *TPM) Rest() error {
 	err := errors.Join(t.flush(&t.ek), t.flush(&t.ak), t.flush(&t.tk))
 	if _, down := (tpm2.Shutdown{ShutdownType: tpm2.TPMSUClear}).Execute(t.transport); down != nil {

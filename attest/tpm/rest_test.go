@@ -2,6 +2,7 @@ package tpm_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -40,22 +41,81 @@ func activateOnce(t *testing.T, dev *tpmtest.TPM, rest bool) error {
 func TestRestKeepsPowerCutsFromLockingTheTPM(t *testing.T) {
 	dev := tpmtest.Open(t)
 	for boot := range 8 {
+		if locked(t, dev) {
+			t.Fatalf("boot %d: the TPM is locked", boot)
+		}
 		if err := activateOnce(t, dev, true); err != nil {
 			t.Fatalf("boot %d: %v", boot, err)
 		}
 		dev.PowerLoss()
 	}
-	// The danger is real: without Rest the same TPM locks.
+}
+
+// locked reports whether the TPM takes no authorization that dictionary attack
+// protection watches (TPMA_PERMANENT.inLockout, Part 2, 8.6).
+func locked(t *testing.T, dev *tpmtest.TPM) bool {
+	t.Helper()
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(tpm2.TPMPTPermanent), PropertyCount: 1}.Execute(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	props, err := rsp.CapabilityData.Data.TPMProperties()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return props.TPMProperty[0].Value&(1<<9) != 0
+}
+
+// cutUntilLocked is power cuts without Rest, until the TPM has locked.
+func cutUntilLocked(t *testing.T, dev *tpmtest.TPM) {
+	t.Helper()
 	for range 8 {
 		if err := activateOnce(t, dev, false); err != nil {
-			if !errors.Is(err, tpm2.TPMRCLockout) {
-				t.Fatalf("got %v, want TPM_RC_LOCKOUT", err)
-			}
-			return
+			t.Fatal(err)
 		}
 		dev.PowerLoss()
+		if locked(t, dev) {
+			return
+		}
 	}
-	t.Log("this TPM does not count power cuts")
+	t.Fatal("this TPM does not count power cuts")
+}
+
+func TestALockedTPMIsUnlocked(t *testing.T) {
+	dev := tpmtest.Open(t)
+	for range 2 {
+		cutUntilLocked(t, dev)
+		if err := activateOnce(t, dev, true); err != nil {
+			t.Fatal(err)
+		}
+		if locked(t, dev) {
+			t.Error("the TPM is still locked")
+		}
+	}
+}
+
+func TestALockoutThatOthersGuardIsLeftToThem(t *testing.T) {
+	dev := tpmtest.Open(t)
+	lockout := func(auth string) tpm2.AuthHandle {
+		return tpm2.AuthHandle{Handle: tpm2.TPMRHLockout, Auth: tpm2.PasswordAuth([]byte(auth))}
+	}
+	change := tpm2.HierarchyChangeAuth{AuthHandle: lockout(""), NewAuth: tpm2.TPM2BAuth{Buffer: []byte("theirs")}}
+	if _, err := change.Execute(dev); err != nil {
+		t.Fatal(err)
+	}
+	cutUntilLocked(t, dev)
+	err := activateOnce(t, dev, false)
+	if !errors.Is(err, tpm2.TPMRCLockout) || !strings.Contains(err.Error(), "the lockout hierarchy has an authorization value") {
+		t.Errorf("got %v, want TPM_RC_LOCKOUT and who can end it", err)
+	}
+	// A wrong value would have shut the hierarchy.
+	change = tpm2.HierarchyChangeAuth{AuthHandle: lockout("theirs"), NewAuth: tpm2.TPM2BAuth{}}
+	if _, err := change.Execute(dev); err != nil {
+		t.Errorf("the lockout hierarchy is shut: %v", err)
+	}
+	if err := activateOnce(t, dev, true); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestRestIsNoEnd(t *testing.T) {

@@ -148,7 +148,7 @@ func (m *machine) readTPM(ctx context.Context, s *service, e *early) error {
 		return err
 	}
 	if e.eventLog, err = boot.ReadEventLog(); err != nil {
-		return advise(err, "the firmware must write a TCG event log: switch measured boot (TPM 2.0, SHA-256) on in its set-up")
+		return advise(err, "the firmware must write a TCG event log: switch measured boot (TPM 2.0, SHA-256 or SHA-384) on in its set-up")
 	}
 	// Without SMBIOS the service can still decide by what is measured.
 	if e.smbios, err = boot.ReadSMBIOS(); err != nil {
@@ -264,11 +264,11 @@ func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) 
 	if err != nil {
 		return errors.Join(err, e.tpm.Rest())
 	}
-	m.console.Step("capped")
-	// Power may go at any time from now on.
 	if err := e.tpm.Rest(); err != nil {
 		m.log.Warn("the TPM will count the next power cut as a failed authorization", "err", err)
 	}
+	// Power may go at any time from now on.
+	m.console.Step("capped")
 	confirmed := make(chan struct{})
 	go func() {
 		defer close(confirmed)

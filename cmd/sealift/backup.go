@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"maps"
+	"os"
 	"os/user"
 	"slices"
 	"strings"
@@ -18,6 +19,8 @@ import (
 	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/backup"
+	"github.com/sealift/sealift/cmd/sealift/internal/pgstore"
+	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/profiles"
 )
@@ -171,6 +174,9 @@ func restore(cmd *cobra.Command, e *env, o *restoreOptions, file string) (err er
 	}
 	// All is verified before a store is made.
 	load := func(ctx context.Context, records iter.Seq2[server.Record, error]) (err error) {
+		if _, err := os.Stat(c.Store); !pgstore.IsDSN(c.Store) && errors.Is(err, os.ErrNotExist) {
+			return sqlstore.Fill(ctx, c.Store, records)
+		}
 		store, err := openStore(ctx, c.Store)
 		if err != nil {
 			return err

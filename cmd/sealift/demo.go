@@ -29,9 +29,10 @@ func newDemoCommand(e *env) *cobra.Command {
 		Short: "One box, from nothing to a Kubernetes node, on real firmware",
 		Long: `Runs the whole loop on this machine: makes keys and an image, installs a blank
 virtual box over the network, boots it in a store, joins it to a real cluster,
-refuses it seven times, moves it to another BIOS by campaign, writes the audit
-report and reboots it. Needs the Debian packages that 'make demo' installs; needs
-neither root nor KVM.
+changes the key of its disk, refuses it seven times and opens it once with a
+recovery code, takes a second box whose TPM has SHA-384 alone as far, moves the
+first one to another BIOS by campaign, writes the audit report and reboots it.
+Needs the Debian packages that 'make demo' installs; needs neither root nor KVM.
 
 A second run reuses keys, downloads, builds and the image if nothing changed.
 

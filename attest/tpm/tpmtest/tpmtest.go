@@ -107,6 +107,24 @@ func (c Config) Open(tb testing.TB) *TPM {
 	return d
 }
 
+// OpenState starts a TPM that was made elsewhere, from a copy of the directory in
+// which swtpm keeps its state: that one stays as it is.
+func OpenState(tb testing.TB, state string) *TPM {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "tpmtest-") // see Open
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	copied := filepath.Join(dir, "state")
+	if err := os.CopyFS(copied, os.DirFS(state)); err != nil {
+		tb.Fatal(err)
+	}
+	d := &TPM{Socket: filepath.Join(dir, "tpm"), tb: tb}
+	d.start(Tool(tb, "swtpm"), copied)
+	return d
+}
+
 // start runs swtpm until the test ends. A shell stands between, reading from a
 // pipe that the test process holds: when that process dies without cleaning
 // up, as it does at a test timeout, the pipe closes and swtpm is ended.

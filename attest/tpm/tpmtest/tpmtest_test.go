@@ -3,7 +3,10 @@ package tpmtest_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"path/filepath"
 	"testing"
+
+	"github.com/google/go-tpm/tpm2"
 
 	"github.com/sealift/sealift/attest/tpm/tpmtest"
 )
@@ -25,5 +28,23 @@ func TestPCRsSurviveNoReset(t *testing.T) {
 	}
 	if n := d.Objects(); n != 0 {
 		t.Errorf("%d objects or sessions are loaded, want none", n)
+	}
+}
+
+func TestATPMOpenedFromItsStateLeavesTheStateAsItIs(t *testing.T) {
+	made := tpmtest.Config{P256Certificate: true}.Open(t)
+	state := filepath.Join(filepath.Dir(made.Socket), "state")
+	has := func(d *tpmtest.TPM, index tpm2.TPMHandle) bool {
+		_, err := tpm2.NVReadPublic{NVIndex: index}.Execute(d)
+		return err == nil
+	}
+	const certificate, added = 0x01c0000a, 0x01500001
+	first := tpmtest.OpenState(t, state)
+	if !has(first, certificate) {
+		t.Error("the certificate of the TPM that was made is not there")
+	}
+	first.DefineNV(added, []byte("x"))
+	if !has(first, added) || has(tpmtest.OpenState(t, state), added) {
+		t.Error("what was written to the copy is in the state, or nowhere")
 	}
 }

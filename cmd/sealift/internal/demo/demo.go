@@ -1,6 +1,7 @@
-// Package demo takes one box from nothing to a Kubernetes node, refuses it six
-// times, moves it to another firmware and hands over the audit report: the
-// whole loop of Sealift, on real firmware, in network namespaces of its own.
+// Package demo takes one box from nothing to a Kubernetes node, changes the key
+// of its disk, refuses it seven times, opens it once with a recovery code, moves
+// it to another firmware and hands over the audit report: the whole loop of
+// Sealift, on real firmware, in network namespaces of its own.
 // `sealift demo` and the long test run the same Steps.
 package demo
 
@@ -36,6 +37,9 @@ type Options struct {
 	Log     *progress.Reporter
 
 	NoReports bool // of the running boxes
+	// WriteLog is a file for what the boot that changes the disk key writes to the
+	// disk, see vm.Power. Optional.
+	WriteLog string
 }
 
 // Firmware images as Debian's ovmf package installs them.
@@ -85,8 +89,15 @@ type Demo struct {
 	box       *vm.Box
 	running   *vm.Run // the box, while it is on between steps
 	machine   api.Machine
-	bootID    string // Kubernetes' name for the last boot seen
-	firstBoot []Timing
+	bootID    string   // Kubernetes' name for the last boot seen
+	starts    int      // of the pod
+	spent     []string // the lines of a recovery code that was used
+	ca        vm.TPMCA
+
+	box384     *vm.Box // whose TPM has SHA-384
+	machine384 api.Machine
+	bootID384  string
+	firstBoot  []Timing
 }
 
 // Timing is one figure from power-on.
@@ -122,12 +133,17 @@ func (d *Demo) Steps() []Step {
 		{"factory: install over the network", d.install},
 		{"store: first boot", d.firstBootInStore},
 		{"cluster: node Ready, pod Running, token gone", d.cluster1},
+		{"disk key: another one is asked for", d.askDiskKey},
+		{"disk key: changed by the next boot", d.changeDiskKey},
+		{"disk key: the boot after opens with it", d.openWithNewKey},
 	}
 	for _, r := range d.refusals() {
 		steps = append(steps, Step{"refused: " + r.name, func(ctx context.Context) (string, error) { return d.refuse(ctx, r) }})
 	}
 	steps = append(steps,
 		Step{"root file system: a changed byte ends the boot", d.damage},
+		Step{"SHA-384: a box without SHA-256, from nothing to Ready", d.sha384Only},
+		Step{"SHA-384: the same with both banks", d.sha384Both},
 		Step{"campaign: open, v1 still boots", d.campaignOpen},
 		Step{"campaign: v2 proves it", d.campaignProve},
 		Step{"campaign: v1 is refused", d.campaignClosed},
@@ -142,15 +158,7 @@ func (d *Demo) Steps() []Step {
 
 // Close switches everything off.
 func (d *Demo) Close() {
-	if d.serve != nil {
-		d.serve.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-d.serve.done:
-		case <-time.After(10 * time.Second):
-			d.serve.cmd.Process.Kill()
-			<-d.serve.done
-		}
-	}
+	d.stopServe()
 	if d.cluster != nil {
 		d.cluster.stop()
 	}
@@ -320,8 +328,8 @@ func (d *Demo) fleetOn(ctx context.Context) (string, error) {
 		return "", err
 	}
 	d.box = d.newBox(1)
-	ca := vm.TPMCA{Dir: d.path("fleet", "tpm-ca")}
-	if err := vm.Create(ctx, d.box, ovmfVars, diskSize, ca); err != nil {
+	d.ca = vm.TPMCA{Dir: d.path("fleet", "tpm-ca")}
+	if err := vm.Create(ctx, d.box, ovmfVars, diskSize, d.ca); err != nil {
 		return "", err
 	}
 	d.cluster = &cluster{dir: d.path("fleet", "cluster"), bin: d.programs, ns: d.hq, addr: hqIP}
@@ -334,7 +342,7 @@ func (d *Demo) fleetOn(ctx context.Context) (string, error) {
 	if _, err := d.sealift(ctx, nil, "keys", "issue", "operator", "demo", "--role", "operator,approver,auditor", "--keys", d.path("keys"), "--out", d.path("operator")); err != nil {
 		return "", err
 	}
-	return "etcd, kube-apiserver, kube-controller-manager, sealift serve", d.startServe(ctx, ca)
+	return "etcd, kube-apiserver, kube-controller-manager, sealift serve", d.startServe(ctx, "sha256")
 }
 
 // networks makes headquarters with a factory network, and a store from which
@@ -382,8 +390,24 @@ func (d *Demo) networks(ctx context.Context) error {
 	return nil
 }
 
-// startServe writes the service's configuration and starts it.
-func (d *Demo) startServe(ctx context.Context, ca vm.TPMCA) error {
+// stopServe ends the service in order.
+func (d *Demo) stopServe() {
+	if d.serve == nil {
+		return
+	}
+	d.serve.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-d.serve.done:
+	case <-time.After(10 * time.Second):
+		d.serve.cmd.Process.Kill()
+		<-d.serve.done
+	}
+	d.serve = nil
+}
+
+// startServe writes the service's configuration and starts it. It appraises by
+// the PCR bank.
+func (d *Demo) startServe(ctx context.Context, bank string) error {
 	config := fmt.Sprintf(`# One process: provisioner for the factory, attestation service for the stores.
 keys: %[1]s
 kek: {file: %[1]s/disk-kek.key}
@@ -393,6 +417,7 @@ node: {listen: "%[4]s", hosts: ["%[5]s"]}
 operator: {listen: "%[6]s", hosts: ["127.0.0.1"]}
 tpm:
   allowed: [software]
+  bank: %[14]s
   roots:
     - {class: software, file: %[7]s}
     - {class: software, file: %[8]s, intermediate: true}
@@ -401,13 +426,13 @@ reports: {every: %[13]s}
 cluster: {kubeconfig: %[10]s}
 provision: {interface: factory, address: %[11]s, first: 10.77.1.100, last: 10.77.1.199, state: %[12]s}
 `, d.path("keys"), d.path("fleet", "sealift.db"), d.path("image"), nodeAPI, hqIP, operators,
-		ca.RootFile(), ca.IssuerFile(), d.path("firmware", "catalogue.yaml"), d.cluster.kubeconfig(), factoryNet, d.path("fleet", "provisioner"), reportsEvery(d.NoReports))
+		d.ca.RootFile(), d.ca.IssuerFile(), d.path("firmware", "catalogue.yaml"), d.cluster.kubeconfig(), factoryNet, d.path("fleet", "provisioner"), reportsEvery(d.NoReports), bank)
 	file := d.path("fleet", "serve.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return err
 	}
 	logFile := d.path("fleet", "serve.log")
-	log, err := os.Create(logFile)
+	log, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,8 @@ type refusal struct {
 	// power prepares the attack and returns the box to switch on, and how.
 	power func(context.Context) (vm.Power, *vm.Box, error)
 	undo  func(context.Context) error // optional
+	// then goes on with the refused box. Optional.
+	then func(context.Context, *vm.Run) (string, error)
 }
 
 func (d *Demo) refusals() []refusal {
@@ -45,8 +47,8 @@ func (d *Demo) refusals() []refusal {
 				vars := d.path("fleet", "setup-mode.fd")
 				return vm.Power{Label: "secureboot-off", Vars: vars}, d.box, copyFile(vars, ovmfVars)
 			}},
-		{name: "another build of the firmware", codes: []string{"firmware.unknown"},
-			power: own(vm.Power{Label: "firmware-rogue", Code: d.bios(biosRogue)})},
+		{name: "another build of the firmware, until two people help", codes: []string{"firmware.unknown"},
+			power: own(vm.Power{Label: "firmware-rogue", Code: d.bios(biosRogue)}), then: d.recoverBox},
 		{name: "a copy of the disk in another box", codes: []string{"machine.unknown", "disk.foreign"}, power: d.secondBox},
 		{name: "the machine revoked", codes: []string{"machine.revoked"},
 			power: func(ctx context.Context) (vm.Power, *vm.Box, error) {
@@ -56,8 +58,8 @@ func (d *Demo) refusals() []refusal {
 				_, err := d.operator(ctx, "machine", "reinstate", id(), "--reason", "found in the back office")
 				return err
 			}},
-		{name: "SMBIOS claims a newer BIOS", codes: []string{"firmware.claim-mismatch"},
-			power: own(vm.Power{Label: "smbios-lie", SMBIOS: []string{"type=0,vendor=EDK II,version=" + biosV2 + ",date=" + biosV2Date}})},
+		{name: "SMBIOS claims a newer BIOS, and the code is of another boot", codes: []string{"firmware.claim-mismatch"},
+			power: own(vm.Power{Label: "smbios-lie", SMBIOS: []string{"type=0,vendor=EDK II,version=" + biosV2 + ",date=" + biosV2Date}}), then: d.spentCode},
 	}
 }
 
@@ -109,7 +111,11 @@ func (d *Demo) refuse(ctx context.Context, r refusal) (detail string, err error)
 		}
 		detail = findings[i].Code + ": " + findings[i].Message
 	}
-	return detail, d.nothingReleased(ctx, run, last)
+	if err := d.nothingReleased(ctx, run, last); err != nil || r.then == nil {
+		return detail, err
+	}
+	then, err := r.then(ctx, run)
+	return detail + "; " + then, err
 }
 
 type finding struct{ Code, Message string }
@@ -173,7 +179,7 @@ func (d *Demo) nothingReleased(ctx context.Context, run *vm.Run, after int64) er
 // a copy of its disk.
 func (d *Demo) secondBox(ctx context.Context) (vm.Power, *vm.Box, error) {
 	b := d.newBox(2)
-	if err := vm.Create(ctx, b, d.box.VarsFile(), diskSize, vm.TPMCA{Dir: d.path("fleet", "tpm-ca")}); err != nil {
+	if err := vm.Create(ctx, b, d.box.VarsFile(), diskSize, d.ca); err != nil {
 		return vm.Power{}, nil, err
 	}
 	if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", d.box.DiskFile(), b.DiskFile()).CombinedOutput(); err != nil {

@@ -22,22 +22,16 @@ func (d *Demo) attestedAgain(ctx context.Context) (string, error) {
 	defer cancel()
 	var first, second time.Time
 	err := d.poll(ctx, d.running, "two reports", func() (bool, string) {
-		all, err := d.machines(ctx)
+		m, err := d.known(ctx, d.machine.ID)
 		if err != nil {
 			return false, err.Error()
 		}
-		for _, m := range all {
-			if m.ID != d.machine.ID {
-				continue
-			}
-			if first.IsZero() && m.LastReport.After(d.running.Started) {
-				first = m.LastReport
-			}
-			second = m.LastReport
-			return !first.IsZero() && second.After(first) && m.State == "enrolled" && !m.Stale,
-				fmt.Sprintf("%s, last report %s, stale %t: %s", m.State, m.LastReport, m.Stale, m.Reason)
+		if first.IsZero() && m.LastReport.After(d.running.Started) {
+			first = m.LastReport
 		}
-		return false, "no such machine"
+		second = m.LastReport
+		return !first.IsZero() && second.After(first) && m.State == "enrolled" && !m.Stale,
+			fmt.Sprintf("%s, last report %s, stale %t: %s", m.State, m.LastReport, m.Stale, m.Reason)
 	})
 	if err != nil {
 		return "", err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,29 +42,40 @@ func (d *Demo) powerOn(ctx context.Context, b *vm.Box, ns *lab.Namespace, tap st
 
 // install network-boots the blank box on the factory line.
 func (d *Demo) install(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, installLimit, errors.New("the install took too long"))
-	defer cancel()
-	run, err := d.powerOn(ctx, d.box, d.hq, "line1", vm.Power{Label: "factory"})
+	m, took, err := d.installBox(ctx, d.box)
 	if err != nil {
 		return "", err
+	}
+	d.machine = m
+	return fmt.Sprintf("machine %s enrolled, installed after %.1f s", m.ID.Short(), took.Seconds()), nil
+}
+
+// installBox network-boots a blank box on the factory line, and returns it as
+// the service knows it then.
+func (d *Demo) installBox(ctx context.Context, b *vm.Box) (api.Machine, time.Duration, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, installLimit, errors.New("the install took too long"))
+	defer cancel()
+	run, err := d.powerOn(ctx, b, d.hq, "line1", vm.Power{Label: "factory"})
+	if err != nil {
+		return api.Machine{}, 0, err
 	}
 	defer run.Kill()
 	_, took, err := run.WaitFor(ctx, sawInstalled)
 	if err != nil {
-		return "", fmt.Errorf("%w\nserve:\n%s", err, tail(d.serve.log, 15))
+		return api.Machine{}, 0, fmt.Errorf("%w\nserve:\n%s", err, tail(d.serve.log, 15))
 	}
 	if err := run.Wait(ctx); err != nil {
-		return "", err
+		return api.Machine{}, 0, err
 	}
 	all, err := d.machines(ctx)
 	if err != nil {
-		return "", err
+		return api.Machine{}, 0, err
 	}
-	if len(all) != 1 || all[0].State != "enrolled" || all[0].DiskGUID == "" || all[0].Serial != d.box.Serial {
-		return "", fmt.Errorf("after the install the service knows %+v, want one enrolled machine with serial %s and its disk", all, d.box.Serial)
+	theirs := slices.DeleteFunc(slices.Clone(all), func(m api.Machine) bool { return m.Serial != b.Serial })
+	if len(theirs) != 1 || theirs[0].State != "enrolled" || theirs[0].DiskGUID == "" {
+		return api.Machine{}, 0, fmt.Errorf("after the install the service knows %+v, want one enrolled machine with serial %s and its disk", all, b.Serial)
 	}
-	d.machine = all[0]
-	return fmt.Sprintf("machine %s enrolled, installed after %.1f s", d.machine.ID.Short(), took.Seconds()), nil
+	return theirs[0], took, nil
 }
 
 // isolated checks that the store reaches the service and the cluster, and
@@ -132,7 +144,7 @@ func (d *Demo) firstBootInStore(ctx context.Context) (string, error) {
 	if !strings.Contains(state, "created") {
 		return "", fmt.Errorf("on the first boot the agent says %q, want that the state was created", state)
 	}
-	node, err := d.nodeReady(ctx, run)
+	node, err := d.nodeReady(ctx, run, d.machine.NodeName, "")
 	if err != nil {
 		return "", err
 	}
@@ -144,6 +156,7 @@ func (d *Demo) firstBootInStore(ctx context.Context) (string, error) {
 		return "", err
 	}
 	d.bootID = node.Status.NodeInfo.BootID
+	d.starts = 1
 	d.firstBoot = []Timing{
 		{"power-on to attested", attested, 20 * time.Second},
 		{"power-on to node Ready", ready, 35 * time.Second},
@@ -232,21 +245,21 @@ func (d *Demo) see(ctx context.Context, run *vm.Run, what string, f func(json.Ra
 	}
 }
 
-// nodeReady waits until the node is Ready in a boot that was not seen before.
-func (d *Demo) nodeReady(ctx context.Context, run *vm.Run) (node, error) {
+// nodeReady waits until a node is Ready in another boot than the one before.
+func (d *Demo) nodeReady(ctx context.Context, run *vm.Run, name, before string) (node, error) {
 	var n node
-	err := d.see(ctx, run, "node "+d.machine.NodeName+" Ready", func(object json.RawMessage) (bool, string) {
+	err := d.see(ctx, run, "node "+name+" Ready", func(object json.RawMessage) (bool, string) {
 		n = node{}
 		if err := json.Unmarshal(object, &n); err != nil {
 			return false, err.Error()
 		}
 		for _, c := range n.Status.Conditions {
 			if c.Type == "Ready" {
-				return c.Status == "True" && n.Status.NodeInfo.BootID != d.bootID, fmt.Sprintf("Ready=%s in boot %s", c.Status, n.Status.NodeInfo.BootID)
+				return c.Status == "True" && n.Status.NodeInfo.BootID != before, fmt.Sprintf("Ready=%s in boot %s", c.Status, n.Status.NodeInfo.BootID)
 			}
 		}
 		return false, "no Ready condition"
-	}, "nodes", "--field-selector", "metadata.name="+d.machine.NodeName)
+	}, "nodes", "--field-selector", "metadata.name="+name)
 	return n, err
 }
 
@@ -389,14 +402,12 @@ func (d *Demo) campaignProve(ctx context.Context) (string, error) {
 	if state, err := d.campaignState(ctx); err != nil || state != "proven" {
 		return "", fmt.Errorf("after a boot with v2 the campaign is %q, want proven (%w)", state, err)
 	}
-	all, err := d.machines(ctx)
+	m, err := d.known(ctx, d.machine.ID)
 	if err != nil {
 		return "", err
 	}
-	for _, m := range all {
-		if m.ID == d.machine.ID && (m.Firmware.Verdict != "measured" || m.Firmware.Version != biosV2) {
-			return "", fmt.Errorf("the service has firmware %+v, want %s measured", m.Firmware, biosV2)
-		}
+	if m.Firmware.Verdict != "measured" || m.Firmware.Version != biosV2 {
+		return "", fmt.Errorf("the service has firmware %+v, want %s measured", m.Firmware, biosV2)
 	}
 	return fmt.Sprintf("%s measured after %.1f s, campaign proven", biosV2, took.Seconds()), nil
 }
@@ -459,11 +470,12 @@ func (d *Demo) reboot(ctx context.Context) (string, error) {
 	d.running = run
 	ctx, cancel := context.WithTimeoutCause(ctx, bootLimit, errors.New("the node took too long"))
 	defer cancel()
-	if _, err := d.nodeReady(ctx, run); err != nil {
+	if _, err := d.nodeReady(ctx, run, d.machine.NodeName, d.bootID); err != nil {
 		return "", err
 	}
 	ready := time.Since(run.Started)
-	if err := d.podRunning(ctx, run, "start 2\n"); err != nil {
+	d.starts++
+	if err := d.podRunning(ctx, run, fmt.Sprintf("start %d\n", d.starts)); err != nil {
 		return "", err
 	}
 	after, err := d.entries(ctx, before[len(before)-1].Seq)

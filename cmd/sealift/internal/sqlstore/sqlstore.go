@@ -14,12 +14,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
 
 	"modernc.org/sqlite" // also the database/sql driver "sqlite"
+
+	"github.com/sealift/sealift/attest/server"
 )
 
 // applicationID marks the file as ours (PRAGMA application_id), schemaVersion
@@ -206,30 +209,59 @@ func dsn(path string, pragmas ...string) string {
 
 // Create makes a new database at path, mode 0600, and opens it. It never
 // touches a file that exists, and one that it did not finish does not exist.
-func Create(ctx context.Context, path string) (_ *Store, err error) {
-	if _, err := os.Lstat(path); err == nil {
-		return nil, fmt.Errorf("create database %s: %w", path, fs.ErrExist)
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*") // mode 0600
-	if err != nil {
-		return nil, fmt.Errorf("create database %s: %w", path, err)
-	}
-	temp := f.Name()
-	defer func() { err = errors.Join(err, removeIfThere(temp)) }()
-	if err := f.Close(); err != nil {
-		return nil, fmt.Errorf("create database %s: %w", path, err)
-	}
-	if err := initialise(ctx, temp); err != nil {
-		return nil, fmt.Errorf("create database %s: %w", path, err)
-	}
-	// Unlike a rename, a link does not replace what came meanwhile.
-	if err := os.Link(temp, path); err != nil {
-		return nil, fmt.Errorf("create database: %w", err)
-	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
+func Create(ctx context.Context, path string) (*Store, error) {
+	if err := build(ctx, path, func(string) error { return nil }); err != nil {
 		return nil, fmt.Errorf("create database %s: %w", path, err)
 	}
 	return Open(ctx, path)
+}
+
+// Fill is Create and Load in one: whenever it is cut off, there is the whole
+// database at path or none. An empty one would be taken for that of a new service.
+func Fill(ctx context.Context, path string, records iter.Seq2[server.Record, error]) error {
+	err := build(ctx, path, func(temp string) error {
+		s, err := Open(ctx, temp)
+		if err != nil {
+			return err
+		}
+		return errors.Join(s.Load(ctx, records), s.Close())
+	})
+	if err != nil {
+		return fmt.Errorf("fill database %s: %w", path, err)
+	}
+	return nil
+}
+
+// build makes a database, has fill put into it what belongs there, and gives it
+// its name.
+func build(ctx context.Context, path string, fill func(temp string) error) (err error) {
+	if _, err := os.Lstat(path); err == nil {
+		return fs.ErrExist
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	temp := f.Name()
+	defer func() {
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			err = errors.Join(err, removeIfThere(temp+suffix))
+		}
+	}()
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := initialise(ctx, temp); err != nil {
+		return err
+	}
+	if err := fill(temp); err != nil {
+		return err
+	}
+	// Unlike a rename, a link does not replace what came meanwhile.
+	if err := os.Link(temp, path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
 }
 
 func removeIfThere(path string) error {

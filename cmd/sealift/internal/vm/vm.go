@@ -103,6 +103,17 @@ func manufacture(ctx context.Context, b *Box, ca TPMCA) error {
 	return nil
 }
 
+// ActivateBanks makes the PCR banks of a box that is off those of b.Banks, as its
+// firmware's setup would.
+func ActivateBanks(ctx context.Context, b *Box) error {
+	cmd := exec.CommandContext(ctx, "swtpm_setup", "--tpm2", "--tpm-state", filepath.Join(b.Dir, "tpm"),
+		"--reconfigure", "--pcr-banks", strings.Join(b.Banks, ","))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("activate the PCR banks %s of box %s: swtpm_setup: %w: %s", b.Banks, b.Name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
 // localCA returns the path of swtpm_localca, which swtpm_setup wants absolute.
 func localCA() string {
 	if p, err := exec.LookPath("swtpm_localca"); err == nil {
@@ -124,8 +135,11 @@ type Power struct {
 	Vars   string   // other NVRAM than the box's own
 	Disk   string   // other disk than the box's own
 	SMBIOS []string // further -smbios arguments
-	Tap    string   // tap device in the namespace that Command runs in
-	Extra  []string // further QEMU arguments
+	// WriteLog is a file for what is written to the disk, and where it is flushed,
+	// in the form of the kernel's dm-log-writes. Optional.
+	WriteLog string
+	Tap      string   // tap device in the namespace that Command runs in
+	Extra    []string // further QEMU arguments
 	// Command runs QEMU, for example inside a network namespace. Optional:
 	// exec.CommandContext if nil.
 	Command func(ctx context.Context, name string, args ...string) *exec.Cmd
@@ -137,6 +151,7 @@ type Run struct {
 	LogFile string // serial console
 
 	qemu    *exec.Cmd
+	keys    io.Writer // what is typed at the serial console
 	stderr  *bytes.Buffer
 	cleanup func()
 	done    chan struct{}
@@ -232,12 +247,25 @@ func (b *Box) start(ctx context.Context, accel string, p Power) (*Run, error) {
 		"-smbios", "type=1,manufacturer=Sealift,product=demo-box,serial="+b.Serial+",uuid="+b.UUID,
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+or(p.Code, b.Code),
 		"-drive", "if=pflash,format=raw,unit=1,file="+or(p.Vars, b.VarsFile()),
-		"-drive", "if=none,id=disk,format=raw,discard=unmap,cache=unsafe,file="+or(p.Disk, b.DiskFile()),
 		"-device", "virtio-blk-pci,drive=disk",
 		"-chardev", "socket,id=tpm,path="+filepath.Join(sockets, "tpm"),
 		"-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", hw.tpm+",tpmdev=tpm0",
 		"-device", "virtio-rng-pci",
 	)
+	disk := or(p.Disk, b.DiskFile())
+	if p.WriteLog == "" {
+		args = append(args, "-drive", "if=none,id=disk,format=raw,discard=unmap,cache=unsafe,file="+disk)
+	} else {
+		if err := os.WriteFile(p.WriteLog, nil, 0o600); err != nil {
+			cleanup()
+			return nil, err
+		}
+		// Flushes come as far as the log, and not to the files.
+		for _, f := range [][2]string{{"disk-file", disk}, {"disk-log", p.WriteLog}} {
+			args = append(args, "-blockdev", "driver=file,cache.no-flush=on,discard=unmap,node-name="+f[0]+",filename="+f[1])
+		}
+		args = append(args, "-blockdev", "driver=blklogwrites,node-name=disk,discard=unmap,file=disk-file,log=disk-log")
+	}
 	for _, s := range p.SMBIOS {
 		args = append(args, "-smbios", s)
 	}
@@ -267,7 +295,12 @@ func (b *Box) start(ctx context.Context, accel string, p Power) (*Run, error) {
 		cleanup()
 		return nil, errors.Join(err, log.Close())
 	}
-	r := &Run{Started: time.Now(), LogFile: logFile, qemu: qemu, stderr: &stderr, cleanup: cleanup,
+	keys, err := qemu.StdinPipe()
+	if err != nil {
+		cleanup()
+		return nil, errors.Join(err, log.Close())
+	}
+	r := &Run{Started: time.Now(), LogFile: logFile, qemu: qemu, keys: keys, stderr: &stderr, cleanup: cleanup,
 		done: make(chan struct{}), grown: make(chan struct{})}
 	if err := qemu.Start(); err != nil {
 		cleanup()
@@ -338,6 +371,15 @@ func (r *Run) WaitFor(ctx context.Context, re *regexp.Regexp) (string, time.Dura
 			return "", 0, fmt.Errorf("wait for console line %q: %w\n%s", re, context.Cause(ctx), r.Tail(30))
 		}
 	}
+}
+
+// Type types text at the serial console. Whoever reads it there is for the
+// caller to wait for; what nobody reads is lost.
+func (r *Run) Type(text string) error {
+	if _, err := io.WriteString(r.keys, text); err != nil {
+		return fmt.Errorf("type at the console: %w", err)
+	}
+	return nil
 }
 
 // Lines returns the console lines that match, so far.
