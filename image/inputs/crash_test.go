@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,24 @@ func childOnly(t *testing.T) {
 	if os.Getenv("SEALIFT_CHILD") != t.Name() {
 		t.Skip("runs in a child process only")
 	}
+}
+
+// receiving waits until n temporary files of a cache have bytes in them. What
+// slowServer has sent may still be on its way.
+func receiving(t *testing.T, c Cache, n int) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		got := 0
+		for _, name := range leftovers(t, c) {
+			if st, err := os.Stat(name); err == nil && st.Size() > 0 {
+				got++
+			}
+		}
+		if got >= n {
+			return
+		}
+	}
+	t.Fatalf("no %d downloads are under way after a minute", n)
 }
 
 // slowServer sends half of a file, says so, and sends the rest when it may.
@@ -71,10 +90,12 @@ func TestAKilledDownloadLeavesNoArtifact(t *testing.T) {
 	victim := child(t, "TestChildFetches", "CACHE="+c.Dir, "WANT="+hexSum(body), "ADDRESS="+address)
 	must(t, victim.Start())
 	<-half
+	receiving(t, c, 1)
 	// Another build is at the same file in the same cache.
 	other := child(t, "TestChildFetches", "CACHE="+c.Dir, "WANT="+hexSum(body), "ADDRESS="+address)
 	must(t, other.Start())
 	<-half
+	receiving(t, c, 2)
 	must(t, victim.Process.Kill())
 	var exit *exec.ExitError
 	if err := victim.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
