@@ -242,8 +242,8 @@ func (s *Server) known(ctx context.Context, m *Machine, disk string) (*attest.Kn
 // with a trusted endorsement certificate, everything; of any other sender only
 // the verdict. Of both only so many, because a machine may ask without end and
 // such senders can be made without end. The next that is logged counts those
-// that were not. A sign of tampering (signs) is not held back by that. Nothing is kept of a machine for which there is no room among
-// those that wait for approval.
+// that were not. A sign of tampering (signs) is not held back by that. Nothing is kept
+// of a machine for which there is no room among those that wait for approval.
 func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, result *attest.Result, stored []byte) (int, any, *failure) {
 	v := audit.Verdict{ChallengeID: sub.challenge.ID, Address: sub.peer.address, Result: bounded(result)}
 	change := &Change{}

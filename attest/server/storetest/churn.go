@@ -16,9 +16,9 @@ import (
 
 // Churn writes old and young evidence that shares parts, and prunes the old, in
 // several goroutines until ctx ends, for tests that kill the process or the
-// database meanwhile. No other run on the same store may have the name. told is given the digest of each young piece once it is
-// durable, failed each error; both by many goroutines. With an error the same is
-// tried with the next piece.
+// database meanwhile. No other run on the same store may have the name. told is given
+// the digest of each young piece once it is durable, failed each error; both by many
+// goroutines. With an error the same is tried with the next piece.
 func Churn(ctx context.Context, name string, stores []server.Pruner, told func(manifest.SHA256), failed func(error)) {
 	var wg sync.WaitGroup
 	for w := range 4 {

@@ -215,11 +215,11 @@ func (s *Store) Prune(ctx context.Context, refs []server.EvidenceRef, entry func
 // compactPage is how many rows Compact reads, and removes, at a time.
 const compactPage = 256
 
-// Compact implements server.Pruner. What is in one piece is cut first. Then it takes the epochs before that of the
-// oldest evidence that was received since then: what is left of them is what
-// something needs, which is little, and it is read to see what parts it refers
-// to. Rows that are written from now on are of the present epoch, and so are, or
-// become, the parts that they refer to.
+// Compact implements server.Pruner. What is in one piece is cut first. Then it takes
+// the epochs before that of the oldest evidence that was received since then: what is
+// left of them is what something needs, which is little, and it is read to see what
+// parts it refers to. Rows that are written from now on are of the present epoch, and
+// so are, or become, the parts that they refer to.
 func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int64) error) error {
 	if err := s.recut(ctx, step); err != nil {
 		return err

@@ -4,8 +4,9 @@
 // All writes go through one goroutine, which commits those that wait together
 // (group commit): the fsync of a commit is what a release costs, and a fleet
 // that powers up at once asks for many. Each write still succeeds or fails by
-// itself: if one fails, all are made again, each in a savepoint of its own. Other processes may use the file at the
-// same time; SQLite's lock keeps their transactions apart.
+// itself: if one fails, all are made again, each in a savepoint of its own. Other
+// processes may use the file at the same time; SQLite's lock keeps their transactions
+// apart.
 package sqlstore
 
 import (

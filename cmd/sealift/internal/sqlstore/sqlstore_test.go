@@ -219,8 +219,9 @@ func TestAnAlteredRowIsFound(t *testing.T) {
 }
 
 // TestAFileOfAnEarlierSchemaIsBroughtToOurs makes a file of each version: the
-// fifth had machines and releases without rowids, the third had challenges, the second no parts of evidence either, and in the first
-// campaigns had a table of their own, and there were no documents.
+// fifth had machines and releases without rowids, the third had challenges, the second
+// no parts of evidence either, and in the first campaigns had a table of their own,
+// and there were no documents.
 func TestAFileOfAnEarlierSchemaIsBroughtToOurs(t *testing.T) {
 	fifth := `
 		ALTER TABLE machine RENAME TO machine_6; ALTER TABLE release RENAME TO release_6;
