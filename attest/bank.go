@@ -97,7 +97,7 @@ func (v *verification) checkAgreement(l *EventLog, sound map[int]bool, banks []*
 			if !isKnown || bytes.Equal(e.digests[index], []byte(want)) {
 				continue
 			}
-			if v.full() {
+			if v.full(CodeLogStructure, "") {
 				v.dropped++
 				continue
 			}

@@ -148,7 +148,7 @@ func (b *measuredBoot) appraise() {
 
 // unknown adds a finding about an event that no rule allows.
 func (b *measuredBoot) unknown(e *Event, what, hint string) {
-	if b.v.full() {
+	if b.v.full(CodeEventUnknown, unknownComponents(e.PCR)) {
 		b.v.dropped++
 		return
 	}
@@ -161,7 +161,7 @@ func (b *measuredBoot) unknown(e *Event, what, hint string) {
 
 // retyped adds a finding about a known digest under another type.
 func (b *measuredBoot) retyped(e *Event, what string) {
-	if b.v.full() {
+	if b.v.full(CodeLogStructure, "") {
 		b.v.dropped++
 		return
 	}
@@ -407,9 +407,25 @@ func (b *measuredBoot) findDeniedImage() {
 
 // unknownComponents says what an event that no rule allows is likely of.
 func unknownComponents(pcr int) string {
-	return map[int]string{
-		1: "the firmware's configuration", 2: "an option ROM or driver", 3: "the configuration of an option ROM", 4: "the boot loader",
-		5: "the boot loader's configuration or the partition table", 6: "something of the maker's own", 7: "the Secure Boot policy",
-		9: "the kernel's command line or initrd", 11: "the UKI",
-	}[pcr]
+	switch pcr {
+	case 1:
+		return "the firmware's configuration"
+	case 2:
+		return "an option ROM or driver"
+	case 3:
+		return "the configuration of an option ROM"
+	case 4:
+		return "the boot loader"
+	case 5:
+		return "the boot loader's configuration or the partition table"
+	case 6:
+		return "something of the maker's own"
+	case 7:
+		return "the Secure Boot policy"
+	case 9:
+		return "the kernel's command line or initrd"
+	case 11:
+		return "the UKI"
+	}
+	return ""
 }

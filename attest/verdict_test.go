@@ -155,6 +155,24 @@ func TestHostileLogsCannotFillAResult(t *testing.T) {
 	}
 }
 
+// A machine that fills its log with what nobody knows does not hide by that what else
+// is wrong: alarms are raised by codes.
+func TestHostileLogsHideNoCode(t *testing.T) {
+	s := newScene(t)
+	s.known.State = StateRevoked
+	for range 500 {
+		s.insertAfter(of("dxe volume"), papertpm.Measurement{PCR: 2, Type: EventBootDriver, Data: []byte("rom"), Measured: []byte("x")})
+	}
+	s.collect()
+	r := s.verify()
+	if got := codesOf(r); !slices.Contains(got, CodeMachineRevoked) {
+		t.Errorf("codes are %q", got)
+	}
+	if n := len(r.Findings); n > MaxFindings+5 || !strings.Contains(r.Findings[n-1].Message, "more findings") {
+		t.Errorf("got %d findings, want little more than %d and a note", n, MaxFindings)
+	}
+}
+
 func TestVerifyDoesNotKeepTheEvidence(t *testing.T) {
 	s := newScene(t)
 	s.collect()

@@ -16,7 +16,8 @@ import (
 )
 
 // maxFindings bounds a Result, so that hostile evidence cannot fill an audit
-// log. What is beyond it is counted.
+// log. What is beyond it is counted, but for the first finding of each code, so that
+// it cannot hide one either.
 const maxFindings = 64
 
 // verification is the state of one Verify.
@@ -123,12 +124,16 @@ const (
 	hintRetry = "let the agent ask for a new challenge: it does so by itself after a while"
 )
 
-// full reports whether the next finding is only counted, so that a hostile log
-// does not cost the writing of messages that nobody gets.
-func (v *verification) full() bool { return len(v.r.Findings) >= maxFindings }
+// full reports whether the next finding of a code, and of a component if it names
+// one, is only counted, so that a hostile log does not cost the writing of messages
+// that nobody gets.
+func (v *verification) full(c Code, component string) bool {
+	return len(v.r.Findings) >= maxFindings &&
+		slices.ContainsFunc(v.r.Findings, func(f Finding) bool { return f.Code == c && f.Component == component })
+}
 
 func (v *verification) find(f Finding) {
-	if v.full() {
+	if v.full(f.Code, f.Component) {
 		v.dropped++
 		return
 	}
