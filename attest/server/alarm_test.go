@@ -98,6 +98,36 @@ func TestAFloodOfSecondRequestsIsNoFloodOfAlarms(t *testing.T) {
 	s.wantAlarms(audit.AlarmReleaseRepeated, audit.AlarmReleaseRepeated)
 }
 
+// Whoever uses up what is kept of a machine's refusals does not get a second release
+// asked for in silence.
+func TestOtherRefusalsKeepNoSecondRequestFromBeingAnAlarm(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, func(c *server.Config) { c.Limits.RefusalBurst, c.Limits.Refusal = 2, 1000*time.Hour })
+	b := newBox(t, s.tpmCA)
+	s.enrol(b)
+	boot := func() {
+		t.Helper()
+		s.set(func() { s.refuse = []attest.Finding{{Code: attest.CodeEventUnknown, Message: "m"}} })
+		for range 3 {
+			s.attest(b)
+		}
+		s.set(func() { s.refuse = nil })
+		if status, _ := s.attest(b); status != 200 {
+			t.Fatalf("HTTP %d", status)
+		}
+		for range 2 {
+			if status, _ := s.attest(b); status != 403 {
+				t.Fatalf("HTTP %d", status)
+			}
+		}
+	}
+	boot()
+	s.wantAlarms(audit.AlarmReleaseRepeated)
+	s.set(func() { s.boot.Reset++ })
+	boot()
+	s.wantAlarms(audit.AlarmReleaseRepeated, audit.AlarmReleaseRepeated)
+}
+
 func TestOtherRefusalsAreNoAlarm(t *testing.T) {
 	s := newScene(t, nil)
 	b := newBox(t, s.tpmCA)

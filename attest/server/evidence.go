@@ -242,8 +242,9 @@ func (s *Server) known(ctx context.Context, m *Machine, disk string) (*attest.Kn
 // with a trusted endorsement certificate, everything; of any other sender only
 // the verdict. Of both only so many, because a machine may ask without end and
 // such senders can be made without end. The next that is logged counts those
-// that were not. A sign of tampering (signs) is not held back by that. Nothing is kept
-// of a machine for which there is no room among those that wait for approval.
+// that were not. A sign of tampering (signs) and the first second request of a boot are
+// not held back by that. Nothing is kept of a machine for which there is no room among
+// those that wait for approval.
 func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy *attest.Policy, result *attest.Result, stored []byte) (int, any, *failure) {
 	v := audit.Verdict{ChallengeID: sub.challenge.ID, Address: sub.peer.address, Result: bounded(result)}
 	change := &Change{}
@@ -281,17 +282,11 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		v.Suppressed = n
 		change.Events = []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Data: v}}
 	}
-	codes := codesOf(result)
-	if sub.proven && m.Revision > 0 && slices.Contains(codes, string(attest.CodeReleaseRepeated)) {
-		change.Events = append(change.Events, alarm(sub.machine, sub.now, audit.Alarm{
-			Name: audit.AlarmReleaseRepeated, Peer: sub.peer.address, What: "a second release was asked for in one boot",
-		}))
-	}
 	if f := s.commit(ctx, change); f != nil {
 		return 0, nil, f
 	}
 	raised()
-	s.c.Log.Info("evidence refused", "request", sub.peer.request, "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codes)
+	s.c.Log.Info("evidence refused", "request", sub.peer.request, "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codesOf(result))
 	return refused(result)
 }
 

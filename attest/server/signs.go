@@ -143,6 +143,17 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 			alarms = append(alarms, alarm(sub.machine, sub.now, audit.Alarm{Name: name, Peer: sub.peer.address, What: what[name]}))
 		}
 	}
+	if m.Revision > 0 && has[attest.CodeReleaseRepeated] {
+		// Each is told of within the machine's budget for refusals, and one of a
+		// boot whatever else used that up.
+		key := sub.machine.String() + " " + string(attest.CodeReleaseRepeated) + " " + m.ReleaseID
+		if due := s.raised.due(key, sub.now); due || sub.logged {
+			keys = append(keys, key)
+			alarms = append(alarms, alarm(sub.machine, sub.now, audit.Alarm{
+				Name: audit.AlarmReleaseRepeated, Peer: sub.peer.address, What: "a second release was asked for in one boot",
+			}))
+		}
+	}
 	return alarms, func() { s.raised.note(keys, sub.now) }
 }
 
