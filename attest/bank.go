@@ -112,14 +112,17 @@ func (v *verification) checkAgreement(l *EventLog, sound map[int]bool, banks []*
 	}
 }
 
-// knownDigests returns what images' references and the strings that stubs and
-// kernels measure are in another bank, by their digests in the one that is
-// appraised.
+// knownDigests returns what images' references and the strings that firmware, stubs
+// and kernels measure are in another bank, by their digests in the one that is
+// appraised. The rules know these by their digests, whatever data the log has.
 func (v *verification) knownDigests(from, to string, fromHash, toHash crypto.Hash) map[digest]digest {
 	known := map[digest]digest{}
 	add := func(data []byte) { known[hashOf(fromHash, data)] = hashOf(toHash, data) }
 	for _, n := range sectionNames() {
 		add([]byte(n + "\x00"))
+	}
+	for _, s := range []string{separator0, separatorF, actionCalling, actionReturning, actionExit, actionExitDone, actionExitFailed} {
+		add([]byte(s))
 	}
 	for _, m := range v.p.Images {
 		if m == nil {

@@ -166,6 +166,21 @@ func TestBanksAreRefusedWithTheirFinding(t *testing.T) {
 					split(m, string(on), string(papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{0})))
 				})
 			}, want: []Code{CodeLogStructure}},
+		// What the firmware measured hides behind a digest that is known, with data that
+		// is not what was measured.
+		"an action in one bank, a UKI in the other": {
+			banks: []string{"sha1", "sha256"}, before: func(s *scene) {
+				m := papertpm.Measurement{PCR: 4, Type: EventAction, Data: []byte("of something")}
+				split(&m, ActionCalling, "evil")
+				s.insertAfter(isSeparatorOf(4), m)
+			}, want: []Code{CodeLogStructure}, says: "PCR 4, event"},
+		"a separator in one bank, Secure Boot off in the other": {
+			banks: []string{"sha1", "sha256"}, before: func(s *scene) {
+				s.replace(isSeparatorOf(7), func(m *papertpm.Measurement) {
+					m.Data = []byte("of something")
+					split(m, "\x00\x00\x00\x00", "evil")
+				})
+			}, want: []Code{CodeLogStructure}, says: "PCR 7, event"},
 		"a bank of which firmware extended nothing": {
 			banks: []string{"sha256", "sha384"}, before: func(s *scene) {
 				s.Measure(s.tpm)

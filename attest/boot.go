@@ -26,10 +26,16 @@ const (
 	hintRemoveHardware = "remove or disable the device or firmware option that measures it"
 )
 
+// The two valid separators.
+const (
+	separator0 = "\x00\x00\x00\x00"
+	separatorF = "\xff\xff\xff\xff"
+)
+
 // isSeparator reports whether the event's digest is that of one of the two valid
-// separators: four bytes of 00 or of FF. Another value tells of an error in the firmware (PFP, EV_SEPARATOR).
+// separators. Another value tells of an error in the firmware (PFP, EV_SEPARATOR).
 func (e *Event) isSeparator() bool {
-	return e.isOf([]byte{0, 0, 0, 0}) || e.isOf([]byte{0xff, 0xff, 0xff, 0xff})
+	return e.isOf([]byte(separator0)) || e.isOf([]byte(separatorF))
 }
 
 // checkSeparators requires exactly one valid separator in each of PCR 0 to 7,
