@@ -141,8 +141,21 @@ func (s *Server) recoverable(ctx context.Context, id attest.MachineID, p person)
 		return nil, conflict(fmt.Sprintf("machine %s is %s: only an enrolled one can be recovered", id, m.State), "if it may have secrets again: sealift machine reinstate "+id.String()+" --reason TEXT")
 	case m.DiskKey == nil || m.DiskGUID == "":
 		return nil, conflict(fmt.Sprintf("machine %s was never given a disk key: there is nothing to recover", id), "")
+	case nameDigits(m) == 0:
+		return nil, conflict(fmt.Sprintf("machine %s has the node name of the machine that it replaced, %s, for which a code has no room", id, m.NodeName),
+			"mend what keeps it from a release (sealift attest explain "+id.String()+"), or install it again, which loses its state")
 	}
 	return m, nil
+}
+
+// nameDigits returns how many digits of its id a machine's node name has, or 0 for
+// the name of a machine that it replaced (reEnrol).
+func nameDigits(m *Machine) int {
+	n := len(m.NodeName) - len(api.NodeName(m.ID, 0))
+	if n < 1 || api.NodeName(m.ID, n) != m.NodeName {
+		return 0
+	}
+	return n
 }
 
 // refuseRecovery records a refusal that is an alarm, and returns it.
@@ -329,10 +342,6 @@ func (s *Server) takeRecovery(ctx context.Context, p person, id attest.MachineID
 				hint: fmt.Sprintf("another person: sealift machine recovery-approve %s %s --reason TEXT", id, st.ID),
 			}
 		}
-		digits := len(m.NodeName) - len(api.NodeName(id, 0))
-		if digits < 1 || api.NodeName(id, digits) != m.NodeName {
-			return nil, internal(fmt.Errorf("machine %s: node name %q is not made of its id", id, m.NodeName))
-		}
 		diskKey, _, err := s.diskKey(m) // there is one: recoverable
 		if err != nil {
 			return nil, noDiskKey(fmt.Errorf("disk key of machine %s: %w", id, err))
@@ -344,7 +353,7 @@ func (s *Server) takeRecovery(ctx context.Context, p person, id attest.MachineID
 			return nil, noDiskKey(fmt.Errorf("next disk key of machine %s: %w", id, err))
 		}
 		defer clear(next)
-		code, err := recovery.Seal(st.BootKey, id, st.DiskGUID, &recovery.Secrets{DiskKey: diskKey, NextDiskKey: next, NameDigits: digits}, st.Expires)
+		code, err := recovery.Seal(st.BootKey, id, st.DiskGUID, &recovery.Secrets{DiskKey: diskKey, NextDiskKey: next, NameDigits: nameDigits(m)}, st.Expires)
 		if err != nil {
 			return nil, internal(fmt.Errorf("recovery of machine %s: %w", id, err))
 		}

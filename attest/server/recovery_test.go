@@ -137,6 +137,29 @@ func (r *recoveryScene) take(c *http.Client, id string) (int, *api.RecoveryCode,
 	return status, &code, e
 }
 
+// A code has no room for a node name that is not made of the machine's id. Whoever asks
+// hears that at once, and not when two people have approved.
+func TestAMachineWithAnothersNodeNameHasNoRecovery(t *testing.T) {
+	r := newRecoveryScene(t)
+	board := newBox(t, r.tpmCA)
+	if _, err := r.operatorClient().ReEnrol(t.Context(), r.box.id, board.id, "board exchanged"); err != nil {
+		t.Fatal(err)
+	}
+	r.box = board
+	r.set(func() { r.scene.boot.Reset++ })
+	if status, resp := r.claims(board, "", otherDisk); status != 200 {
+		t.Fatalf("HTTP %d, %s", status, codes(resp.Result))
+	}
+	key, err := recovery.NewBootKey(board.id, otherDisk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := r.step(r.alice, api.PathRecovery, &api.RecoveryOpen{Request: strings.Join(key.Request(), "\n"), Reason: "network down"})
+	if a.status != 409 || !strings.Contains(a.Message, "node name") || a.Hint == "" {
+		t.Errorf("HTTP %d, %+v", a.status, a.Error)
+	}
+}
+
 // opens types a code at the machine.
 func (r *recoveryScene) opens(code attest.Secret) (*recovery.Secrets, error) {
 	reader := r.boot.Reader()
