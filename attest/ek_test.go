@@ -90,6 +90,10 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 		"a certificate of another": {certs: [][]byte{certify(t, ca, newKey(t, elliptic.P256()).Public(), nil).Raw}, want: CodeEKMismatch},
 		"a certificate of the authority": {certs: cert(func(c *x509.Certificate) { c.IsCA = true; c.KeyUsage |= x509.KeyUsageCertSign }),
 			want: CodeEKCertificate, says: "authority"},
+		"a certificate of an authority that may not sign": {certs: cert(func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }),
+			want: CodeEKCertificate, says: "authority"},
+		"a certificate that may sign others": {certs: cert(func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }),
+			want: CodeEKCertificate, says: "authority"},
 		"no endorsement usage": {certs: cert(func(c *x509.Certificate) { c.UnknownExtKeyUsage = nil }),
 			want: CodeEKCertificate, says: "2.23.133.8.1"},
 		"a signing usage": {certs: cert(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }),
@@ -145,6 +149,7 @@ func TestEndorsementKeysOfAnotherKindAreRefused(t *testing.T) {
 		"can be duplicated":    func() tpm2.TPMTPublic { p := good(); p.ObjectAttributes.FixedTPM = false; return p },
 		"was imported":         func() tpm2.TPMTPublic { p := good(); p.ObjectAttributes.SensitiveDataOrigin = false; return p },
 		"name algorithm SHA-1": func() tpm2.TPMTPublic { p := good(); p.NameAlg = tpm2.TPMAlgSHA1; return p },
+		"another cipher":       func() tpm2.TPMTPublic { p := good(); changeECC(&p, aes256); return p },
 		"a weak modulus (ROCA)": func() tpm2.TPMTPublic {
 			return ekArea(t, roca)
 		},

@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -214,6 +215,26 @@ func TestRevocationListsDecide(t *testing.T) {
 				t.Errorf("got %+v, want %s that says %q", findings, c.want, c.says)
 			}
 		})
+	}
+}
+
+// An authority that bears the name of another, with a key of its own, gives nothing
+// to, and takes nothing from, the other's word.
+func TestARootOfTheSameNameIsAnother(t *testing.T) {
+	ca, namesake := newCA(t), newCA(t)
+	if !bytes.Equal(ca.Root.RawSubject, namesake.Root.RawSubject) {
+		t.Fatal("the two authorities have different names")
+	}
+	key := newKey(t, elliptic.P256())
+	policy := &TPMPolicy{
+		Roots:   []TPMRoot{{Class: TPMHardware, Certificate: ca.Root}, {Class: TPMSoftware, Certificate: namesake.Root}},
+		Allowed: []TPMClass{TPMHardware, TPMSoftware},
+	}
+	for want, by := range map[TPMClass]*papertpm.CA{TPMHardware: ca, TPMSoftware: namesake} {
+		ek, findings := VerifyEK(tpm2.Marshal(ekArea(t, key.Public())), [][]byte{certify(t, by, key.Public(), nil).Raw}, policy, now)
+		if ek == nil || ek.Class() != want {
+			t.Errorf("got %+v, %+v, want the class %s", ek, findings, want)
+		}
 	}
 }
 

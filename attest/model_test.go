@@ -179,6 +179,12 @@ func TestPolicyRulesAreAppliedToAModel(t *testing.T) {
 				s.setDBX(hashList(1, "a", "d", "e"))
 			},
 			want: []Code{CodeSecureBootKeys}, says: "dbx lacks 2 hashes of the 3 entries"},
+		"a dbx that lost one of many": {
+			change: func(s *scene) {
+				s.policy.DBXSuperset = hashList(1, "a", "b", "c")
+				s.setDBX(hashList(1, "a", "c"))
+			},
+			want: []Code{CodeSecureBootKeys}, says: "dbx lacks 1 hash of the 3 entries"},
 		"a dbx that cannot be read": {
 			change: func(s *scene) { s.policy.DBXSuperset = hashList(1, "a"); s.setDBX([]byte("x")) },
 			want:   []Code{CodeSecureBootKeys}, says: "damaged"},

@@ -3,6 +3,7 @@ package attest_test
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -104,6 +105,18 @@ func TestAZeroPolicyRefusesEverything(t *testing.T) {
 // Each case is a good boot but for one change. before changes what is measured,
 // made and known; after changes the evidence when it is signed. The findings
 // must have exactly these codes.
+// changeECC changes the parameters of an ECC public area.
+func changeECC(p *tpm2.TPMTPublic, change func(*tpm2.TPMSECCParms)) {
+	parms, _ := p.Parameters.ECCDetail()
+	c := *parms
+	change(&c)
+	p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &c)
+}
+
+func aes256(p *tpm2.TPMSECCParms) {
+	p.Symmetric.KeyBits = tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(256))
+}
+
 func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 	cases := map[string]struct {
 		before func(*scene)
@@ -129,6 +142,11 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 				s.ch.Nonce = bytes.Repeat([]byte{1}, 32)
 				s.ses.ActivationProof = ActivationProof(s.ch.ActivationSecret, s.ch.ID, s.ch.Nonce, s.ev.AKPublic)
 			}, want: []Code{CodeQuoteNonce}},
+
+		"a challenge with a short nonce": {
+			before: func(s *scene) { s.ch.Nonce = s.ch.Nonce[:31] }, want: []Code{CodeChallenge}, says: "nonce of 31"},
+		"a challenge with a short secret": {
+			before: func(s *scene) { s.ch.ActivationSecret = s.ch.ActivationSecret[:16] }, want: []Code{CodeChallenge}, says: "secret of 16"},
 
 		// Keys.
 		"a wrong activation proof": {
@@ -226,6 +244,8 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			after: func(s *scene) { s.ev.Quotes[0].PCRs[7][0] ^= 1 }, want: []Code{CodeQuoteDigest}},
 		"PCR values with one missing": {
 			after: func(s *scene) { delete(s.ev.Quotes[0].PCRs, 7) }, want: []Code{CodeQuoteDigest}},
+		"the value of a PCR that is not quoted": {
+			after: func(s *scene) { s.ev.Quotes[0].PCRs[16] = make([]byte, 32) }, want: []Code{CodeQuoteDigest}},
 		"bytes moved from one PCR value to the next": {
 			after: func(s *scene) {
 				p := s.ev.Quotes[0].PCRs
@@ -262,6 +282,21 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			before: func(s *scene) {
 				s.tpm.OnTransport = func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedTPM = false }
 			}, want: []Code{CodeTransport}},
+		"a transport key of another curve": {
+			before: func(s *scene) {
+				s.tpm.OnTransport = func(p *tpm2.TPMTPublic) {
+					point := newKey(s.t, elliptic.P384()).PublicKey
+					x, y := point.X.FillBytes(make([]byte, 48)), point.Y.FillBytes(make([]byte, 48))
+					changeECC(p, func(parms *tpm2.TPMSECCParms) { parms.CurveID = tpm2.TPMECCNistP384 })
+					p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: x}, Y: tpm2.TPM2BECCParameter{Buffer: y}})
+				}
+			}, want: []Code{CodeTransport}, says: "want P-256"},
+		"a transport key with another cipher": {
+			before: func(s *scene) { s.tpm.OnTransport = func(p *tpm2.TPMTPublic) { changeECC(p, aes256) } }, want: []Code{CodeTransport}, says: "AES-256"},
+		"a transport key whose creator chose its private half": {
+			before: func(s *scene) {
+				s.tpm.OnTransport = func(p *tpm2.TPMTPublic) { p.ObjectAttributes.SensitiveDataOrigin = false }
+			}, want: []Code{CodeTransport}},
 		"a transport key without policy": {
 			before: func(s *scene) { s.tpm.OnTransport = func(p *tpm2.TPMTPublic) { p.AuthPolicy.Buffer = nil } }, want: []Code{CodeTransport}},
 		"a transport key for other PCR values": {
@@ -272,6 +307,12 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			}, want: []Code{CodeTransport}, says: "TPM_RH_NULL"},
 		"a transport key made in another state": {
 			before: func(s *scene) { s.tpm.OnCreation = func(c *tpm2.TPMSCreationData) { c.PCRDigest.Buffer[0] ^= 1 } }, want: []Code{CodeTransport}},
+		"a transport key made with other PCRs": {
+			before: func(s *scene) {
+				s.tpm.OnCreation = func(c *tpm2.TPMSCreationData) {
+					c.PCRSelect = papertpm.Selection(tpm2.TPMAlgSHA256, []int{16})
+				}
+			}, want: []Code{CodeTransport}, says: "created under"},
 		"a transport key other than the certified one": {
 			before: func(s *scene) {
 				s.tpm.OnCertify = func(a *tpm2.TPMSAttest) {
@@ -338,6 +379,15 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			before: func(s *scene) {
 				s.replace(isSeparatorOf(3), func(m *papertpm.Measurement) { m.Data = []byte{1, 0, 0, 0} })
 			}, want: []Code{CodeEventUnknown, CodeLogStructure}},
+		"an error separator among what is not judged": {
+			before: func(s *scene) {
+				s.insertAfter(of("order"), papertpm.Measurement{PCR: 1, Type: EventSeparator, Data: []byte{1, 0, 0, 0}})
+			}, want: []Code{CodeEventUnknown, CodeLogStructure}, says: "an invalid separator"},
+		"what the policy names, after the separator of PCR 6": {
+			before: func(s *scene) {
+				s.policy.Models = []ModelRule{{Components: []Component{{PCR: 6, SHA256: digestOf("setting"), Name: "the maker's"}}}}
+				s.insertAfter(isSeparatorOf(6), papertpm.Measurement{PCR: 6, Type: EventTag, Data: []byte("setting")})
+			}, want: []Code{CodeLogStructure}, says: "after the separator"},
 		"a separator under another type": {
 			before: func(s *scene) { s.replace(isSeparatorOf(2), func(m *papertpm.Measurement) { m.Type = EventAction }) },
 			want:   []Code{CodeLogStructure}},
@@ -355,6 +405,33 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 				s.Measured = slices.DeleteFunc(s.Measured, func(m papertpm.Measurement) bool { return m.Type == EventAuthority })
 				s.insertAfter(of("uki"), papertpm.Measurement{PCR: 4, Type: EventBootApplication, Data: []byte("path"), Measured: []byte("kernel")})
 			}, want: []Code{CodeSecureBootOff}, says: "Secure Boot is off"},
+		"Secure Boot neither on nor off": {
+			before: func(s *scene) {
+				s.replace(of(string(papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{1}))), func(m *papertpm.Measurement) {
+					m.Data = papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{2})
+				})
+			}, want: []Code{CodeSecureBootOff}, says: "is 02, want 01"},
+		"audit mode": {
+			before: func(s *scene) {
+				s.insertAfter(of(string(papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{1}))), papertpm.Measurement{PCR: 7, Type: EventVariableConfig, Data: papertpm.EncodeVariable(papertpm.GlobalGUID(), "AuditMode", []byte{1})})
+			}, want: []Code{CodeEventUnknown}, says: "AuditMode has a value"},
+		"a dbt": {
+			before: func(s *scene) {
+				s.insertAfter(of(string(papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{1}))), papertpm.Measurement{PCR: 7, Type: EventVariableConfig, Data: papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbt", []byte("x"))})
+			}, want: []Code{CodeEventUnknown}, says: "dbt has a value"},
+		"a dbr": {
+			before: func(s *scene) {
+				s.insertAfter(of(string(papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{1}))), papertpm.Measurement{PCR: 7, Type: EventVariableConfig, Data: papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbr", []byte("x"))})
+			}, want: []Code{CodeEventUnknown}, says: "dbr has a value"},
+		"a variable that does not belong there": {
+			before: func(s *scene) {
+				s.insertAfter(of(string(papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", []byte{1}))), papertpm.Measurement{PCR: 7, Type: EventVariableConfig, Data: papertpm.EncodeVariable(papertpm.GlobalGUID(), "MokList", nil)})
+			}, want: []Code{CodeEventUnknown}, says: "MokList"},
+		"the image's certificate measured twice": {
+			before: func(s *scene) {
+				i := slices.IndexFunc(s.Measured, func(m papertpm.Measurement) bool { return m.Type == EventAuthority })
+				s.Measured = slices.Insert(s.Measured, i, s.Measured[i])
+			}, want: []Code{CodeAuthority}, says: "measured twice"},
 		"Secure Boot logged as on while it was measured as off": {
 			before: func(s *scene) {
 				s.Logged = slices.Clone(s.Measured)
@@ -426,6 +503,26 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			before: func(s *scene) {
 				s.insertAfter(isSeparatorOf(4), papertpm.Measurement{PCR: 4, Type: EventAction, Data: []byte(ActionCalling), Measured: []byte("grub")})
 			}, want: []Code{CodeEventUnknown}},
+		"an action under another type": {
+			before: func(s *scene) {
+				s.insertAfter(isSeparatorOf(4), papertpm.Measurement{PCR: 4, Type: EventBootApplication, Data: []byte(ActionCalling)})
+			}, want: []Code{CodeLogStructure}, says: "the digest of the action"},
+		"the partition table of another disk, logged as that of the machine's": {
+			before: func(s *scene) {
+				i := slices.IndexFunc(s.Measured, func(m papertpm.Measurement) bool { return m.Type == EventGPT })
+				s.Measured[i].Measured = append(bytes.Clone(s.Measured[i].Data), 0)
+			}, want: []Code{CodeEventUnknown}, says: "neither a partition table"},
+		"a partition table under another type": {
+			before: func(s *scene) {
+				i := slices.IndexFunc(s.Measured, func(m papertpm.Measurement) bool { return m.Type == EventGPT })
+				s.Measured[i].Type = EventIPL
+			}, want: []Code{CodeEventUnknown}, says: "neither a partition table"},
+		"the partition table of another disk": {
+			before: func(s *scene) {
+				i := slices.IndexFunc(s.Measured, func(m papertpm.Measurement) bool { return m.Type == EventGPT })
+				s.Measured[i].Data = bytes.Clone(s.Measured[i].Data)
+				s.Measured[i].Data[56] ^= 1
+			}, want: []Code{CodeDiskForeign}, says: "firmware booted from disk"},
 		"the UKI under another type": {
 			before: func(s *scene) { s.replace(of("uki"), func(m *papertpm.Measurement) { m.Type = EventIPL }) },
 			want:   []Code{CodeLogStructure}},
@@ -464,6 +561,15 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			}, want: []Code{CodeSection}, says: "another order"},
 		"an image without reference sections": {
 			before: func(s *scene) { s.policy.Images[0].UKI.Sections = nil }, want: []Code{CodeSection}},
+		"an image without reference sections, which measures none": {
+			before: func(s *scene) {
+				s.policy.Images[0].UKI.Sections = nil
+				s.Measured = slices.DeleteFunc(s.Measured, func(m papertpm.Measurement) bool { return m.PCR == 11 })
+			}, want: []Code{CodeSection}, says: "names no sections"},
+		"a section under another type": {
+			before: func(s *scene) {
+				s.replace(of("contents of .initrd"), func(m *papertpm.Measurement) { m.Type = EventAction })
+			}, want: []Code{CodeLogStructure}, says: "the digest of section .initrd"},
 		"something else in PCR 11": {
 			before: func(s *scene) {
 				s.insertAfter(of("contents of .initrd"), papertpm.Measurement{PCR: 11, Type: EventIPL, Data: []byte("x"), Measured: []byte("enter-initrd")})
@@ -472,6 +578,13 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			before: func(s *scene) {
 				s.insertAfter(of("initrd"), papertpm.Measurement{PCR: 9, Type: EventTag, Data: []byte("Linux initrd"), Measured: []byte("evil")})
 			}, want: []Code{CodeEventUnknown}},
+		"the initrd for a second time": {
+			before: func(s *scene) {
+				s.insertAfter(of("initrd"), papertpm.Measurement{PCR: 9, Type: EventTag, Data: []byte("Linux initrd"), Measured: []byte("initrd")})
+			}, want: []Code{CodeEventUnknown}, says: "for a second time"},
+		"the initrd under another type": {
+			before: func(s *scene) { s.replace(of("initrd"), func(m *papertpm.Measurement) { m.Type = EventIPL }) },
+			want:   []Code{CodeLogStructure}, says: "the digest of the initrd"},
 		"another command line in PCR 9 only": {
 			before: func(s *scene) {
 				s.replace(of(string(papertpm.EncodeUTF16(papertpm.Cmdline))), func(m *papertpm.Measurement) { m.Measured = papertpm.EncodeUTF16("init=/bin/sh") })
@@ -543,6 +656,13 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			after: func(s *scene) { s.ev.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Box 2", "serial-1") }, want: []Code{CodeQuoteNonce}},
 		"the firmware of another model": {
 			before: func(s *scene) { s.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Other box", "serial-1") }, want: []Code{CodeFirmwareUnknown}},
+		"a build of another model": {
+			before: func(s *scene) { s.policy.Firmware.References[0].Product = "Other box" }, want: []Code{CodeFirmwareUnknown}},
+		"a build of which other digests are known, under its version text": {
+			before: func(s *scene) {
+				s.Measured[0].Data = []byte("1.0")
+				s.replace(of("dxe volume"), func(m *papertpm.Measurement) { m.Measured = []byte("evil") })
+			}, want: []Code{CodeFirmwareUnknown}},
 		"a third firmware volume": {
 			before: func(s *scene) {
 				s.insertAfter(of("dxe volume"), papertpm.Measurement{PCR: 0, Type: EventFirmwareBlob, Data: []byte("x"), Measured: []byte("evil")})
