@@ -257,8 +257,11 @@ func TestRevocationListsThatDoNotCountAreErrors(t *testing.T) {
 		"damaged":                             {damaged, "verification"},
 		"a delta list":                        {a.list(a.issuer, critical(2, 5, 29, 27)), "2.5.29.27"},
 		"a partitioned list":                  {a.list(a.issuer, critical(2, 5, 29, 28)), "2.5.29.28"},
-		"no list":                             {[]byte("list"), "malformed"},
-		"too large":                           {make([]byte, MaxRevocationList+1), "at most"},
+		"a list of others' certificates": {a.list(a.issuer, func(l *x509.RevocationList) {
+			l.RevokedCertificateEntries[0].ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 29}, Critical: true, Value: []byte{0x30, 0}}}
+		}, 2), "2.5.29.29"},
+		"no list":   {[]byte("list"), "malformed"},
+		"too large": {make([]byte, MaxRevocationList+1), "at most"},
 	} {
 		if _, err := NewRevocations([][]byte{c.list}, a.roots()); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: got %v, want an error that says %q", name, err, c.says)

@@ -395,9 +395,9 @@ func (x *explainer) compare(ev, last *Evidence) {
 	if x.now.log.StartupLocality != x.was.log.StartupLocality {
 		plain("the TPM's startup locality", signed, fmt.Sprint(x.was.log.StartupLocality), fmt.Sprint(x.now.log.StartupLocality))
 	}
-	// By a bank that both logs have and both TPMs quoted.
+	// By a bank that both logs have and both TPMs quoted with its PCRs.
 	has := func(b *loggedBoot, ev *Evidence, bank string) bool {
-		return slices.Contains(b.log.Banks, bank) && slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == bank })
+		return slices.Contains(b.log.Banks, bank) && slices.ContainsFunc(ev.Quotes, func(q Quote) bool { return q.Bank == bank && len(q.PCRs) > 0 })
 	}
 	for _, bank := range []string{"sha256", "sha384"} {
 		if has(x.was, last, bank) && has(x.now, ev, bank) {

@@ -111,7 +111,7 @@ func TestAReportIsRefusedAndWhetherTheMachineChanged(t *testing.T) {
 		"PCR 14 was extended":                 {before: func(r *reported) { r.extend(14, "x") }, want: []Code{CodePCRChanged}, genuine: true, changed: true},
 		"PCR 15 after the first report":       {before: func(r *reported) { r.first(); r.extend(15, "x") }, want: []Code{CodePCRChanged}, genuine: true, changed: true},
 		"the boot is not capped":              {before: func(r *reported) { r.tpm.PCRs["sha256"] = r.released() }, want: []Code{CodePCRChanged}, genuine: true, changed: true},
-		"the log is shorter":                  {before: func(r *reported) { r.log = r.log[:len(r.log)-1] }, want: []Code{CodeLogChanged}, genuine: true, changed: true},
+		"the log is shorter":                  {before: func(r *reported) { r.log = slices.Clip(bytes.Clone(r.log[:len(r.log)-1])) }, want: []Code{CodeLogChanged}, genuine: true, changed: true},
 		"the log was altered":                 {before: func(r *reported) { r.log = bytes.Clone(r.log); r.log[200] ^= 1 }, want: []Code{CodeLogChanged}, genuine: true, changed: true},
 		"the log has an event too many":       {before: func(r *reported) { r.log = addEvent(r.log, 4) }, want: []Code{CodeLogChanged}, genuine: true, changed: true},
 		"the log has no event but bytes":      {before: func(r *reported) { r.log = append(bytes.Clone(r.log), 1, 2, 3) }, want: []Code{CodeLogChanged}, genuine: true, changed: true},
