@@ -311,6 +311,7 @@ func TestARootVouchesForItsVendorsOnly(t *testing.T) {
 		"no name, and any vendor":         {without, []TPMRoot{{Class: TPMHardware}}, TPMHardware},
 		"another class for each vendor":   {paper, []TPMRoot{{Class: TPMSoftware, Vendors: vendors("IFX")}, {Class: TPMHardware, Vendors: vendors("PAPR")}}, TPMHardware},
 		"the least of those that vouch":   {paper, []TPMRoot{{Class: TPMSoftware, Vendors: vendors("PAPR")}, {Class: TPMHardware}}, TPMSoftware},
+		"the least, in another order":     {paper, []TPMRoot{{Class: TPMHardware}, {Class: TPMSoftware, Vendors: vendors("PAPR")}}, TPMSoftware},
 		"the vendors of an intermediate ": {paper, []TPMRoot{{Class: TPMHardware}, {Intermediate: true, Vendors: vendors("IFX")}}, TPMHardware},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package attest_test
 
 import (
 	"encoding/binary"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,6 +23,8 @@ func TestMalformedLogsAreRefused(t *testing.T) {
 		binary.LittleEndian.PutUint32(b[off:], v)
 		return b
 	}
+	digests := len(papertpm.EncodeLog([]string{"sha1", "sha256"}, nil)) + 12 // of the first event: SHA-1, SHA-256
+	twice := slices.Concat(good()[:digests], good()[digests+22:digests+56], good()[digests+22:])
 	cases := map[string]struct {
 		log  []byte
 		says string
@@ -44,6 +47,7 @@ func TestMalformedLogsAreRefused(t *testing.T) {
 		"an event with a digest too many":        {put(short(), first+8, 2), "got 2 digests"},
 		"an event with four billion digests":     {put(short(), first+8, 1<<32-1), "digests"},
 		"a digest of an undeclared bank":         {put(short(), first+12, 0x0004), "algorithm 0x0004"},
+		"two digests of one bank":                {twice, "algorithm 0x000b"},
 		"data longer than the log":               {put(short(), first+12+34, 1<<32-1), "bytes"},
 		"a trailing byte":                        {append(short(), 0), "inside an event"},
 		"an event cut off":                       {short()[:first+20], "inside an event"},

@@ -305,6 +305,10 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			before: func(s *scene) {
 				s.tpm.OnCreation = func(c *tpm2.TPMSCreationData) { c.ParentName.Buffer = []byte{0x40, 0, 0, 1} }
 			}, want: []Code{CodeTransport}, says: "TPM_RH_NULL"},
+		"a transport key with the name of a parent": {
+			before: func(s *scene) {
+				s.tpm.OnCreation = func(c *tpm2.TPMSCreationData) { c.ParentNameAlg = tpm2.TPMAlgSHA256 }
+			}, want: []Code{CodeTransport}},
 		"a transport key made in another state": {
 			before: func(s *scene) { s.tpm.OnCreation = func(c *tpm2.TPMSCreationData) { c.PCRDigest.Buffer[0] ^= 1 } }, want: []Code{CodeTransport}},
 		"a transport key made with other PCRs": {
@@ -626,6 +630,9 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 				s.Unlogged = []papertpm.Measurement{{PCR: 15, Data: []byte("key")}, {PCR: 12, Data: []byte("released")}}
 			},
 			want: []Code{CodePCRCapped}},
+		"a boot in which only PCR 15 was capped": {
+			before: func(s *scene) { s.Unlogged = []papertpm.Measurement{{PCR: 15, Data: []byte("key")}} },
+			want:   []Code{CodePCRCapped}, says: "already capped"},
 
 		// Firmware.
 		"firmware of an unknown build": {
@@ -662,6 +669,12 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			before: func(s *scene) {
 				s.Measured[0].Data = []byte("1.0")
 				s.replace(of("dxe volume"), func(m *papertpm.Measurement) { m.Measured = []byte("evil") })
+			}, want: []Code{CodeFirmwareUnknown}},
+		"a build that is known by its version text, and another that is claimed": {
+			before: func(s *scene) {
+				s.Measured[0].Data = []byte("B1")
+				s.SMBIOS = papertpm.EncodeSMBIOS("B2", "Paper", "Box", "serial-1")
+				s.policy.Firmware.References = []FirmwareReference{{Version: "B1", Status: FirmwareAllowed}, {Version: "B2", Status: FirmwareAllowed}}
 			}, want: []Code{CodeFirmwareUnknown}},
 		"a third firmware volume": {
 			before: func(s *scene) {
