@@ -311,13 +311,13 @@ func TestTheServiceMustBeTheRightOne(t *testing.T) {
 		}
 	}
 	for name, change := range map[string]func(*client.Client){
-		"no CA":          func(c *client.Client) { c.CA = nil },
-		"no release key": func(c *client.Client) { c.ReleaseKey = nil },
+		"no certificate authority": func(c *client.Client) { c.CA = nil },
+		"no release key":           func(c *client.Client) { c.ReleaseKey = nil },
 	} {
 		c := s.client()
 		change(c)
-		if _, err := c.Connect(t.Context()); err == nil {
-			t.Errorf("%s: no error", name)
+		if _, err := c.Connect(t.Context()); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: got %v", name, err)
 		}
 	}
 }
@@ -420,5 +420,131 @@ func TestConfirmOutlivesItsConnection(t *testing.T) {
 				t.Errorf("made %d connections, want %d", got, tt.conns)
 			}
 		})
+	}
+}
+
+// told answers with an error and headers.
+func told(status int, code, after, connection string) func(http.ResponseWriter, *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
+		for name, v := range map[string]string{"Retry-After": after, "Connection": connection} {
+			if v != "" {
+				w.Header().Set(name, v)
+			}
+		}
+		reply(status, api.Error{Code: code})(w, r)
+	}
+}
+
+func verdict(codes ...attest.Code) func(http.ResponseWriter, *http.Request) {
+	r := &attest.Result{}
+	for _, c := range codes {
+		r.Findings = append(r.Findings, attest.Finding{Code: c})
+	}
+	return reply(403, &api.EvidenceResponse{Result: r})
+}
+
+// What a TPM has signed is sent again while the service has no room for it, and
+// nothing else is.
+func TestEvidenceIsSentAgainWhereNothingWasDoneForIt(t *testing.T) {
+	t.Parallel()
+	busy, limited := told(503, api.CodeBusy, "1", ""), told(429, api.CodeRateLimited, "1", "")
+	for name, tt := range map[string]struct {
+		answers []func(http.ResponseWriter, *http.Request) // nil: a release
+		hasty   bool                                       // a client without patience
+		want    string                                     // of the error; empty: a release
+	}{
+		"no time":                              {answers: []func(http.ResponseWriter, *http.Request){busy, nil}},
+		"too many":                             {answers: []func(http.ResponseWriter, *http.Request){limited, nil}},
+		"no time, and it did not say for what": {answers: []func(http.ResponseWriter, *http.Request){told(503, api.CodeBusy, "", "")}, want: "busy"},
+		"longer than there is patience":        {answers: []func(http.ResponseWriter, *http.Request){told(503, api.CodeBusy, "60", "")}, want: "busy"},
+		"longer than anybody waits":            {answers: []func(http.ResponseWriter, *http.Request){told(503, api.CodeBusy, "99999999999", "")}, want: "busy"},
+		"another failure":                      {answers: []func(http.ResponseWriter, *http.Request){told(503, "unavailable", "1", "")}, want: "unavailable"},
+		"no time, and the connection ends":     {answers: []func(http.ResponseWriter, *http.Request){told(503, api.CodeBusy, "1", "close")}, want: "busy"},
+		"a client without patience":            {answers: []func(http.ResponseWriter, *http.Request){busy}, hasty: true, want: "busy"},
+		"the challenge ran out meanwhile":      {answers: []func(http.ResponseWriter, *http.Request){busy, verdict(attest.CodeChallenge)}, want: "busy"},
+		"the challenge had run out":            {answers: []func(http.ResponseWriter, *http.Request){verdict(attest.CodeChallenge)}, want: "challenge.invalid"},
+		"a verdict after that":                 {answers: []func(http.ResponseWriter, *http.Request){busy, verdict(attest.CodeCmdline)}, want: "uki.cmdline"},
+		"a verdict that has more to say":       {answers: []func(http.ResponseWriter, *http.Request){busy, verdict(attest.CodeChallenge, attest.CodeQuarantined)}, want: "challenge.invalid"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, nil)
+			release := reply(200, s.release(nil))
+			var asked atomic.Int32
+			var bodies [2]string
+			s.answer = func(w http.ResponseWriter, r *http.Request) {
+				n := int(asked.Add(1)) - 1
+				b, err := io.ReadAll(r.Body)
+				if err != nil || n >= len(tt.answers) {
+					t.Errorf("request %d: %v", n+1, err)
+					return
+				}
+				bodies[n] = string(b)
+				if tt.answers[n] == nil {
+					release(w, r)
+					return
+				}
+				tt.answers[n](w, r)
+			}
+			c := s.client()
+			if !tt.hasty {
+				c.Patience = 5 * time.Second
+			}
+			session, err := c.Connect(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer session.Close()
+			r, _, err := session.Evidence(t.Context(), machine, &api.EvidenceRequest{ChallengeID: "c1"})
+			if tt.want == "" && (err != nil || r == nil) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("got %+v, %v, want %q", r, err, tt.want)
+			}
+			var refused *client.RefusedError
+			if isVerdict := strings.Contains(tt.want, "."); errors.As(err, &refused) != isVerdict {
+				t.Errorf("a verdict: %t, want %t: %v", !isVerdict, isVerdict, err)
+			}
+			if n := int(asked.Load()); n != len(tt.answers) || n == 2 && bodies[0] != bodies[1] {
+				t.Errorf("asked %d times, want %d, with %q", n, len(tt.answers), bodies)
+			}
+			if n := s.conns.Load(); n != 1 {
+				t.Errorf("%d connections, want 1", n)
+			}
+		})
+	}
+}
+
+// Another service would say the same, unless it was only this one that ends.
+func TestConfirmGoesElsewhereOnlyFromAServiceThatEnds(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		answer func(http.ResponseWriter, *http.Request)
+		conns  int32
+	}{
+		"it ends":                        {told(503, "unavailable", "", "close"), 2},
+		"it goes on":                     {told(503, "unavailable", "", ""), 1},
+		"it ends, and has answered":      {told(403, "confirm-refused", "", "close"), 1},
+		"it has no time, and said when":  {told(503, api.CodeBusy, "60", ""), 1},
+		"too many requests, and it ends": {told(429, api.CodeRateLimited, "60", "close"), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, nil)
+			s.answer = tt.answer
+			err := s.connect().Confirm(t.Context(), make(attest.Secret, 32), "r1", api.OutcomeUnlocked)
+			var answered *client.ServiceError
+			if !errors.As(err, &answered) || s.conns.Load() != tt.conns {
+				t.Errorf("%d connections, want %d: %v", s.conns.Load(), tt.conns, err)
+			}
+		})
+	}
+}
+
+func TestALongAnswerIsRead(t *testing.T) {
+	s := newService(t, nil)
+	resp := s.release(nil)
+	resp.Result.Facts = []attest.Fact{{Name: "n", Value: strings.Repeat("v", 1<<20)}}
+	s.answer = reply(200, resp)
+	if _, result, err := s.connect().Evidence(t.Context(), machine, &api.EvidenceRequest{ChallengeID: "c1"}); err != nil || len(result.Facts) != 1 {
+		t.Errorf("got %v", err)
 	}
 }
