@@ -181,6 +181,18 @@ func TestBanksAreRefusedWithTheirFinding(t *testing.T) {
 					split(m, "\x00\x00\x00\x00", "evil")
 				})
 			}, want: []Code{CodeLogStructure}, says: "PCR 7, event"},
+		"the name of a section in one bank, another event in the other": {
+			banks: []string{"sha1", "sha256"}, before: func(s *scene) {
+				s.replace(of(".linux\x00"), func(m *papertpm.Measurement) {
+					m.Data = []byte("of something")
+					split(m, ".linux\x00", "evil")
+				})
+			}, want: []Code{CodeLogStructure}, says: "PCR 11, event"},
+		"the command line in one bank, another in the other": {
+			banks: []string{"sha1", "sha256"}, before: func(s *scene) {
+				line := string(papertpm.EncodeUTF16(papertpm.Cmdline))
+				s.replace(of(line), func(m *papertpm.Measurement) { split(m, line, "evil") })
+			}, want: []Code{CodeLogStructure}, says: "PCR 9, event"},
 		"a bank of which firmware extended nothing": {
 			banks: []string{"sha256", "sha384"}, before: func(s *scene) {
 				s.Measure(s.tpm)

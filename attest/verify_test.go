@@ -291,6 +291,8 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 					p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: x}, Y: tpm2.TPM2BECCParameter{Buffer: y}})
 				}
 			}, want: []Code{CodeTransport}, says: "want P-256"},
+		"a transport key with another name algorithm": {
+			before: func(s *scene) { s.tpm.OnTransport = func(p *tpm2.TPMTPublic) { p.NameAlg = tpm2.TPMAlgSHA384 } }, want: []Code{CodeTransport}, says: "want ECC with SHA-256"},
 		"a transport key with another cipher": {
 			before: func(s *scene) { s.tpm.OnTransport = func(p *tpm2.TPMTPublic) { changeECC(p, aes256) } }, want: []Code{CodeTransport}, says: "AES-256"},
 		"a transport key whose creator chose its private half": {
@@ -463,6 +465,10 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 					m.Data = papertpm.EncodeVariable(papertpm.SecurityGUID(), "db", []byte("db and more"))
 				})
 			}, want: []Code{CodeSecureBootKeys}, says: "db holds"},
+		"no dbx": {
+			before: func(s *scene) {
+				s.Measured = slices.DeleteFunc(s.Measured, of(string(papertpm.EncodeVariable(papertpm.SecurityGUID(), "dbx", []byte("dbx")))))
+			}, want: []Code{CodeSecureBootKeys}, says: "dbx was not measured"},
 		"a dbx that the policy does not list": {
 			before: func(s *scene) { s.policy.DBX = []manifest.SHA256{digestOf("other")} }, want: []Code{CodeSecureBootKeys}, says: "dbx holds"},
 		"an image without reference keys": {
@@ -669,6 +675,12 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			before: func(s *scene) {
 				s.Measured[0].Data = []byte("1.0")
 				s.replace(of("dxe volume"), func(m *papertpm.Measurement) { m.Measured = []byte("evil") })
+			}, want: []Code{CodeFirmwareUnknown}},
+		"a build of two equal volumes, with one of them": {
+			before: func(s *scene) {
+				s.policy.Firmware.References = s.policy.Firmware.References[:1]
+				r := &s.policy.Firmware.References[0]
+				r.Digests, r.Unpinned = []manifest.SHA256{digestOf("dxe volume"), digestOf("dxe volume")}, 0
 			}, want: []Code{CodeFirmwareUnknown}},
 		"a build that is known by its version text, and another that is claimed": {
 			before: func(s *scene) {
