@@ -73,6 +73,7 @@ func TestOperatorsMayShowAToken(t *testing.T) {
 		"both":                                {withHeader(s.operator(), "Bearer ana/viewer"), 400, "two-identities"},
 		"both, and the token is bad":          {withHeader(s.operator(), "Bearer bad"), 400, "two-identities"},
 		"two tokens":                          {withHeader(s.httpClient(), "Bearer bad", "Bearer ana/viewer"), 401, "unauthenticated"},
+		"a good token, and a bad one":         {withHeader(s.httpClient(), "Bearer ana/viewer", "Bearer bad"), 401, "unauthenticated"},
 		"another scheme":                      {withHeader(s.httpClient(), "Basic YTpi"), 401, "unauthenticated"},
 		"an empty token":                      {withHeader(s.httpClient(), "Bearer "), 401, "unauthenticated"},
 		"a name of control characters":        {withHeader(s.httpClient(), "Bearer a\tb/viewer"), 401, "unauthenticated"},

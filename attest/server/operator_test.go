@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"io"
 	"iter"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +35,10 @@ func TestOperatorsNeedTheirCertificate(t *testing.T) {
 	var e api.Error
 	if status := s.call(node, "GET", url, nil, &e); status != 403 || e.Code != "forbidden" {
 		t.Errorf("a certificate of another organization: HTTP %d, %+v", status, e)
+	}
+	foreign := s.httpClient(s.certificate(pkix.Name{CommonName: "alice", Organization: []string{"another"}, OrganizationalUnit: []string{"operator", "viewer"}}, x509.ExtKeyUsageClientAuth))
+	if status := s.call(foreign, "GET", url, nil, &e); status != 403 || !strings.Contains(e.Message, "organization") {
+		t.Errorf("a certificate of another organization that names roles: HTTP %d, %+v", status, e)
 	}
 	nameless := s.httpClient(s.certificate(pkix.Name{Organization: []string{api.OperatorOrganization}}, x509.ExtKeyUsageClientAuth))
 	if status := s.call(nameless, "GET", url, nil, nil); status != 403 {
@@ -60,6 +66,18 @@ func TestOperatorsNeedTheirCertificate(t *testing.T) {
 	s.srv.OperatorHandler().ServeHTTP(w, r)
 	if w.status != 403 {
 		t.Errorf("plain HTTP: HTTP %d", w.status)
+	}
+	cert, err := x509.ParseCertificate(s.certificate(pkix.Name{CommonName: "alice", Organization: []string{api.OperatorOrganization}, OrganizationalUnit: []string{"viewer"}}, x509.ExtKeyUsageClientAuth).Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for version, want := range map[uint16]int{tls.VersionTLS12: 403, tls.VersionTLS13: 200} {
+		w := httptest.NewRecorder()
+		r.TLS = &tls.ConnectionState{Version: version, VerifiedChains: [][]*x509.Certificate{{cert}}}
+		s.srv.OperatorHandler().ServeHTTP(w, r)
+		if w.Code != want {
+			t.Errorf("%s: HTTP %d, want %d", tls.VersionName(version), w.Code, want)
+		}
 	}
 }
 

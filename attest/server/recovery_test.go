@@ -160,6 +160,26 @@ func TestAMachineWithAnothersNodeNameHasNoRecovery(t *testing.T) {
 	}
 }
 
+// The request was of another disk: its code would hold the key of the new one.
+func TestAReinstallEndsARecovery(t *testing.T) {
+	r := newRecoveryScene(t)
+	req := r.opened(r.alice)
+	if a := r.approve(r.bob, req.ID); a.status != 200 {
+		t.Fatalf("HTTP %d, %+v", a.status, a.Error)
+	}
+	r.reinstall(r.box, otherDisk, time.Unix(5000, 0))
+	r.set(func() { r.scene.boot.Reset++ })
+	if status, resp := r.attestFrom(r.box, otherDisk, false); status != 200 {
+		t.Fatalf("HTTP %d, %s", status, codes(resp.Result))
+	}
+	if a := r.approve(r.carl, req.ID); a.status != 409 || !strings.Contains(a.Message, "installed anew") {
+		t.Errorf("HTTP %d, %+v", a.status, a.Error)
+	}
+	if status, code, e := r.take(r.alice, req.ID); status != 409 || len(code.Code) > 0 {
+		t.Errorf("HTTP %d, %+v", status, e)
+	}
+}
+
 // opens types a code at the machine.
 func (r *recoveryScene) opens(code attest.Secret) (*recovery.Secrets, error) {
 	reader := r.boot.Reader()
