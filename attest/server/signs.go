@@ -114,12 +114,14 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 	for _, f := range result.Findings {
 		has[f.Code] = true
 	}
+	// A record that was rebuilt from the audit log has the release alone.
+	accepted := !m.AcceptedEvidence.IsZero() || m.ReleaseID != ""
 	what, count := map[audit.AlarmName]string{}, map[audit.AlarmName]int{}
 	var keys []string
 	for _, f := range result.Findings {
 		r := known[f.Code]
 		switch {
-		case r.alarm == "", r.accepted && m.AcceptedEvidence.IsZero(), r.unless != "" && has[r.unless], r.component != "" && r.component == f.Component:
+		case r.alarm == "", r.accepted && !accepted, r.unless != "" && has[r.unless], r.component != "" && r.component == f.Component:
 			continue
 		}
 		key := sub.machine.String() + " " + string(f.Code)

@@ -18,6 +18,7 @@ import (
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 // findingCodes returns the codes in the source of package attest.
@@ -149,6 +150,28 @@ func TestSignsOfTamperingRaiseAnAlarm(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A record that was rebuilt from the audit log, or that an earlier version wrote, has
+// the release of a machine and not the evidence for it.
+func TestAMachineWithAReleaseWasAccepted(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, nil)
+	b := newBox(t, s.tpmCA)
+	s.enrol(b)
+	if status, _ := s.attest(b); status != 200 {
+		t.Fatalf("HTTP %d", status)
+	}
+	m := s.machine(b)
+	m.AcceptedEvidence = manifest.SHA256{}
+	if err := s.memory.Commit(t.Context(), &server.Change{Machine: m}); err != nil {
+		t.Fatal(err)
+	}
+	s.set(func() { s.boot.Reset++; s.refuse = []attest.Finding{{Code: attest.CodeSecureBootOff, Message: "m"}} })
+	if status, _ := s.attest(b); status != 403 {
+		t.Fatalf("HTTP %d", status)
+	}
+	s.wantAlarms(audit.AlarmEvidenceTampered)
 }
 
 // A box that asks in a loop raises each alarm once a day, and one that has used

@@ -1,6 +1,6 @@
 // Package unlock turns a verified boot into an open disk: Loop asks the
 // attestation service until it releases, DiskKey joins the service's half of
-// the disk key with the half that this TPM holds, and Partition finds, opens
+// the disk key with the half that this TPM holds, and State finds, opens
 // or, once, creates the encrypted state partition. Nothing is written to a
 // disk before the service has released its half.
 package unlock
