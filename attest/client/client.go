@@ -294,7 +294,6 @@ func (s *Session) post(ctx context.Context, path string, req, ok any, refused *a
 		if before != nil && refused != nil && outlived(refused.Result) {
 			// The challenge ran out in the meantime, or the service has none open
 			// any more: no verdict on the machine.
-			refused.Result = nil
 			return before
 		}
 		var e *ServiceError

@@ -513,6 +513,20 @@ func TestEvidenceIsSentAgainWhereNothingWasDoneForIt(t *testing.T) {
 	}
 }
 
+func TestAReportThatIsNotAcceptedIsAnError(t *testing.T) {
+	s := newService(t, nil)
+	for name, answer := range map[string]*api.EvidenceResponse{"no result": {}, "another result": {Result: &attest.Result{}}} {
+		s.answer = reply(200, answer)
+		if _, err := s.connect().Report(t.Context(), &api.EvidenceRequest{}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	s.answer = reply(200, &api.EvidenceResponse{Result: &attest.Result{Allowed: true}, ReportAfter: 1 << 40})
+	if after, err := s.connect().Report(t.Context(), &api.EvidenceRequest{}); err != nil || after != api.MaxReportAfter*time.Second {
+		t.Errorf("got %v, %v", after, err)
+	}
+}
+
 // Another service would say the same, unless it was only this one that ends.
 func TestConfirmGoesElsewhereOnlyFromAServiceThatEnds(t *testing.T) {
 	t.Parallel()
