@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/image/manifest"
@@ -231,18 +232,54 @@ func TestASignIsNotLostWithTheStore(t *testing.T) {
 	s.wantAlarms(audit.AlarmEvidenceTampered)
 }
 
-// Anybody can make up evidence with such findings.
+// Anybody can make up evidence with such findings, and get a challenge for another's
+// endorsement key.
 func TestSignsOfWhoProvedNothingRaiseNoAlarm(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, nil)
 	b := newBox(t, s.tpmCA)
 	s.enrol(b)
+	other := newBox(t, s.tpmCA)
 	s.set(func() { s.refuse = []attest.Finding{{Code: attest.CodeBankHidden, Message: "m"}} })
-	c := s.httpClient()
-	req := s.answer(b, s.challenge(c, b))
-	req.ActivationProof[0] ^= 1
-	if status, _ := s.send(c, req); status != 403 {
-		t.Errorf("HTTP %d", status)
+	for name, change := range map[string]func(*api.EvidenceRequest){
+		"a wrong proof":             func(r *api.EvidenceRequest) { r.ActivationProof[0] ^= 1 },
+		"another's endorsement key": func(r *api.EvidenceRequest) { r.Evidence.EKPublic = other.ekPublic },
+		"another's attestation key": func(r *api.EvidenceRequest) { r.Evidence.AKPublic = other.akPublic },
+		"no proof":                  func(r *api.EvidenceRequest) { r.ActivationProof = []byte{} },
+	} {
+		c := s.httpClient()
+		req := s.answer(b, s.challenge(c, b))
+		change(req)
+		if status, _ := s.send(c, req); status != 403 {
+			t.Errorf("%s: HTTP %d", name, status)
+		}
 	}
 	s.wantAlarms()
+	if m := s.machine(b); !m.LastEvidence.IsZero() {
+		t.Error("evidence is kept as the machine's")
+	}
+}
+
+// The disk of its first release is a machine's from then on, unless it is another's.
+func TestAnApprovedMachineGetsNothingForAnothersDisk(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, nil)
+	owner, b := newBox(t, s.tpmCA), newBox(t, s.tpmCA)
+	s.enrol(owner)
+	if status, _ := s.attest(owner); status != 200 {
+		t.Fatalf("HTTP %d", status)
+	}
+	if status, _ := s.attestFrom(b, otherDisk, false); status != 403 {
+		t.Fatalf("HTTP %d", status)
+	}
+	if _, err := s.operatorClient().Approve(t.Context(), b.id, "ours"); err != nil {
+		t.Fatal(err)
+	}
+	if status, resp := s.attestFrom(b, disk, true); status != 403 || codes(resp.Result) != string(attest.CodeDiskForeign) {
+		t.Errorf("HTTP %d, %s", status, codes(resp.Result))
+	}
+	s.wantAlarms(audit.AlarmMachineMisused)
+	if status, resp := s.attestFrom(b, otherDisk, false); status != 200 {
+		t.Errorf("HTTP %d, %s", status, codes(resp.Result))
+	}
 }
