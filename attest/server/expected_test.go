@@ -215,6 +215,15 @@ func TestAnIdentityKeepsItsEndorsementKey(t *testing.T) {
 	if _, err := op.ReEnrol(ctx, old.id, old.id, "x"); err == nil {
 		t.Error("enrolled in place of itself")
 	}
+	another := newBox(t, s.tpmCA)
+	rec = record(another)
+	rec.DiskGUID, rec.Serial = "6c0d1e0c-3b1f-4a56-9d0e-0123456789ab", "SN-7"
+	if _, err := s.srv.Enrol(ctx, "line-1", rec); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := op.ReEnrol(ctx, old.id, another.id, "x"); err == nil || s.machine(old).State != was.State {
+		t.Errorf("an enrolled machine took the place of another, which is %s: %v", s.machine(old).State, err)
+	}
 	if _, err := op.ReEnrol(ctx, old.id, board.id, " "); err == nil {
 		t.Error("enrolled anew without a reason")
 	}

@@ -211,6 +211,21 @@ func TestInstallRecordsEnrol(t *testing.T) {
 		t.Errorf("a revoked machine: %v, want %v", err, server.ErrRefused)
 	}
 
+	// So does one in quarantine.
+	c := newBox(t, s.tpmCA)
+	third := record(c)
+	third.DiskGUID = "6c0d1e0c-3b1f-4a56-9d0e-0123456789ab"
+	if status, _ := install(third); status != 200 {
+		t.Fatalf("HTTP %d", status)
+	}
+	if _, err := s.operatorClient().Quarantine(t.Context(), c.id, "r"); err != nil {
+		t.Fatal(err)
+	}
+	third.DiskGUID = otherDisk
+	if status, _ := install(third); status != 409 || s.machine(c).State != attest.StateQuarantined {
+		t.Errorf("a quarantined machine: HTTP %d, state %s", status, s.machine(c).State)
+	}
+
 	for name, change := range map[string]func(*api.InstallRecord){
 		"no key":             func(r *api.InstallRecord) { r.EKPublic = nil },
 		"a broken key":       func(r *api.InstallRecord) { r.EKPublic = r.EKPublic[:20] },

@@ -254,3 +254,25 @@ func TestAnInstallRecordNeedsATrustedEndorsementCertificate(t *testing.T) {
 		})
 	}
 }
+
+// What a release of the former install unlocked is not the state of the present one.
+func TestAConfirmationFromBeforeAReinstallSaysNothingOfTheState(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, nil)
+	b := newBox(t, s.tpmCA)
+	s.enrol(b)
+	_, resp := s.attestFrom(b, disk, false)
+	r, _, transport := s.open(resp)
+	s.reinstall(b, otherDisk, time.Unix(5000, 0))
+	s.set(func() { s.boot.Reset++ })
+	if status, resp := s.attestFrom(b, otherDisk, false); status != 200 {
+		t.Fatalf("HTTP %d, %s", status, codes(resp.Result))
+	}
+	req := &api.ConfirmRequest{ReleaseID: r.ID, Outcome: api.OutcomeUnlocked, Proof: api.ConfirmProof(transport, r.ID, api.OutcomeUnlocked)}
+	if status := s.call(s.httpClient(), "POST", "https://"+s.nodes+api.PathConfirm, req, nil); status != 200 {
+		t.Fatalf("HTTP %d", status)
+	}
+	if m := s.machine(b); m.StateMade || m.DiskGUID != otherDisk {
+		t.Errorf("state made %t on disk %s", m.StateMade, m.DiskGUID)
+	}
+}

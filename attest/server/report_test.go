@@ -507,6 +507,21 @@ func TestAFailedReportQuarantinesOnce(t *testing.T) {
 	}
 }
 
+// A quarantine is for what a report shows; it is less than a revocation.
+func TestAReportOfARevokedMachineLeavesItRevoked(t *testing.T) {
+	s, b, verdict := reporting(t, nil)
+	if _, err := s.operatorClient().Revoke(t.Context(), b.id, "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	verdict(attest.Report{Genuine: true, Changed: true}, attest.CodePCRChanged, attest.CodeMachineRevoked)
+	if status, _ := s.reportPaper(b); status != 403 {
+		t.Errorf("HTTP %d", status)
+	}
+	if m := s.machine(b); m.State != attest.StateRevoked || m.Reason != "stolen" {
+		t.Errorf("it is %s: %s", m.State, m.Reason)
+	}
+}
+
 func TestWatchFencesAtOnceAndEnds(t *testing.T) {
 	fenced := make(chan string, 1)
 	s, b, _ := reporting(t, func(c *server.Config) { c.Fence = fenceFunc(func(node string) { fenced <- node }) })
