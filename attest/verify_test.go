@@ -285,10 +285,12 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 		"a transport key of another curve": {
 			before: func(s *scene) {
 				s.tpm.OnTransport = func(p *tpm2.TPMTPublic) {
-					point := newKey(s.t, elliptic.P384()).PublicKey
-					x, y := point.X.FillBytes(make([]byte, 48)), point.Y.FillBytes(make([]byte, 48))
+					point, err := newKey(s.t, elliptic.P384()).PublicKey.Bytes() // 4, X, Y
+					if err != nil {
+						s.t.Fatal(err)
+					}
 					changeECC(p, func(parms *tpm2.TPMSECCParms) { parms.CurveID = tpm2.TPMECCNistP384 })
-					p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: x}, Y: tpm2.TPM2BECCParameter{Buffer: y}})
+					p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: point[1:49]}, Y: tpm2.TPM2BECCParameter{Buffer: point[49:]}})
 				}
 			}, want: []Code{CodeTransport}, says: "want P-256"},
 		"a transport key with another name algorithm": {
