@@ -148,10 +148,10 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 	if m.Revision > 0 && has[attest.CodeReleaseRepeated] {
 		// Each is told of within the machine's budget for refusals, and one of a
 		// boot whatever else used that up.
-		key := sub.machine.String() + " " + string(attest.CodeReleaseRepeated) + " " + m.ReleaseID
+		key := m.ID.String() + " " + string(attest.CodeReleaseRepeated) + " " + m.ReleaseID
 		if due := s.raised.due(key, sub.now); due || sub.logged {
 			keys = append(keys, key)
-			alarms = append(alarms, alarm(sub.machine, sub.now, audit.Alarm{
+			alarms = append(alarms, alarm(m.ID, sub.now, audit.Alarm{
 				Name: audit.AlarmReleaseRepeated, Peer: sub.peer.address, What: "a second release was asked for in one boot",
 			}))
 		}
