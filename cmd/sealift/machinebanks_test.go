@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/server"
 )
 
 func TestMachinesAreListedByWhatTheyAnsweredOnTheirBanks(t *testing.T) {
@@ -43,5 +45,39 @@ func TestMachinesAreListedByWhatTheyAnsweredOnTheirBanks(t *testing.T) {
 	}
 	if code, _, talk := cli(t, "", "machine", "list", "--banks", "maybe"); code != exitUsage || !strings.Contains(talk, "proven, failed, unable, silent, not-asked") {
 		t.Errorf("exit %d: %s", code, talk)
+	}
+}
+
+// Of whom it is not known is neither among the refused nor among the allowed, and the
+// command does not end as if all were well.
+func TestWhatIfCountsMachinesThatWereNotAskedByThemselves(t *testing.T) {
+	for _, c := range []struct {
+		effects []api.Effect
+		err     string // empty: all is well
+	}{
+		{[]api.Effect{api.EffectNone, api.EffectNone}, ""},
+		{[]api.Effect{api.EffectNone, api.EffectNotAsked, api.EffectNotAsked}, "would refuse 0 of 3 machines that are allowed now, and 2 could not be judged"},
+		{[]api.Effect{api.EffectRefused, api.EffectNotAsked, api.EffectFailed}, "would refuse 1 of 3 machines that are allowed now, and 2 could not be judged"},
+	} {
+		sum := server.NewReplaySummary("p version 2")
+		rows := func(yield func(api.WhatIf, error) bool) {
+			for i, effect := range c.effects {
+				row := &api.WhatIfMachine{ID: attest.MachineID{byte(i)}, NodeName: "node", Vendor: "Paper", Effect: effect}
+				sum.Add(row)
+				if !yield(api.WhatIf{Machine: row}, nil) {
+					return
+				}
+			}
+			yield(api.WhatIf{Summary: sum.Summary()}, nil)
+		}
+		var out bytes.Buffer
+		err := printWhatIf(&env{out: &out}, rows, false)
+		if (err == nil) != (c.err == "") || err != nil && (!errors.As(err, new(refused)) || !strings.Contains(err.Error(), c.err)) {
+			t.Errorf("%q: got %v, want %q", c.effects, err, c.err)
+		}
+		unasked := strings.Contains(c.err, "2 could not") && c.effects[0] == api.EffectNone
+		if unasked && (!strings.Contains(out.String(), "not asked  ") || !strings.Contains(out.String(), "3 machines: 2 were not asked for their banks, 1 stay allowed")) {
+			t.Errorf("%q is shown as\n%s", c.effects, out.String())
+		}
 	}
 }
