@@ -10,7 +10,7 @@ const (
 	BanksProven BankAnswer = "proven" // a BankProof that holds and agrees with the quotes
 	BanksFailed BankAnswer = "failed" // one that does not hold, or with a bank that is not quoted
 	BanksUnable BankAnswer = "unable" // none, as the TPM cannot: the machine's word
-	BanksSilent BankAnswer = "silent" // none, and not a word: the agent does not know what it was asked
+	BanksSilent BankAnswer = "silent" // none, and not a word: the agent does not know what it was asked, or leaves it out
 )
 
 // Facts on the proof of the active banks.
@@ -36,8 +36,8 @@ func (v *verification) noBankProof(quotes []*quoted, off bool) {
 		got, why = gotUnable, "the TPM cannot sign it, says the machine: "+cleanText(v.ev.NoBanks)
 		hint = "exempt the TPM in the policy, if you can do without: " + v.tpmRuleLine("bankExemptions") + "; sealift policy lint says what that leaves uncovered"
 	case v.ch.AsksBanks:
-		got, why = gotSilent, "the machine was asked for it, and its agent does not answer: it is older than the proof"
-		hint = "install an image with an agent of this version; until then this machine could be exempted in the policy: " + v.tpmRuleLine("bankExemptions")
+		got, why = gotSilent, "the machine was asked for it, and its agent does not say a word: it is older than this, or was altered"
+		hint = "install an image with an agent of this version, which says why if its TPM cannot; until then this machine could be exempted in the policy: " + v.tpmRuleLine("bankExemptions")
 	}
 	if v.rooted && got != gotUnasked {
 		v.r.Banks = BankAnswer(got)

@@ -122,7 +122,7 @@ func TestAPolicyThatRequiresTheBanksIsTriedBeforeItRefuses(t *testing.T) {
 	f.then = &require
 	check("required, after they were asked", answered)
 	rows, _ := f.whatIf()
-	for b, want := range map[*paperBox]string{old: "older than the proof", unable: "it has no TPM2_GetSessionAuditDigest", off: "was not asked for it"} {
+	for b, want := range map[*paperBox]string{old: "older than this, or was altered", unable: "it has no TPM2_GetSessionAuditDigest", off: "was not asked for it"} {
 		if r := rows[b.id].Reasons; len(r) != 1 || r[0].Code != attest.CodeBankUnproven || !strings.Contains(r[0].Message, want) {
 			t.Errorf("reasons are %+v, want %q", r, want)
 		}

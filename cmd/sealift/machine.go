@@ -86,7 +86,7 @@ longer what it was. That refuses it nothing.
 BANKS is what a machine answered when it was asked last to prove which PCR banks are
 active (tpm.proveBanks of the policy): proven; failed, if the proof does not hold or
 shows a bank that is not quoted; unable, if its TPM cannot give one; silent, if its
-agent is too old to know. It is asked when it boots.
+agent is too old to say. It is asked when it boots.
 
 Example:
   sealift machine list --state pending
