@@ -249,16 +249,14 @@ func theTPMs(x profiles.PolicyTPMRule) string {
 	if x.Machine != "" {
 		return "machine " + x.Machine
 	}
-	s := "every machine whose TPM is by " + x.Vendor
-	if x.Model == "" {
-		s += ", of whatever model"
-	} else {
-		s += ", of the model " + x.Model
+	model := "any model"
+	if x.Model != "" {
+		model = "model " + x.Model
 	}
 	if x.Below != "" {
-		s += ", with a firmware below " + x.Below
+		model += ", firmware below " + x.Below
 	}
-	return s
+	return fmt.Sprintf("every machine whose TPM is by %q (%s)", x.Vendor, model)
 }
 
 // tpmRule says if a rule is of the same TPMs as one before it, or of none: if no root
