@@ -27,9 +27,6 @@ type BankProof struct {
 	Signature []byte `json:"signature"` // TPMT_SIGNATURE
 }
 
-// factBanks names the fact that lists the active banks, of a proof that holds.
-const factBanks = "pcr.banks"
-
 // checkBankProof checks a proof:
 //
 //   - the time and the list decode exactly;
@@ -120,7 +117,8 @@ func bankListDigest(time, list []byte) []byte {
 // firmware extends, and the one that is quoted an active but empty one that an
 // attacker's system filled (CVE-2021-42299). Where SHA-256 is quoted with its PCRs,
 // it can be the bank that was filled: then it is for the policy to want the proof.
-// One that nobody wants is checked all the same.
+// One that nobody wants is checked all the same; of one that the policy asks for
+// without requiring it, what is wrong is told and refuses nothing.
 //
 // quotes are those that are valid, sent the banks of those that were sent.
 func (v *verification) checkActiveBanks(quotes []*quoted, sent map[string]bool, key *ecdsa.PublicKey, akName, extra []byte) {
@@ -134,38 +132,49 @@ func (v *verification) checkActiveBanks(quotes []*quoted, sent map[string]bool, 
 		})
 	}
 	if v.ev.Banks == nil {
-		switch {
-		case off:
-			v.find(Finding{
-				Code:    CodeBankUnproven,
-				Message: "the sha256 bank is said to be off, and nothing proves it: the TPM's own list of its active banks is missing",
-				Hint:    "use an agent of this version; if the TPM cannot sign the list, activate the SHA-256 bank in the firmware's setup",
-			})
-		case v.p.TPM.ProveBanks:
-			v.find(Finding{
-				Code:    CodeBankUnproven,
-				Message: "the policy wants proof of which banks are active, and the TPM's own list of them is missing",
-				Hint:    "use an agent of this version, which asks again by itself if the policy is new; a TPM that cannot sign the list needs a policy without tpm.proveBanks",
-			})
-		}
+		v.noBankProof(quotes, off)
 		return
 	}
+	found := v.checkProvenBanks(quotes, sent, key, akName, extra)
+	switch filled := slices.ContainsFunc(quotes, func(q *quoted) bool { return q.bank == "sha256" && !q.off() }); {
+	case !v.rooted:
+	case len(found) == 0:
+		v.r.Banks = BanksProven
+	default:
+		v.r.Banks = BanksFailed
+		if v.p.TPM.AskBanks && !v.p.TPM.ProveBanks && filled {
+			// Whoever sends this could have sent nothing, and would be taken. An honest
+			// machine with a bank that nobody can quote is not refused for having been
+			// asked.
+			v.fact(factBanksFailed, fmt.Sprintf("%s: %s", found[0].Code, found[0].Message), TrustClaimed)
+			return
+		}
+	}
+	for _, f := range found {
+		v.find(f)
+	}
+}
+
+// checkProvenBanks checks the proof that the evidence has, and compares it with the
+// quotes.
+func (v *verification) checkProvenBanks(quotes []*quoted, sent map[string]bool, key *ecdsa.PublicKey, akName, extra []byte) []Finding {
+	var found []Finding
+	find := func(f Finding) { found = append(found, f) }
 	active, t, err := checkBankProof(v.ev.Banks, key, akName, extra)
 	if err != nil {
-		v.fail(err, quoteHint(err.code))
-		return
+		return []Finding{{Code: err.code, Message: err.message, Got: err.got, Want: err.want, Hint: quoteHint(err.code)}}
 	}
 	v.fact(factBanks, strings.Join(active, " "), TrustQuoted)
 	for _, q := range quotes {
 		if !q.time.sameBoot(t) {
-			v.find(Finding{Code: CodeClock, Message: "the proof of the active banks and the quotes are not of one boot of one TPM", Hint: hintRetry})
+			find(Finding{Code: CodeClock, Message: "the proof of the active banks and the quotes are not of one boot of one TPM", Hint: hintRetry})
 			break
 		}
 	}
 	for _, b := range active {
 		// What is wrong with a quote that is not valid was found.
 		if i := slices.IndexFunc(quotes, func(q *quoted) bool { return q.bank == b }); i >= 0 && quotes[i].off() || i < 0 && !sent[b] {
-			v.find(Finding{
+			find(Finding{
 				Code:    CodeBankHidden,
 				Message: fmt.Sprintf("bank %s is active, says the TPM, and the machine does not quote its PCRs: what was measured into it is kept back", b),
 				Got:     "not quoted", Want: "quoted",
@@ -175,7 +184,8 @@ func (v *verification) checkActiveBanks(quotes []*quoted, sent map[string]bool, 
 	}
 	for _, q := range quotes {
 		if !q.off() && !slices.Contains(active, q.bank) {
-			v.find(Finding{Code: CodeBankUnproven, Message: fmt.Sprintf("bank %s is quoted with its PCRs, and the TPM does not list it among the active ones", q.bank), Hint: hintAgent})
+			find(Finding{Code: CodeBankUnproven, Message: fmt.Sprintf("bank %s is quoted with its PCRs, and the TPM does not list it among the active ones", q.bank), Hint: hintAgent})
 		}
 	}
+	return found
 }

@@ -28,6 +28,7 @@ type EndorsementKey struct {
 	quirks      []string
 	expired     bool
 	imported    bool
+	named       bool // each root that vouches for it may vouch for this vendor, and not for any
 }
 
 // Machine returns the identity that the key proves.
@@ -272,6 +273,7 @@ func (p *TPMPolicy) certified(machine MachineID, key crypto.PublicKey, leaf *x50
 				return nil, &Finding{Code: CodeEKRevocation, Message: fmt.Sprintf("endorsement certificate %s: %s", name, state.unknown),
 					Hint: "give the service the authority's current list (tpm.revocationLists)"}
 			}
+			ek.named = len(root.Vendors) > 0 && (ek.class == "" || ek.named)
 			// If chains lead to roots of several classes, the least protected one counts.
 			if classRank(root.Class) > classRank(ek.class) {
 				ek.class = root.Class

@@ -65,6 +65,7 @@ const (
 	MaxCertificates = 8
 	MaxCertificate  = 8 << 10
 	MaxBanks        = 8
+	MaxNoBanks      = 256 // bytes
 )
 
 // PolicyPCRs is the exact PCR selection of every quote: firmware and boot
@@ -81,9 +82,12 @@ type Evidence struct {
 	EKCertificates [][]byte `json:"ekCertificates"` // DER: the EK certificate first, then chain certificates found in NV
 	AKPublic       []byte   `json:"akPublic"`       // TPMT_PUBLIC of the attestation key
 
-	Quotes    []Quote      `json:"quotes"`          // one for each active PCR bank, and one for SHA-256 if it is off
-	Banks     *BankProof   `json:"banks,omitempty"` // where SHA-256 is off, or the policy wants it; else Optional
-	EventLog  []byte       `json:"eventLog"`        // TCG crypto-agile event log
+	Quotes []Quote    `json:"quotes"`          // one for each active PCR bank, and one for SHA-256 if it is off
+	Banks  *BankProof `json:"banks,omitempty"` // where SHA-256 is off, or the challenge asks for it; else Optional
+	// NoBanks says, where Banks is wanted and not there, why the TPM does not make
+	// it, in at most MaxNoBanks bytes. It is the machine's word, and told.
+	NoBanks   string       `json:"noBanks,omitempty"`
+	EventLog  []byte       `json:"eventLog"` // TCG crypto-agile event log
 	Transport TransportKey `json:"transport"`
 
 	SMBIOS []byte `json:"smbios"` // structure table (DSP0134), without the entry point; a claim

@@ -146,6 +146,16 @@ func (x *explainer) refusal(f Finding) {
 	if f.Component == "dbx" {
 		command = commandDBX
 	}
+	if f.Code == CodeBankUnproven {
+		switch f.Got { // why there is no proof
+		case gotUnasked:
+			command = commandRestart
+		case gotUnable:
+			command = commandPolicy
+		case gotSilent:
+			command = commandBuild
+		}
+	}
 	id := "ID"
 	if !x.r.Machine.IsZero() {
 		id = x.r.Machine.String()
@@ -171,9 +181,11 @@ func (x *explainer) refusal(f Finding) {
 
 // Commands that more than one finding names.
 const (
-	commandLog   = "sealift attest explain ID --write-log log.bin && sealift attest log log.bin"
-	commandSetup = "ipmitool -H BMC chassis bootdev bios && ipmitool -H BMC chassis power cycle"
-	commandDBX   = "fwupdmgr update"
+	commandLog     = "sealift attest explain ID --write-log log.bin && sealift attest log log.bin"
+	commandSetup   = "ipmitool -H BMC chassis bootdev bios && ipmitool -H BMC chassis power cycle"
+	commandDBX     = "fwupdmgr update"
+	commandRestart = "ipmitool -H BMC chassis power cycle"
+	commandBuild   = "sealift image build PROFILE --keys KEYS --out DIR"
 	// What is signed counts when a running service goes by it.
 	commandPolicy = "sealift policy sign FILE --keys KEYS && sealift policy enable FILE --reason TEXT"
 )
@@ -189,7 +201,7 @@ func mends(c Code) (component, command string) {
 	case CodeActivation:
 		return "the attestation key", "sealift machine revoke ID --reason TEXT"
 	case CodeAKAttributes, CodeTransport:
-		return "the agent", "sealift image build PROFILE --keys KEYS --out DIR"
+		return "the agent", commandBuild
 	case CodeAKChanged:
 		return "the attestation key", "sealift machine approve ID --reason TEXT"
 	case CodeEKCertificate:
@@ -217,7 +229,7 @@ func mends(c Code) (component, command string) {
 	case CodeImageUnknown:
 		return "the boot application", "sealift policy enable FILE --images DIR --reason TEXT"
 	case CodeImageDenied:
-		return "the image", "sealift image build PROFILE --keys KEYS --out DIR"
+		return "the image", commandBuild
 	case CodePolicyDates:
 		return "the policy", commandPolicy
 	case CodeSection:
@@ -227,7 +239,7 @@ func mends(c Code) (component, command string) {
 	case CodePCRNotZero:
 		return "a command line, credential or extension from outside the image", commandLog
 	case CodePCRCapped, CodeReleaseRepeated, CodeReportBoot:
-		return "the boot", "ipmitool -H BMC chassis power cycle"
+		return "the boot", commandRestart
 	case CodeEventUnknown:
 		return "an event of the firmware", commandPolicy
 	case CodeFirmwareUnknown:
@@ -239,7 +251,7 @@ func mends(c Code) (component, command string) {
 	case CodeMachineUnknown, CodeMachinePending:
 		return "the machine's enrolment", "sealift machine approve ID --reason TEXT"
 	case CodePCRChanged, CodeLogChanged:
-		return "the running system", "ipmitool -H BMC chassis power cycle"
+		return "the running system", commandRestart
 	case CodeSerialMismatch, CodeSerialTaken:
 		return "the machine's serial number", "sealift machine show ID"
 	case CodeMachineRevoked, CodeQuarantined:

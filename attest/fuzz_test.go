@@ -73,9 +73,12 @@ func FuzzRevocationList(f *testing.F) {
 // FuzzVerify gives Verify evidence as the node API decodes it. Nothing but the
 // machine's own is ever allowed, and every refusal says why.
 func FuzzVerify(f *testing.F) {
-	for _, banks := range [][]string{{"sha256"}, {"sha384"}, {"sha1", "sha256", "sha384"}} {
+	for i, banks := range [][]string{{"sha256"}, {"sha384"}, {"sha1", "sha256", "sha384"}, {"sha256"}} {
 		s := sha384Scene(f, banks...)
 		s.tpm.Prove = true
+		if i == 3 {
+			s.tpm.Unable = cannot
+		}
 		s.collect()
 		b, err := json.Marshal(s.ev)
 		if err != nil {
@@ -86,7 +89,7 @@ func FuzzVerify(f *testing.F) {
 	// The machine is another one in each process: the evidence of the corpus
 	// answers no challenge of its.
 	s := newScene(f)
-	s.policy.TPM.ProveBanks = true
+	s.policy.TPM.ProveBanks, s.policy.TPM.BankExemptions = true, []TPMRule{{Machine: s.machine()}}
 	s.collect()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var ev Evidence

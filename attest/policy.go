@@ -33,7 +33,8 @@ type Policy struct {
 	// Bank is the PCR bank that evidence is appraised by, sha256 or sha384, and
 	// which therefore must be active. Empty: SHA-256. With sha384, SHA-256 need
 	// not be active, if the TPM proves that it is off. What nothing proves is that
-	// the firmware measures into SHA-384: say so only where it is known to.
+	// the firmware measures into SHA-384: say so only where it is known to. Where it
+	// is known of some machines only, leave it out: see TPMPolicy.WithoutSHA256.
 	Bank string
 }
 
@@ -74,6 +75,16 @@ type TPMPolicy struct {
 	// ProveBanks accepts evidence only with a BankProof, whatever banks are
 	// quoted. Without it only evidence in which SHA-256 is off needs one.
 	ProveBanks bool
+	// AskBanks, without ProveBanks, only has machines asked: what a BankProof says
+	// is told, and refuses nothing where SHA-256 is quoted with its PCRs.
+	AskBanks bool
+	// BankExemptions are TPMs to which ProveBanks does not apply, while SHA-256 is
+	// quoted with its PCRs and no proof of the machine was ever accepted.
+	BankExemptions []TPMRule
+	// WithoutSHA256 are TPMs that may have SHA-256 off, if they prove it, and whose
+	// machines are then appraised by SHA-384, whatever Policy.Bank says. Their owner
+	// vouches for the firmware, as with that.
+	WithoutSHA256 []TPMRule
 }
 
 // TPMRoot is a trusted certificate authority for endorsement keys.
@@ -147,11 +158,13 @@ type Known struct {
 	StateMade    bool      // a state partition exists: a confirmed unlock or accepted evidence said so
 	ResetCount   uint32    // of the last accepted evidence
 	RestartCount uint32
-	Clock        uint64    // TPMS_CLOCK_INFO clock of the last accepted evidence, ms
-	TPMFirmware  uint64    // TPMS_ATTEST firmwareVersion of the last accepted evidence
-	Banks        []string  // PCR banks that were active in the last accepted evidence, nil if not known
-	Serial       string    // that the machine must claim, because it was enrolled beforehand with it; empty if it need not
-	SerialOwner  MachineID // machine to which the serial number belongs that the evidence claims, if any
+	Clock        uint64   // TPMS_CLOCK_INFO clock of the last accepted evidence, ms
+	TPMFirmware  uint64   // TPMS_ATTEST firmwareVersion of the last accepted evidence
+	Banks        []string // PCR banks that were active in the last accepted evidence, nil if not known
+	// BanksProven: accepted evidence had a BankProof, so that the TPM can make one.
+	BanksProven bool      `json:",omitempty"`
+	Serial      string    // that the machine must claim, because it was enrolled beforehand with it; empty if it need not
+	SerialOwner MachineID // machine to which the serial number belongs that the evidence claims, if any
 	// SerialExpected: SerialOwner is the digest of an endorsement key that was
 	// enrolled beforehand and has not shown up.
 	SerialExpected bool
@@ -168,6 +181,9 @@ type Challenge struct {
 	AKPublic         []byte // the key it was made for
 	EKPublic         []byte
 	Expires          time.Time
+	// AsksBanks: the machine was asked for a BankProof. Challenges that were kept
+	// by earlier versions do not say whether it was.
+	AsksBanks bool `json:",omitempty"`
 }
 
 // Session is what the transport tells about the connection and the proof.

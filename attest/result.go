@@ -121,6 +121,8 @@ type Result struct {
 	Image    string          `json:"image,omitempty"` // "name version" of the matched image
 	ImageUKI manifest.SHA256 `json:"imageUKI"`        // its Authenticode digest
 	Firmware Firmware        `json:"firmware"`
+	// Banks is what the evidence says of the proof of its active PCR banks.
+	Banks BankAnswer `json:"banks,omitempty"`
 
 	verified *Verified
 }

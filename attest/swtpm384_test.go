@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -189,4 +191,48 @@ func (b *blindfold) Send(in []byte) ([]byte, error) {
 		}
 	}
 	return out, err
+}
+
+// A rule of a policy for TPMs goes by the certificate that a real TPM brings. What a
+// refusal says to write is that rule.
+func TestARealTPMIsUnderARuleByItsCertificate(t *testing.T) {
+	for _, banks := range [][]string{{"sha256"}, {"sha384"}} {
+		d := tpmtest.Config{Banks: banks, P256Certificate: true}.Open(t)
+		a := sha384Machine(t, d, d, sha384Scene(t, banks...))
+		a.policy.Bank, a.policy.TPM.ProveBanks, a.deaf = "", true, true
+		code, list, rules := attest.CodeBankUnproven, "bankExemptions", &a.policy.TPM.BankExemptions
+		if banks[0] == "sha384" {
+			a.prove, a.deaf, code, list, rules = true, false, attest.CodeQuoteMissing, "withoutSHA256", &a.policy.TPM.WithoutSHA256
+		}
+		r := a.run()
+		wantCodes(t, r, code)
+		fact := func(name string) string {
+			i := slices.IndexFunc(r.Facts, func(f attest.Fact) bool { return f.Name == name })
+			if i < 0 {
+				return ""
+			}
+			return r.Facts[i].Value
+		}
+		vendor, err := attest.ParseTPMVendor(fact("tpm.vendor"))
+		if err != nil {
+			t.Fatalf("%v: %+v", err, r.Facts)
+		}
+		model := fact("tpm.model")
+		// Its authority may vouch for any maker: then its word is none.
+		if want := fmt.Sprintf("tpm.%s: [{machine: %q, reason: TEXT}]", list, r.Machine); !strings.Contains(r.Findings[0].Hint, want) {
+			t.Errorf("the hint is %q, want %q", r.Findings[0].Hint, want)
+		}
+		*rules = []attest.TPMRule{{Vendor: vendor, Model: model}}
+		wantCodes(t, a.run(), code)
+		a.policy.TPM.Roots[0].Vendors = []attest.TPMVendor{vendor}
+		wantCodes(t, a.run())
+		*rules = []attest.TPMRule{{Vendor: vendor, Model: model + "x"}}
+		r = a.run()
+		wantCodes(t, r, code)
+		if want := fmt.Sprintf("tpm.%s: [{vendor: %q, model: %q, reason: TEXT}]", list, vendor, model); model != "" && !strings.Contains(r.Findings[0].Hint, want) {
+			t.Errorf("the hint is %q, want %q", r.Findings[0].Hint, want)
+		}
+		*rules = []attest.TPMRule{{Machine: r.Machine}}
+		wantCodes(t, a.run())
+	}
 }

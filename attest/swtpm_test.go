@@ -48,6 +48,7 @@ type attestation struct {
 	known  *attest.Known
 	sent   *attest.Evidence // log, SMBIOS and disk
 	prove  bool             // the challenge asks for the proof of the active banks
+	deaf   bool             // it asks, and the agent does not know it
 	// bend changes the evidence on its way. Optional.
 	bend func(*attest.Evidence)
 }
@@ -69,6 +70,7 @@ func (a *attestation) run() *attest.Result {
 	ch := &attest.Challenge{
 		ID: "c", Purpose: attest.PurposeUnlock, Nonce: nonce, ActivationSecret: activation,
 		AKPublic: id.AKPublic, EKPublic: id.EK.Public, Expires: now.Add(time.Minute),
+		AsksBanks: a.prove || a.deaf,
 	}
 	answer, err := a.tpm.Activate(credential, secret)
 	if err != nil {

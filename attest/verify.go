@@ -32,6 +32,8 @@ type verification struct {
 	smbios  *SMBIOS // what the machine claims to be, once it was read
 	dropped int
 
+	ek *EndorsementKey // if a trusted authority vouches for it
+
 	// rooted is whether the attestation key is proven to be in a TPM that a
 	// trusted authority vouches for. Without it nothing is quoted by a TPM,
 	// and all facts are claims.
@@ -51,7 +53,8 @@ type verification struct {
 //     the policy says so, and every bank of the event log quoted, all of one
 //     boot;
 //   - the active banks: exactly those that the TPM lists are quoted, where
-//     SHA-256 is said to be off; and it is not off since the last accepted boot;
+//     SHA-256 is said to be off or the policy requires the proof of a TPM that it
+//     does not exempt; and SHA-256 is not off since the last accepted boot;
 //   - the transport key: checkTransport, certified in the same boot;
 //   - the TPM's counters, clock and firmware version against the last accepted
 //     evidence, and its firmware against the policy's denials;
@@ -85,6 +88,7 @@ func Verify(ev *Evidence, ch *Challenge, s *Session, known *Known, p *Policy) *R
 	}
 	v.checkChallenge()
 	ek := v.checkEndorsement()
+	v.ek = ek
 	key, akName := v.checkAttestationKey()
 	v.rooted = ek != nil && key != nil && len(v.r.Findings) == 0
 	if p.NotInForce != "" {
@@ -181,6 +185,8 @@ func checkSizes(ev *Evidence) error {
 		return fmt.Errorf("%d endorsement certificates, at most %d allowed", len(ev.EKCertificates), MaxCertificates)
 	case len(ev.Quotes) > MaxBanks:
 		return fmt.Errorf("%d quotes, at most %d allowed", len(ev.Quotes), MaxBanks)
+	case len(ev.NoBanks) > MaxNoBanks:
+		return fmt.Errorf("why the active banks are not proven has %d bytes, at most %d allowed", len(ev.NoBanks), MaxNoBanks)
 	}
 	if err := checkGUID(ev.Disk.GUID); err != nil {
 		return fmt.Errorf("disk: %w", err)
@@ -306,7 +312,7 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 		banks = append(banks, q)
 	}
 	v.checkActiveBanks(banks, seen, key, akName, extra)
-	main := v.mainBank(byBank, seen)
+	main := v.mainBank(byBank, seen, banks)
 	if main == nil {
 		return nil, nil
 	}
@@ -363,9 +369,9 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 // TPM names the PCRs that it has of those that it was asked for (Part 3, 18.4),
 // and whoever asks may ask for none. The proof is checkActiveBanks'. Where SHA-256
 // is off, firmware that knows no SHA-384 measures nothing at all: hence the policy
-// has to say as well that the bank is sha384, by which its owner vouches for the
-// firmware.
-func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool) *quoted {
+// has to say as well that the bank is sha384, or that this TPM may be without SHA-256,
+// by which its owner vouches for the firmware.
+func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool, signed []*quoted) *quoted {
 	missing := func(hint, format string, args ...any) *quoted {
 		v.find(Finding{Code: CodeQuoteMissing, Message: fmt.Sprintf(format, args...), Hint: hint})
 		return nil
@@ -386,13 +392,13 @@ func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool)
 			return missing("activate the SHA-256 or the SHA-384 bank in the firmware's setup",
 				"the sha256 and sha384 banks are off: SHA-1 never suffices")
 		}
-		if v.p.Bank != "sha384" {
-			return missing("activate the SHA-256 bank in the firmware's setup; or, if the firmware of all machines is known to measure into SHA-384, set tpm.bank to sha384",
+		if v.p.Bank != "sha384" && v.tpmRule(v.p.TPM.WithoutSHA256, signed) == nil {
+			return missing("activate the SHA-256 bank in the firmware's setup; or, if the firmware of these machines is known to measure into SHA-384, say so in the policy: "+v.tpmRuleLine("withoutSHA256"),
 				"the sha256 bank is quoted without a PCR, as one that is off, and the policy does not appraise by sha384")
 		}
 	}
 	switch want := quotes[v.p.Bank]; {
-	case v.p.Bank == "":
+	case v.p.Bank == "", v.p.Bank == "sha256" && q.bank == "sha384":
 	case !slices.Contains(appraisalBanks(), v.p.Bank):
 		return missing("set the bank of the policy to sha256 or sha384", "the policy appraises by the bank %q, want one of %q", cleanText(v.p.Bank), appraisalBanks())
 	case want == nil && sent[v.p.Bank]:
@@ -452,7 +458,7 @@ func (v *verification) parseSMBIOS() *SMBIOS {
 // appraise judges the event log against the valid quotes.
 func (v *verification) appraise(l *EventLog, banks []*quoted, main string, smbios *SMBIOS) {
 	v.smbios = smbios
-	if v.p.Bank != "" {
+	if v.p.Bank == "sha384" {
 		main = v.p.Bank
 	}
 	if !slices.Contains(l.Banks, main) {

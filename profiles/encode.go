@@ -60,6 +60,11 @@ func yamlNode(v reflect.Value) *yaml.Node {
 		}
 		return n
 	case reflect.String:
+		if v.Type() == reflect.TypeFor[BankProof]() && v.String() == string(BankProofRequire) {
+			// Programs that know only true can read it, and a profile that said so
+			// still gives the same policy.
+			return yamlNode(reflect.ValueOf(true))
+		}
 		return yamlText(v.String())
 	case reflect.Bool:
 		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: strconv.FormatBool(v.Bool())}

@@ -67,6 +67,12 @@ policy:
     allowed: [hardware, firmware]
     firmware: [{vendor: IFX, minimum: 7.85.4555.0, reason: CVE-2017-15361}]
     proveBanks: true
+    bankExemptions:
+    - {vendor: STM, model: ST33HTPH, below: "1.258", reason: has no TPM2_GetSessionAuditDigest}
+    - {machine: "0123456789012345678901234567890123456789012345678901234567890123", reason: its certificate names no maker}
+    withoutSHA256:
+    - {vendor: IFX, model: SLB9672, below: "16", reason: their firmware measures into SHA-384}
+    - {machine: "0123456789012345678901234567890123456789012345678901234567890123", reason: so does its}
   firmware:
     release: [measured, cross-checked]
     models:

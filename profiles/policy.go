@@ -101,6 +101,14 @@ func (p *Policy) validate(r report, at string) {
 		r(field, "no dbx is allowed", "set digests or superset, or any: true")
 	}
 	bound(r, at+"tpm.firmware", len(p.TPM.Firmware), maxPolicyEntries)
+	for name, rules := range map[string][]PolicyTPMRule{"tpm.bankExemptions": p.TPM.BankExemptions, "tpm.withoutSHA256": p.TPM.WithoutSHA256} {
+		bound(r, at+name, len(rules), maxPolicyEntries)
+		for i, x := range rules {
+			if x.Machine != "" && (x.Model != "" || x.Below != "") {
+				r(fmt.Sprintf("%s%s[%d]", at, name, i), "model and below are of a vendor's TPMs", "leave them out beside machine")
+			}
+		}
+	}
 	bound(r, at+"firmware.models", len(p.Firmware.Models), maxPolicyModels)
 	for i := range p.Firmware.Models {
 		p.Firmware.Models[i].validate(r, fmt.Sprintf("%sfirmware.models[%d]", at, i))

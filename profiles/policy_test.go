@@ -43,6 +43,16 @@ func TestPolicyFilesAreReadStrictly(t *testing.T) {
 		{"a pattern that is none", policyText + "firmware: {models: [{pattern: '('}]}\n", "missing closing )"},
 		{"a minimum without a version", policyText + `firmware: {models: [{minimum: [{from: "2027-01-01"}]}]}` + "\n", "firmware.models[0].minimum[0].version: missing"},
 		{"a component in PCR 4", policyText + "firmware: {models: [{components: [{pcr: 4, sha256: '0123456789012345678901234567890123456789012345678901234567890123'}]}]}\n", "nothing can be allowed in PCR 4"},
+		{"a choice that is none", policyText + "tpm: {proveBanks: maybe}\n", `tpm.proveBanks: "maybe" is not supported; known are: ask, require`},
+		{"a choice that is nothing", policyText + "tpm: {proveBanks: ''}\n", `tpm.proveBanks: got the string "", want ask, require, true or false`},
+		{"a choice that is a number", policyText + "tpm: {proveBanks: 1}\n", "tpm.proveBanks: got the number 1, want a string"},
+		{"an exemption of nobody", policyText + "tpm: {bankExemptions: [{reason: r}]}\n", "tpm.bankExemptions[0]: 0 of vendor, machine are set"},
+		{"an exemption of two kinds", policyText + "tpm: {bankExemptions: [{vendor: IFX, machine: '0123456789012345678901234567890123456789012345678901234567890123', reason: r}]}\n", "tpm.bankExemptions[0]: 2 of vendor, machine are set"},
+		{"an exemption without a reason", policyText + "tpm: {bankExemptions: [{vendor: IFX}]}\n", "tpm.bankExemptions[0].reason: missing"},
+		{"an exemption of a model of any maker", policyText + "tpm: {bankExemptions: [{model: X, reason: r}]}\n", "0 of vendor, machine are set"},
+		{"an exemption of a machine and a model", policyText + "tpm: {bankExemptions: [{machine: '0123456789012345678901234567890123456789012345678901234567890123', model: X, reason: r}]}\n", "model and below are of a vendor's TPMs"},
+		{"an exemption of an id that is none", policyText + "tpm: {bankExemptions: [{machine: 'ab', reason: r}]}\n", "is not the id of a machine"},
+		{"an exemption by what SMBIOS claims", policyText + "tpm: {bankExemptions: [{product: X, reason: r}]}\n", "tpm.bankExemptions[0].product: unknown field"},
 		{"a file that is too large", policyText + strings.Repeat("#", MaxPolicy), "at most 262144 allowed"},
 	} {
 		p, err := ParsePolicy("p.yaml", []byte(c.text))
@@ -53,6 +63,32 @@ func TestPolicyFilesAreReadStrictly(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", c.claim, err, c.want)
 		case err == nil && p.Images[0].Minimum != "1.2":
 			t.Errorf("%s: got %+v", c.claim, p)
+		}
+	}
+}
+
+// What was signed when the key was true or false means what it meant, and is written
+// as it was.
+func TestTheProofOfBanksIsAChoiceThatTrueAndFalseAreAmong(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		text, encoded string
+		want          BankProof
+	}{
+		{"tpm: {allowed: [hardware]}", "", BankProofNone},
+		{"tpm: {proveBanks: false}", "", BankProofNone},
+		{"tpm: {proveBanks: true}", "proveBanks: true\n", BankProofRequire},
+		{"tpm: {proveBanks: require}", "proveBanks: true\n", BankProofRequire},
+		{"tpm: {proveBanks: ask}", "proveBanks: ask\n", BankProofAsk},
+	} {
+		p, err := ParsePolicy("p.yaml", []byte(policyText+c.text+"\n"))
+		if err != nil || p.TPM.ProveBanks != c.want {
+			t.Errorf("%s: %v, %v, want %q", c.text, p, err, c.want)
+			continue
+		}
+		out, err := p.Encode()
+		if err != nil || !strings.Contains(string(out), c.encoded) || c.encoded == "" && strings.Contains(string(out), "proveBanks") {
+			t.Errorf("%s: %v: written as\n%s", c.text, err, out)
 		}
 	}
 }
@@ -81,6 +117,7 @@ func TestAPolicyInAProfileIsNamedAfterIt(t *testing.T) {
 // FuzzParsePolicy: whatever is accepted is the same after it was written out.
 func FuzzParsePolicy(f *testing.F) {
 	f.Add([]byte(policyText))
+	f.Add([]byte(policyText + "tpm: {proveBanks: ask, bankExemptions: [{vendor: 'id:53544D20', model: 'ST33', below: '1.258', reason: r}], withoutSHA256: [{vendor: IFX, reason: r}]}\n"))
 	if _, text, ok := strings.Cut(full, "\npolicy:\n"); ok {
 		text, _, _ = strings.Cut(text, "debug: true\n")
 		f.Add([]byte(strings.ReplaceAll(text, "\n  ", "\n")[2:]))

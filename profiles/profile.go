@@ -285,9 +285,38 @@ type PolicyTPM struct {
 	// firmware, virtual, software. Empty: those of the service's configuration.
 	Allowed  []string            `yaml:"allowed,omitempty"`
 	Firmware []PolicyTPMFirmware `yaml:"firmware,omitempty"` // minimum versions of the TPMs' own firmware
-	// ProveBanks accepts a machine only if its TPM proves which PCR banks are
-	// active, and each of them is quoted.
-	ProveBanks bool `yaml:"proveBanks,omitempty"`
+	// ProveBanks has machines prove which PCR banks are active: ask, which refuses
+	// none, or require, which takes only those that do; true is require. Left out,
+	// or false, they are not asked.
+	ProveBanks BankProof `yaml:"proveBanks,omitempty"`
+	// BankExemptions are TPMs that need not give the proof that is required.
+	BankExemptions []PolicyTPMRule `yaml:"bankExemptions,omitempty"`
+	// WithoutSHA256 are TPMs that may have SHA-256 off, if they prove it, and are
+	// then appraised by SHA-384, where the configuration does not say so of all.
+	WithoutSHA256 []PolicyTPMRule `yaml:"withoutSHA256,omitempty"`
+}
+
+// BankProof is what a policy wants of the proof of the active PCR banks. A file may
+// say true for BankProofRequire and false for nothing.
+type BankProof string
+
+// What a policy may want.
+const (
+	BankProofNone    BankProof = ""
+	BankProofAsk     BankProof = "ask"
+	BankProofRequire BankProof = "require"
+)
+
+// PolicyTPMRule names the TPMs of one maker, or one machine. Either is proven: by
+// the endorsement certificate, or by the endorsement key.
+type PolicyTPMRule struct {
+	Vendor string `yaml:"vendor,omitempty"` // manufacturer in the endorsement certificate, which its root must be there to vouch for
+	Model  string `yaml:"model,omitempty"`  // model in the endorsement certificate; any if it is left out
+	// Below restricts it to TPMs whose own firmware is older than this version, as
+	// under firmware.
+	Below   string `yaml:"below,omitempty"`
+	Machine string `yaml:"machine,omitempty"` // id of one machine, instead of a vendor
+	Reason  string `yaml:"reason"`            // for people
 }
 
 // PolicyTPMFirmware is the minimum for the TPMs of one maker.

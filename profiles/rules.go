@@ -107,9 +107,11 @@ func Rules() map[string]Rule {
 	day := Rule{Pattern: dayPattern, What: "a day", Hint: `use one like "2026-01-31", in quotes`}
 	text := Rule{Pattern: textPattern, What: "a line of text", Hint: "use 1 to 256 characters"}
 	firmware := Rule{Pattern: firmwarePattern, What: "a version", Hint: "use 1 to 64 printable ASCII characters with a digit or letter among them"}
+	vendor := Rule{Pattern: `^([A-Za-z0-9 ]{1,4}|id:[0-9A-Fa-f]{8})$`, What: "a TPM vendor", Hint: "use one like IFX, or id:49465800"}
+	tpmFirmware := Rule{Pattern: `^([0-9]{1,5}(\.[0-9]{1,5}){0,3}|0x[0-9a-fA-F]{1,16})$`, What: "a TPM firmware version", Hint: "use one like 7.85.4555.0 or 0x0007005511cb0000"}
 	need := func(r Rule) Rule { r.Required = true; return r }
 	module := Rule{Pattern: modulePattern, What: "the name of a kernel module"}
-	return map[string]Rule{
+	rules := map[string]Rule{
 		"apiVersion": {Required: true, Enum: []string{APIVersion}},
 		"kind":       {Required: true, Enum: []string{Kind}},
 		"name":       {Required: true, Pattern: labelPattern, MaxLength: 40, What: "a name", Hint: "use at most 40 lower-case letters, digits and dashes"},
@@ -211,9 +213,10 @@ func Rules() map[string]Rule {
 		"policy.secureBoot.dbx.superset.sha256":        digest,
 		"policy.tpm.allowed":                           {Unique: true},
 		"policy.tpm.allowed[]":                         {Enum: []string{"hardware", "firmware", "virtual", "software"}},
-		"policy.tpm.firmware[].vendor":                 {Required: true, Pattern: `^([A-Za-z0-9 ]{1,4}|id:[0-9A-Fa-f]{8})$`, What: "a TPM vendor", Hint: "use one like IFX, or id:49465800"},
-		"policy.tpm.firmware[].minimum":                {Required: true, Pattern: `^([0-9]{1,5}(\.[0-9]{1,5}){0,3}|0x[0-9a-fA-F]{1,16})$`, What: "a TPM firmware version", Hint: "use one like 7.85.4555.0 or 0x0007005511cb0000"},
+		"policy.tpm.firmware[].vendor":                 need(vendor),
+		"policy.tpm.firmware[].minimum":                need(tpmFirmware),
 		"policy.tpm.firmware[].reason":                 text,
+		"policy.tpm.proveBanks":                        {Enum: []string{string(BankProofAsk), string(BankProofRequire)}},
 		"policy.firmware.release":                      {Unique: true},
 		"policy.firmware.release[]":                    {Enum: []string{"measured", "cross-checked", "claimed only"}},
 		"policy.firmware.models[].vendor":              text,
@@ -230,6 +233,15 @@ func Rules() map[string]Rule {
 		"policy.firmware.models[].components[].name":   text,
 		"policy.firmware.models[].configuration":       {Enum: []string{"any", "listed"}},
 	}
+	for _, list := range []string{"policy.tpm.bankExemptions[]", "policy.tpm.withoutSHA256[]"} {
+		rules[list] = Rule{ExactlyOne: []string{"vendor", "machine"}}
+		rules[list+".vendor"] = vendor
+		rules[list+".model"] = text
+		rules[list+".below"] = tpmFirmware
+		rules[list+".machine"] = Rule{Pattern: digestPattern, What: "the id of a machine", Hint: "use 64 lower-case hexadecimal digits: sealift machine list shows them"}
+		rules[list+".reason"] = need(text)
+	}
+	return rules
 }
 
 // checkRules holds every field against its rule. present says whether a field
@@ -305,6 +317,9 @@ func (c *ruleCheck) value(v reflect.Value, field, path string) {
 		rule, ok := c.rules[path]
 		// The entries of a list are always there.
 		there := c.present(field) || !v.IsZero() || strings.HasSuffix(path, "]")
+		if v.Type() == reflect.TypeFor[BankProof]() {
+			there = !v.IsZero() // false is none of its words
+		}
 		switch {
 		case !ok:
 		case there && v.Kind() == reflect.String:

@@ -212,6 +212,12 @@ func (d *document) scalar(n *yaml.Node, v reflect.Value, path string) {
 		switch {
 		case n.Kind != yaml.ScalarNode:
 			want("a string", "")
+		case v.Type() == reflect.TypeFor[BankProof]() && n.Tag == "!!bool": // before it was a choice
+			if strings.EqualFold(n.Value, "true") {
+				v.SetString(string(BankProofRequire))
+			}
+		case v.Type() == reflect.TypeFor[BankProof]() && n.Value == "":
+			want("ask, require, true or false", "")
 		case n.Tag != "!!str":
 			want("a string", fmt.Sprintf("write %q", n.Value))
 		default:

@@ -205,6 +205,9 @@ type Machine struct {
 	LastReport time.Time `json:"lastReport,omitzero"`
 	ReportDue  time.Time `json:"reportDue,omitzero"`
 	Stale      bool      `json:"stale,omitempty"`
+	// BankProof is what it answered when it was asked last to prove its active PCR
+	// banks; nil if it never was, or has not answered since.
+	BankProof *BankProof `json:"bankProof,omitempty"`
 	// Listed: the machine was enrolled beforehand, and must claim its Serial.
 	Listed bool `json:"listed,omitempty"`
 	// ReplacedBy is the machine that took over the name and the serial number

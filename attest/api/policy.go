@@ -80,6 +80,7 @@ type Effect string
 const (
 	EffectRefused      Effect = "refused"       // allowed now, refused then
 	EffectFailed       Effect = "failed"        // could not be judged
+	EffectNotAsked     Effect = "not asked"     // allowed now; then only if it proves its banks, for which nobody has asked it
 	EffectNoEvidence   Effect = "no evidence"   // there is nothing to judge by
 	EffectAllowed      Effect = "allowed"       // refused now, allowed then
 	EffectStillRefused Effect = "still refused" // refused now and then
@@ -109,7 +110,9 @@ type WhatIfMachine struct {
 	Then     []attest.Code   `json:"then"` // findings under the proposal
 	// Reasons are the findings that only the proposal has.
 	Reasons []attest.Finding `json:"reasons,omitempty"`
-	Error   string           `json:"error,omitempty"`
+	// Banks is what the evidence says of the proof of its active PCR banks.
+	Banks attest.BankAnswer `json:"banks,omitempty"`
+	Error string            `json:"error,omitempty"`
 }
 
 // WhatIfSummary counts machines by effect, and by model and effect.

@@ -53,6 +53,8 @@ type TPM struct {
 
 	// Prove has QuoteAll prove the active banks also where SHA-256 is active.
 	Prove bool
+	// Unable has it say instead why it cannot. Optional.
+	Unable string
 
 	// Optional: changes to a structure before it is signed.
 	OnTransport func(*tpm2.TPMTPublic)
@@ -424,13 +426,15 @@ func (t *TPM) ProveBanks(extra []byte) (*attest.BankProof, error) {
 // which banks are active.
 func (t *TPM) QuoteAll(ev *attest.Evidence, purpose attest.Purpose, nonce, exporter []byte) error {
 	extra := attest.QualifyingData(attest.Binding{Purpose: purpose, Nonce: nonce, Exporter: exporter, TransportID: nameOf(ev.Transport.Public)}, ev)
-	ev.Quotes, ev.Banks = nil, nil
+	ev.Quotes, ev.Banks, ev.NoBanks = nil, nil, ""
 	banks := slices.Sorted(maps.Keys(t.PCRs))
 	off := !slices.Contains(banks, "sha256")
 	if off {
 		banks = append(banks, "sha256")
 	}
-	if off || t.Prove {
+	if wanted := off || t.Prove; wanted && t.Unable != "" {
+		ev.NoBanks = t.Unable
+	} else if wanted {
 		var err error
 		if ev.Banks, err = t.ProveBanks(extra); err != nil {
 			return err

@@ -208,10 +208,86 @@ func (l *linter) tpm() {
 	if len(l.d.TPM.Firmware) == 0 {
 		l.add(Notice, "tpm.no-minimum", "tpm.firmware", "set a minimum for the makers whose TPMs you have", "no minimum for the TPMs' own firmware: known holes in it (CVE-2023-1017, CVE-2017-15361) are not refused")
 	}
-	if !l.d.TPM.ProveBanks && (l.in.TPM == nil || !l.in.TPM.ProveBanks) {
-		l.add(Notice, "tpm.banks-unproven", "tpm.proveBanks", "set proveBanks: true, if the TPMs can sign the list of their banks",
-			"which PCR banks are active is proven only where SHA-256 is off: beside it, a machine whose firmware extends another bank alone could be booted into anything that keeps that bank back and fills SHA-256 (CVE-2021-42299)")
+	l.banks()
+}
+
+// carteBlanche is what a machine can do that keeps a bank back.
+const carteBlanche = "a machine whose firmware extends another bank alone could be booted into anything that keeps that bank back and fills SHA-256 (CVE-2021-42299)"
+
+// banks looks at the proof of the active PCR banks.
+func (l *linter) banks() {
+	required := l.d.TPM.ProveBanks == profiles.BankProofRequire || l.in.TPM != nil && l.in.TPM.ProveBanks
+	switch {
+	case required:
+	case l.d.TPM.ProveBanks == profiles.BankProofAsk:
+		l.add(Notice, "tpm.banks-asked", "tpm.proveBanks", "set proveBanks: require, once 'sealift policy whatif' shows nobody who should not be refused",
+			"machines are asked to prove which PCR banks are active, and none is refused for it: "+carteBlanche)
+	default:
+		l.add(Notice, "tpm.banks-unproven", "tpm.proveBanks", "set proveBanks: ask, and proveBanks: require when the machines have answered",
+			"which PCR banks are active is proven only where SHA-256 is off: beside it, "+carteBlanche)
 	}
+	for i, x := range l.d.TPM.BankExemptions {
+		where := fmt.Sprintf("tpm.bankExemptions[%d]", i)
+		if !required {
+			l.add(Notice, "tpm.banks-exempt-idle", where, "remove it, or set proveBanks: require", "nothing is required that it could exempt from")
+			continue
+		}
+		l.add(Warning, "tpm.banks-exempt", where, "remove it when these machines can prove their banks, or are gone; have banks that the firmware does not measure into turned off",
+			"%s need not prove which PCR banks are active: beside SHA-256, %s", theTPMs(x), carteBlanche)
+		l.tpmRule(l.d.TPM.BankExemptions[:i], x, where)
+	}
+	for i, x := range l.d.TPM.WithoutSHA256 {
+		where := fmt.Sprintf("tpm.withoutSHA256[%d]", i)
+		l.add(Warning, "tpm.without-sha256", where, "name the model, or each machine, whose firmware you know to measure into SHA-384, and no others",
+			"%s may have SHA-256 off from its first boot on: one whose firmware extends SHA-256 alone then measures nothing, and could be booted into anything that fills SHA-384", theTPMs(x))
+		l.tpmRule(l.d.TPM.WithoutSHA256[:i], x, where)
+	}
+}
+
+// theTPMs names the TPMs of a rule.
+func theTPMs(x profiles.PolicyTPMRule) string {
+	if x.Machine != "" {
+		return "machine " + x.Machine
+	}
+	model := "any model"
+	if x.Model != "" {
+		model = "model " + x.Model
+	}
+	if x.Below != "" {
+		model += ", firmware below " + x.Below
+	}
+	return fmt.Sprintf("every machine whose TPM is by %q (%s)", x.Vendor, model)
+}
+
+// tpmRule says if a rule is of the same TPMs as one before it, or of none: if no root
+// is there to vouch for its vendor by name.
+func (l *linter) tpmRule(before []profiles.PolicyTPMRule, x profiles.PolicyTPMRule, where string) {
+	x.Reason = ""
+	for _, o := range before {
+		if o.Reason = ""; o == x {
+			l.add(Notice, "tpm.rule-twice", where, "remove it", "another rule of the list is for the same TPMs")
+			break
+		}
+	}
+	vendor, err := attest.ParseTPMVendor(x.Vendor)
+	if x.Vendor == "" || err != nil || l.in.TPM == nil {
+		return
+	}
+	var named []string
+	for _, r := range l.in.TPM.Roots {
+		if r.Intermediate {
+			continue
+		}
+		if slices.Contains(r.Vendors, vendor) {
+			return
+		}
+		for _, v := range r.Vendors {
+			named = append(named, fmt.Sprintf("%q", v))
+		}
+	}
+	slices.Sort(named)
+	l.add(Warning, "tpm.rule-nobody", where, "write the vendor as a refusal shows it, or name the vendors of the root in the configuration of sealift serve (tpm.roots[].vendors)",
+		"no root may vouch for the vendor %q by name, so it is for nobody; named are: %s", vendor, cmp.Or(strings.Join(slices.Compact(named), " "), "none"))
 }
 
 func modelName(vendor, product string) string {

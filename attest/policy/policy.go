@@ -47,6 +47,15 @@ func Parse(name string, text []byte, read func(name string) ([]byte, error)) (*D
 			return nil, fmt.Errorf("policy %s: tpm.firmware[%d]: %w", name, i, err)
 		}
 	}
+	for i, v := range slices.Concat(p.TPM.BankExemptions, p.TPM.WithoutSHA256) {
+		if _, err := tpmRule(v); err != nil {
+			list := "bankExemptions"
+			if n := len(p.TPM.BankExemptions); i >= n {
+				list, i = "withoutSHA256", i-n
+			}
+			return nil, fmt.Errorf("policy %s: tpm.%s[%d]: %w", name, list, i, err)
+		}
+	}
 	f := p.SecureBoot.DBX.Superset
 	if f.File == "" {
 		return d, nil
@@ -126,7 +135,25 @@ func (d *Document) Compile(in Inputs) (*attest.Policy, error) {
 			p.TPM.Allowed = append(p.TPM.Allowed, attest.TPMClass(c))
 		}
 	}
-	p.TPM.ProveBanks = p.TPM.ProveBanks || d.TPM.ProveBanks
+	p.TPM.ProveBanks = p.TPM.ProveBanks || d.TPM.ProveBanks == profiles.BankProofRequire
+	p.TPM.AskBanks = p.TPM.AskBanks || d.TPM.ProveBanks == profiles.BankProofAsk
+	for _, l := range []struct {
+		name string
+		to   *[]attest.TPMRule
+		from []profiles.PolicyTPMRule
+	}{
+		{"bankExemptions", &p.TPM.BankExemptions, d.TPM.BankExemptions},
+		{"withoutSHA256", &p.TPM.WithoutSHA256, d.TPM.WithoutSHA256},
+	} {
+		*l.to = slices.Clone(*l.to)
+		for _, v := range l.from {
+			x, err := tpmRule(v)
+			if err != nil {
+				return nil, fmt.Errorf("policy %s: tpm.%s: %w", d, l.name, err)
+			}
+			*l.to = append(*l.to, x)
+		}
+	}
 	p.TPM.Denied = slices.Clone(in.TPM.Denied)
 	for _, v := range d.TPM.Firmware {
 		rule, err := tpmMinimum(v)
@@ -256,6 +283,31 @@ func tpmMinimum(v profiles.PolicyTPMFirmware) (attest.TPMDenial, error) {
 		reason += ", " + v.Reason
 	}
 	return attest.TPMDenial{Vendor: vendor, To: minimum - 1, Reason: reason}, nil
+}
+
+// tpmRule reads which TPMs a rule is for.
+func tpmRule(v profiles.PolicyTPMRule) (attest.TPMRule, error) {
+	x := attest.TPMRule{Model: v.Model, Reason: v.Reason}
+	var err error
+	if v.Machine != "" {
+		if x.Machine, err = attest.ParseMachineID(v.Machine); err == nil && x.Machine.IsZero() {
+			err = errors.New("machine: no machine has this id")
+		}
+		return x, err
+	}
+	if x.Vendor, err = attest.ParseTPMVendor(v.Vendor); err != nil {
+		return x, err
+	}
+	if x.Vendor == 0 {
+		return x, errors.New("vendor: no maker has this id")
+	}
+	if v.Below == "" {
+		return x, nil
+	}
+	if x.Below, err = TPMFirmware(v.Below); err == nil && x.Below == 0 {
+		err = errors.New("below: no version is below 0")
+	}
+	return x, err
 }
 
 // TPMFirmware reads a version of a TPM's firmware: up to four numbers of 16 bits

@@ -269,6 +269,7 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		if full {
 			return refused(result)
 		}
+		m.answered(result, sub.now)
 		change.Evidence, v.Evidence, v.Suppressed = stored, digestOf(stored), sub.suppressed
 		change.Machine.LastEvidence = v.Evidence
 		v.Explanation = s.explain(ctx, &sub.request.Evidence, result, policy, m.AcceptedEvidence).Bounded(maxExplained)

@@ -168,6 +168,7 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 	if err != nil {
 		return 0, nil, internal(err)
 	}
+	asksBanks := req.Purpose == attest.PurposeUnlock && s.c.ProveBanks != nil && s.c.ProveBanks()
 	ch := &attest.Challenge{
 		ID:               id,
 		Purpose:          req.Purpose,
@@ -176,6 +177,7 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		AKPublic:         req.AKPublic,
 		EKPublic:         req.EKPublic,
 		Expires:          now.Add(s.c.Limits.ChallengeTTL),
+		AsksBanks:        asksBanks,
 	}
 	p.conn.put(ch)
 	return http.StatusOK, &api.Challenge{
@@ -185,7 +187,7 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		Secret:     secret,
 		PCRs:       attest.PolicyPCRs(),
 		Expires:    ch.Expires,
-		ProveBanks: req.Purpose == attest.PurposeUnlock && s.c.ProveBanks != nil && s.c.ProveBanks(),
+		ProveBanks: asksBanks,
 	}, nil
 }
 

@@ -78,6 +78,7 @@ func (m *Machine) recorded(disk string) *attest.Known {
 			k.Banks = slices.Sorted(maps.Keys(m.Boot.PCRs))
 		}
 	}
+	k.BanksProven = m.banksProven()
 	candidate := m.fromCandidate(disk)
 	if candidate {
 		k.DiskGUID, k.StateMade = disk, m.former(disk).StateMade

@@ -124,6 +124,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	}
 	m.AKName, m.Clock, m.TPMFirmware = prf.akName, prf.clock, prf.tpmFirmware
 	m.ResetCount, m.RestartCount, m.Released = prf.resetCount, prf.restartCount, true
+	m.answered(result, sub.now)
 	m.Rebased = false
 	m.ReleaseID = id
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists

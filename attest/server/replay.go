@@ -198,6 +198,7 @@ func (r *Recovery) Replay(e audit.Entry) error {
 
 func (r *Recovery) verdict(m *Machine, at time.Time, d *audit.Verdict) {
 	m.LastSeen, m.LastAllowed = at, d.Result.Allowed
+	m.answered(d.Result, at)
 	if d.Result.Allowed || m.State == "" {
 		m.Firmware, m.Image = d.Result.Firmware, d.Result.Image
 	}

@@ -99,6 +99,7 @@ func (s *Server) forfeit(ctx context.Context, sub *submission, m *Machine, polic
 	if m.Revision == 0 {
 		m.Firmware, m.Image = result.Firmware, result.Image
 	}
+	m.answered(result, sub.now)
 	m.LastSeen, m.LastAllowed, m.LastEvidence = sub.now, false, digestOf(stored)
 	events := []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: m.ID, Data: audit.Verdict{
 		ChallengeID: sub.challenge.ID, Address: sub.peer.address, Evidence: m.LastEvidence, Result: bounded(result),

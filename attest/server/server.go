@@ -48,9 +48,9 @@ type Config struct {
 	// anew. Optional.
 	PolicyHolds func(*attest.Policy) error
 
-	// ProveBanks reports whether Policy's policies have TPM.ProveBanks, so that
-	// machines are told. It is asked for each challenge, which anybody may get, and
-	// is cheap. Optional: machines are not told.
+	// ProveBanks reports whether Policy's policies have TPM.ProveBanks or TPM.AskBanks,
+	// so that machines are told. It is asked for each challenge, which anybody may
+	// get, and is cheap. Optional: machines are not told.
 	ProveBanks func() bool
 
 	// EnablePolicy makes a policy that of all replicas, for an operator. An error

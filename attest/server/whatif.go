@@ -136,12 +136,12 @@ func (s *Server) replay(ctx context.Context, p *Proposal, m *Machine) (*api.What
 		if row, err = s.judge(ctx, m.LastEvidence, now, then); err != nil {
 			return nil, err
 		}
-		if row.Effect != api.EffectNone && row.Effect != api.EffectRefused && !m.AcceptedEvidence.IsZero() && m.AcceptedEvidence != m.LastEvidence {
+		if row.Effect != api.EffectNone && row.Effect != api.EffectRefused && row.Effect != api.EffectNotAsked && !m.AcceptedEvidence.IsZero() && m.AcceptedEvidence != m.LastEvidence {
 			good, err := s.judge(ctx, m.AcceptedEvidence, now, then)
 			if err != nil {
 				return nil, err
 			}
-			if good.Effect == api.EffectRefused {
+			if good.Effect == api.EffectRefused || good.Effect == api.EffectNotAsked {
 				row = good
 			}
 		}
@@ -177,11 +177,13 @@ func Judge(stored *api.StoredEvidence, now, then *attest.Policy) *api.WhatIfMach
 	a, b := stored.Appraise(now), stored.Appraise(then)
 	row := &api.WhatIfMachine{
 		ID: stored.Machine, State: stored.Known.State, Vendor: b.Firmware.Vendor, Product: b.Firmware.Product,
-		Received: stored.Received, Now: findingCodes(a), Then: findingCodes(b),
+		Received: stored.Received, Now: findingCodes(a), Then: findingCodes(b), Banks: b.Banks,
 	}
 	switch {
 	case a.Allowed && b.Allowed:
 		row.Effect = api.EffectNone
+	case a.Allowed && unasked(stored, b):
+		row.Effect = api.EffectNotAsked
 	case a.Allowed:
 		row.Effect = api.EffectRefused
 	case b.Allowed:
@@ -195,6 +197,13 @@ func Judge(stored *api.StoredEvidence, now, then *attest.Policy) *api.WhatIfMach
 		}
 	}
 	return row
+}
+
+// unasked reports whether all that refuses the evidence is that it lacks a proof for
+// which the machine was not asked: whether it can give it is not known.
+func unasked(stored *api.StoredEvidence, r *attest.Result) bool {
+	return !stored.Challenge.AsksBanks && stored.Evidence.Banks == nil && stored.Evidence.NoBanks == "" &&
+		!slices.ContainsFunc(r.Findings, func(f attest.Finding) bool { return f.Code != attest.CodeBankUnproven })
 }
 
 func findingCodes(r *attest.Result) []attest.Code {

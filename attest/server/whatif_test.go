@@ -33,6 +33,7 @@ type fleet struct {
 	policy *attest.Policy // the present one
 	then   *attest.Policy // that proposals are
 	client *client.Client
+	asks   bool // for the proof of the banks
 	n      int
 }
 
@@ -40,6 +41,7 @@ type paperBox struct {
 	tpm  *papertpm.TPM
 	boot *papertpm.Boot
 	id   attest.MachineID
+	deaf bool // its agent does not know the proof of the banks
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -58,6 +60,7 @@ func newFleet(t *testing.T) *fleet {
 	f.scene = newScene(t, func(c *server.Config) {
 		c.Policy = func(context.Context, attest.MachineID) (*attest.Policy, error) { return f.policy, nil }
 		c.Tokens, c.Firmware = nil, nil
+		c.ProveBanks = func() bool { return f.asks }
 		c.Propose = func(_ context.Context, p *api.PolicyProposal) (*server.Proposal, error) {
 			if string(p.Policy) == "broken" {
 				return nil, errors.New("it is broken")
@@ -114,6 +117,7 @@ func (f *fleet) attest(b *paperBox) []attest.Code {
 	ch, err := s.Challenge(f.Context(), &api.ChallengeRequest{Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: ek, EKCertificates: b.tpm.EKCertificates, AKPublic: ak})
 	fail(err)
 	b.boot.Measure(b.tpm)
+	b.tpm.Prove = ch.ProveBanks && !b.deaf
 	ev, err := b.tpm.Evidence(b.boot, attest.PurposeUnlock, ch.Nonce, s.Exporter())
 	fail(err)
 	secret, err := b.tpm.Activate(ch.Credential, ch.Secret)

@@ -13,7 +13,7 @@ import (
 // authenticates is signed by the attestation key.
 //
 // A TPM without TPM2_GetSessionAuditDigest gives no proof and no error: the service
-// says what is missing, where an operator sees it.
+// is told so, and says what is missing, where an operator sees it.
 func (t *TPM) proveBanks(qualifying []byte) (_ *attest.BankProof, err error) {
 	session, flush, err := tpm2.HMACSession(t.transport, tpm2.TPMAlgSHA256, 16, tpm2.Audit())
 	if err != nil {

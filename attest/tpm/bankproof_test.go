@@ -286,13 +286,36 @@ func TestATPMThatCannotProveItsBanksGivesEvidenceWithoutAProof(t *testing.T) {
 			if (err == nil) != c.ok {
 				t.Fatalf("got %v", err)
 			}
-			if c.ok && (ev.Banks != nil || len(ev.Quotes) != 2) {
-				t.Errorf("a proof is there, or %d quotes", len(ev.Quotes))
+			if c.ok && (ev.Banks != nil || len(ev.Quotes) != 2 || ev.NoBanks != "it has no TPM2_GetSessionAuditDigest") {
+				t.Errorf("a proof is there, or %d quotes, or it says %q", len(ev.Quotes), ev.NoBanks)
 			}
 			if !c.ok && !strings.Contains(err.Error(), "prove the active pcr banks") {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+	empty(t, d, dev)
+}
+
+// A service that only asks takes a machine whose TPM fails to give the proof: so the
+// failure is part of the evidence.
+func TestATPMThatFailsToProveItsBanksSaysSoWhereSHA256IsOn(t *testing.T) {
+	d, dev, _, in := collected(t, tpmtest.Config{Banks: []string{"sha256"}})
+	in.ProveBanks = true
+	for code, want := range map[tpm2.TPMRC]string{tpm2.TPMRCCommandCode: "it has no TPM2_GetSessionAuditDigest", tpm2.TPMRCFailure: "prove the active pcr banks: sign the session's digest: "} {
+		dev.transport = &noAudit{d, uint32(code)}
+		ev, err := dev.Collect(t.Context(), in)
+		dev.transport = d
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.Banks != nil || len(ev.Quotes) != 1 || !strings.HasPrefix(ev.NoBanks, want) || len(ev.NoBanks) > attest.MaxNoBanks {
+			t.Errorf("%v: a proof is there, or %d quotes, or it says %q", code, len(ev.Quotes), ev.NoBanks)
+		}
+	}
+	ev, err := dev.Collect(t.Context(), in)
+	if err != nil || ev.Banks == nil || ev.NoBanks != "" {
+		t.Errorf("a TPM that can: %v, %+v", err, ev)
 	}
 	empty(t, d, dev)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -48,8 +49,9 @@ var errPCRsChanged = errors.New("PCRs were extended between reading and quoting 
 // Collect makes the evidence for a challenge: it makes the transport key for
 // the present state of the PCRs, lets the attestation key of Identify certify
 // how it was made, and quotes the PCRs of each active bank. Where SHA-256 is off, or
-// the proof is asked for, it has the TPM prove which banks are active. An earlier
-// transport key is gone.
+// the proof is asked for, it has the TPM prove which banks are active; what is in the
+// way of that is an error only where SHA-256 is off, and else part of the evidence. An
+// earlier transport key is gone.
 func (t *TPM) Collect(ctx context.Context, in CollectInput) (*attest.Evidence, error) {
 	if t.identity == nil {
 		return nil, fmt.Errorf("collect evidence: %w", errNotIdentified)
@@ -123,8 +125,17 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 	} else if !in.ProveBanks {
 		return ev, nil
 	}
-	ev.Banks, err = t.proveBanks(qualifying)
-	return ev, err
+	switch ev.Banks, err = t.proveBanks(qualifying); {
+	case err != nil && main.name != "sha256":
+		return nil, err
+	case err != nil:
+		// The service may only have asked. It is told, and decides.
+		why := err.Error()
+		ev.NoBanks = strings.ToValidUTF8(why[:min(len(why), attest.MaxNoBanks)], "")
+	case ev.Banks == nil:
+		ev.NoBanks = "it has no TPM2_GetSessionAuditDigest"
+	}
+	return ev, nil
 }
 
 // readBanks reads attest.PolicyPCRs of each active bank.

@@ -74,7 +74,7 @@ func newMachineStateCommand(e *env, verb, short, long string, change func(*opera
 
 func newMachineListCommand(e *env) *cobra.Command {
 	var o operatorOptions
-	var state string
+	var state, banks string
 	var stale bool
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -83,8 +83,14 @@ func newMachineListCommand(e *env) *cobra.Command {
 is stale if no report of its running system came in time: it is off, cut off, or no
 longer what it was. That refuses it nothing.
 
+BANKS is what a machine answered when it was asked last to prove which PCR banks are
+active (tpm.proveBanks of the policy): proven; failed, if the proof does not hold or
+shows a bank that is not quoted; unable, if its TPM cannot give one; silent, if its
+agent is too old to say. It is asked when it boots.
+
 Example:
-  sealift machine list --state pending` + exitStatus,
+  sealift machine list --state pending
+  sealift machine list --banks unable --json` + exitStatus,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch s := attest.EnrolmentState(state); s {
@@ -92,11 +98,15 @@ Example:
 			default:
 				return usage{fmt.Errorf("--state is %q, want pending, enrolled, revoked or quarantined", s)}
 			}
+			if err := checkBanksFlag(banks); err != nil {
+				return err
+			}
 			return o.do(func(client *operator.Client) error {
 				all, err := client.Machines(cmd.Context(), attest.EnrolmentState(state))
 				if err != nil {
 					return err
 				}
+				all = slices.DeleteFunc(all, func(m api.Machine) bool { return !answeredBanks(&m, banks) })
 				if stale {
 					all = slices.DeleteFunc(all, func(m api.Machine) bool { return !m.Stale })
 				}
@@ -106,6 +116,7 @@ Example:
 	}
 	o.addFlags(cmd)
 	cmd.Flags().BoolVar(&stale, "stale", false, "only those that are stale")
+	cmd.Flags().StringVar(&banks, "banks", "", "only those whose `answer` is proven, failed, unable or silent, or that are not-asked")
 	cmd.Flags().StringVar(&state, "state", "", "only these: pending, enrolled, revoked or quarantined")
 	return cmd
 }
@@ -169,7 +180,7 @@ func printMachines(e *env, all []api.Machine) error {
 		return nil
 	}
 	w := tabwriter.NewWriter(e.out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tNODE\tSTATE\tJOINED\tLAST SEEN\tVERDICT\tLAST REPORT\tFIRMWARE\tIMAGE\tREASON")
+	fmt.Fprintln(w, "ID\tNODE\tSTATE\tJOINED\tLAST SEEN\tVERDICT\tLAST REPORT\tFIRMWARE\tIMAGE\tREASON\tBANKS")
 	for _, m := range all {
 		seen, verdict := "never", "-"
 		if !m.LastSeen.IsZero() {
@@ -192,7 +203,7 @@ func printMachines(e *env, all []api.Machine) error {
 		if m.Firmware.Version != "" {
 			fw = plain(m.Firmware.Version) + " " + fw
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%s\t%s\t%s\t%s\t%s\t%s\n", m.ID, m.NodeName, m.State, m.Joined, seen, verdict, report, fw, plain(m.Image), reason)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.ID, m.NodeName, m.State, m.Joined, seen, verdict, report, fw, plain(m.Image), reason, banksText(&m))
 	}
 	return w.Flush()
 }

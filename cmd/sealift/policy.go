@@ -339,7 +339,9 @@ func newPolicyWhatIfCommand(e *env) *cobra.Command {
 		Long: `Replays the policy NEW against the stored evidence of all machines: their last,
 and, where that is refused, the last that was accepted. Lists who would be refused
 and why, who would be allowed, and who cannot be told, and counts them by model.
-It changes nothing. The service does it, for an auditor; campaigns count as they
+Where NEW requires a proof for which a machine was not asked (tpm.proveBanks), the
+machine is "not asked": whether it can give the proof is not known, and it counts
+neither as refused nor as allowed. It changes nothing. The service does it, for an auditor; campaigns count as they
 stand. NEW needs no signature.
 
 With --config and --evidence it is done here, with evidence that was saved as JSON
@@ -357,7 +359,7 @@ EXIT STATUS
   0  no machine that is allowed now would be refused
   1  it failed
   2  the command line, or the policy, is wrong
-  3  some machine would be refused, or could not be judged`,
+  3  some machine would be refused, could not be judged, or was not asked`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (config == "") != (evidence == "") {
@@ -460,9 +462,14 @@ func printWhatIf(e *env, lines iter.Seq2[api.WhatIf, error], all bool) error {
 		} else if err := printWhatIfSummary(e, s); err != nil {
 			return err
 		}
-		if n := s.Effects[api.EffectRefused] + s.Effects[api.EffectFailed]; n > 0 {
-			return refused{fmt.Errorf("policy %s would refuse %d of %d machines that are allowed now, and %d could not be judged",
-				s.Policy, s.Effects[api.EffectRefused], s.Machines, s.Effects[api.EffectFailed])}
+		lost, failed, unasked := s.Effects[api.EffectRefused], s.Effects[api.EffectFailed], s.Effects[api.EffectNotAsked]
+		if lost+failed+unasked > 0 {
+			err := error(refused{fmt.Errorf("policy %s would refuse %d of %d machines that are allowed now, and %d could not be judged",
+				s.Policy, lost, s.Machines, failed+unasked)})
+			if unasked > 0 {
+				err = withHint(err, "%d were not asked to prove their PCR banks: enable a policy with tpm.proveBanks: ask, and try again when they have booted", unasked)
+			}
+			return err
 		}
 		return nil
 	}
@@ -494,12 +501,12 @@ func printWhatIfMachine(e *env, line api.WhatIf) error {
 
 // effects are all effects in the order in which they are printed.
 func effects() []api.Effect {
-	return []api.Effect{api.EffectRefused, api.EffectFailed, api.EffectNoEvidence, api.EffectAllowed, api.EffectStillRefused, api.EffectNone}
+	return []api.Effect{api.EffectRefused, api.EffectFailed, api.EffectNotAsked, api.EffectNoEvidence, api.EffectAllowed, api.EffectStillRefused, api.EffectNone}
 }
 
 func printWhatIfSummary(e *env, s *api.WhatIfSummary) error {
 	words := map[api.Effect]string{
-		api.EffectRefused: "would be refused", api.EffectFailed: "could not be judged", api.EffectNoEvidence: "have no stored evidence",
+		api.EffectRefused: "would be refused", api.EffectFailed: "could not be judged", api.EffectNoEvidence: "have no stored evidence", api.EffectNotAsked: "were not asked for their banks",
 		api.EffectAllowed: "would be allowed", api.EffectStillRefused: "stay refused", api.EffectNone: "stay allowed",
 	}
 	counts := func(n map[api.Effect]int) string {

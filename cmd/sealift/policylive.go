@@ -22,6 +22,7 @@ import (
 	"github.com/sealift/sealift/firmware"
 	"github.com/sealift/sealift/image/manifest"
 	"github.com/sealift/sealift/image/sign/bundle"
+	"github.com/sealift/sealift/profiles"
 )
 
 const (
@@ -165,7 +166,7 @@ func (l *livePolicy) holds(p *attest.Policy) error {
 func (l *livePolicy) proveBanks() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.source != nil && l.source.document != nil && l.source.document.TPM.ProveBanks
+	return l.source != nil && l.source.document != nil && l.source.document.TPM.ProveBanks != profiles.BankProofNone
 }
 
 // check is whether this replica can decide, for its health.

@@ -198,6 +198,71 @@ func TestAPolicyThatWantsTheBanksProvenHasMachinesAsked(t *testing.T) {
 	})
 }
 
+// A policy may ask before it requires, which is a newer version of it and no more; and
+// take TPMs out, of which the certificates of this lab's authority are none until its
+// root is there for named makers.
+func TestAPolicyMayAskForTheBanksBeforeItRequiresThem(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	roots := attest.TPMRoot{Class: attest.TPMSoftware, Certificate: s.ca.Root, Vendors: []attest.TPMVendor{0x50415052}}
+	start := func(named bool) *replica {
+		return s.start(memory, memory, s.images[:], policyText(1, "1"), func(l *livePolicy) {
+			if named {
+				l.local.tpm.Roots = []attest.TPMRoot{roots}
+			}
+		})
+	}
+	a := start(true)
+	a.deaf = true
+	version := 1
+	enable := func(tpm string) {
+		t.Helper()
+		version++
+		text := bytes.Replace(policyText(version, "1"), []byte("[software]"), []byte("[software], "+tpm), 1)
+		if _, err := a.enable(&api.PolicyEnable{Policy: text, Bundle: s.sign(text), Reason: "ticket"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answers := func() (n map[string]int) {
+		t.Helper()
+		all, err := memory.Machines(t.Context(), server.Query{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n = map[string]int{}
+		for _, m := range all {
+			for _, answer := range bankAnswers() {
+				if answeredBanks(&m.Machine, answer) {
+					n[answer]++
+				}
+			}
+		}
+		return n
+	}
+	a.wants("nobody asks", 1, "released")
+	enable("proveBanks: ask")
+	a.wants("an agent that does not know it is asked", 1, "released")
+	a.deaf = false
+	a.wants("one that does", 1, "released")
+	if n := answers(); n[banksUnasked] != 1 || n["silent"] != 1 || n["proven"] != 1 || len(n) != 3 {
+		t.Errorf("machines by answer: %v", n)
+	}
+	enable("proveBanks: require")
+	a.wants("it answers", 1, "released")
+	a.deaf = true
+	a.wants("it does not", 1, string(attest.CodeBankUnproven))
+	enable("proveBanks: require, bankExemptions: [{vendor: IFX, reason: r}]")
+	a.wants("another maker's need not", 1, string(attest.CodeBankUnproven))
+	enable("proveBanks: require, bankExemptions: [{vendor: PAPR, reason: r}]")
+	a.wants("this maker's need not", 1, "released")
+	b := start(false)
+	b.deaf = true
+	b.wants("a root that may vouch for any maker", 1, string(attest.CodeBankUnproven))
+	enable("proveBanks: ask")
+	a.wants("a step back from requiring", 1, "released")
+}
+
 // unreadable is a store of which no document can be read while fail says why.
 type unreadable struct {
 	server.Store

@@ -193,8 +193,12 @@ func digestTPMPolicy(p *attest.TPMPolicy, bank string) (manifest.SHA256, error) 
 		Lists        []string
 		Denied       []attest.TPMDenial
 		Bank         string
-		ProveBanks   bool `json:",omitempty"` // the ids of policies without it are as they were
-	}{p.Allowed, p.AllowExpired, p.RequireRevocation, slices.Sorted(slices.Values(p.Revocations.Digests())), p.Denied, bank, p.ProveBanks})
+		// The ids of policies without these are as they were.
+		ProveBanks     bool             `json:",omitempty"`
+		AskBanks       bool             `json:",omitempty"`
+		BankExemptions []attest.TPMRule `json:",omitempty"`
+		WithoutSHA256  []attest.TPMRule `json:",omitempty"`
+	}{p.Allowed, p.AllowExpired, p.RequireRevocation, slices.Sorted(slices.Values(p.Revocations.Digests())), p.Denied, bank, p.ProveBanks, p.AskBanks, p.BankExemptions, p.WithoutSHA256})
 	if err != nil {
 		return manifest.SHA256{}, fmt.Errorf("name the policy: %w", err)
 	}

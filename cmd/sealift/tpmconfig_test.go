@@ -104,6 +104,9 @@ denied: [{vendor: IFX, from: "0x0007000000000000", to: "0x0007003d00000000", rea
 		"denied":       digest(func(p *attest.TPMPolicy) { p.Denied = nil }, "sha384"),
 		"required":     digest(func(p *attest.TPMPolicy) { p.RequireRevocation = true }, "sha384"),
 		"banks":        digest(func(p *attest.TPMPolicy) { p.ProveBanks = true }, "sha384"),
+		"asks":         digest(func(p *attest.TPMPolicy) { p.AskBanks = true }, "sha384"),
+		"exempt":       digest(func(p *attest.TPMPolicy) { p.BankExemptions = []attest.TPMRule{{Vendor: 1}} }, "sha384"),
+		"without":      digest(func(p *attest.TPMPolicy) { p.WithoutSHA256 = []attest.TPMRule{{Vendor: 1}} }, "sha384"),
 		"roots":        digest(func(p *attest.TPMPolicy) { p.Roots = p.Roots[1:] }, "sha384"),
 		"vendors": digest(func(p *attest.TPMPolicy) {
 			p.Roots = append([]attest.TPMRoot{}, p.Roots...)

@@ -200,6 +200,9 @@ func (g *generator) field(v reflect.Value, path string) (_ *node, required bool)
 	}
 	switch v.Kind() {
 	case reflect.String:
+		if v.Type() == reflect.TypeFor[profiles.BankProof]() {
+			return &node{AnyOf: []*node{{Type: "boolean"}, {Type: "string", Enum: r.Enum}}}, false
+		}
 		n.Type = "string"
 	case reflect.Bool:
 		n.Type = "boolean"

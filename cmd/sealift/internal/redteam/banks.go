@@ -2,6 +2,10 @@ package redteam
 
 import (
 	"context"
+	"crypto"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"fmt"
 	"slices"
 
@@ -137,7 +141,97 @@ func bankAttacks() []Attack {
 				return nil
 			}),
 		},
+		{
+			Name: "bank-exemption-claimed", What: "a bank is kept back, and the machine says that its TPM cannot sign the list, as if it were one that the policy exempts",
+			Reference: carteBlanche, Want: want(attest.CodeBankUnproven),
+			run: sent(keepSHA384, claimUnable),
+		},
+		{
+			Name: "bank-exemption-of-another-maker", What: "the same, with a certificate that names a maker whose TPMs the policy exempts, of an authority that is not there for that maker", Want: want(attest.CodeBankUnproven, attest.CodeTPMVendor),
+			run: sent(func(b *box) error {
+				if err := b.ofMaker(exemptMaker); err != nil {
+					return err
+				}
+				return keepSHA384(b)
+			}, claimUnable),
+		},
+		{
+			Name: "bank-exemption-after-a-proof", What: "a machine that the policy exempts, and whose TPM gave the list in an earlier boot, keeps a bank back and says that it cannot", Want: want(attest.CodeBankUnproven), Accepted: true,
+			run: func(ctx context.Context, l *lab) (*answer, error) {
+				b, _, err := l.released(ctx)
+				if err != nil {
+					return nil, err
+				}
+				if err := b.exempt(); err != nil {
+					return nil, err
+				}
+				b.tpm.Reset()
+				if err := keepSHA384(b); err != nil {
+					return nil, err
+				}
+				return b.attest(ctx, claimUnable)
+			},
+		},
+		{
+			Name: "bank-exemption-without-sha256", What: "a machine that the policy exempts says that SHA-256 is off, and that its TPM cannot prove it", Want: want(attest.CodeBankUnproven),
+			run: sent(func(b *box) error {
+				if err := b.exempt(); err != nil {
+					return err
+				}
+				return b.bySHA384()
+			}, func(x *exchange) error {
+				x.request.Evidence.Banks, x.request.Evidence.NoBanks = nil, unable
+				return nil
+			}),
+		},
 	}
+}
+
+// exemptMaker is a TPM maker whose TPMs the service in this process exempts from the
+// proof of their banks: TCG Vendor ID Registry, Infineon.
+const exemptMaker = "id:49465800"
+
+// unable is what a machine says whose TPM cannot sign the list of its banks.
+const unable = "it has no TPM2_GetSessionAuditDigest"
+
+// claimUnable takes the TPM's list out and says that there is none.
+func claimUnable(x *exchange) error {
+	if !x.challenge.ProveBanks {
+		return notRun("the policy of the service does not want the proof: set tpm.proveBanks")
+	}
+	x.request.Evidence.Banks, x.request.Evidence.NoBanks = nil, unable
+	return nil
+}
+
+// ofMaker has the lab's authority name another maker in the endorsement certificate.
+func (b *box) ofMaker(vendor string) error {
+	ek, ok := b.tpm.EK.(crypto.Signer)
+	if !ok {
+		return fmt.Errorf("endorsement key of type %T", b.tpm.EK)
+	}
+	name, err := asn1.Marshal(pkix.RDNSequence{{{Type: asn1.ObjectIdentifier{2, 23, 133, 2, 1}, Value: vendor}}})
+	if err != nil {
+		return err
+	}
+	san, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 4, IsCompound: true, Bytes: name}})
+	if err != nil {
+		return err
+	}
+	c, err := b.l.ca.Certify(ek.Public(), func(c *x509.Certificate) { c.ExtraExtensions[0].Value = san })
+	if err != nil {
+		return err
+	}
+	b.tpm.EKCertificates = [][]byte{c.Raw}
+	return nil
+}
+
+// exempt has the policy exempt the machine where it can be told to. Where it cannot,
+// the machine is refused for want of the proof in any case.
+func (b *box) exempt() error {
+	if b.l.Exempt == nil {
+		return nil
+	}
+	return b.l.Exempt(b.tpm)
 }
 
 // keepSHA384 has a machine keep SHA-384 back, which its TPM lists as active beside

@@ -52,6 +52,9 @@ type Target struct {
 	// SHA384 has the policy appraise a machine by SHA-384. Optional; without it
 	// the machines that have no SHA-256 are refused for that, too.
 	SHA384 func(*papertpm.TPM) error
+	// Exempt has the policy exempt a machine from the proof of its banks. Optional;
+	// without it the machines that misuse an exemption have none.
+	Exempt func(*papertpm.TPM) error
 }
 
 // Owner enrols and revokes the machines of the attacks.

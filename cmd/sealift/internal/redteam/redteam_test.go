@@ -59,7 +59,7 @@ func TestEachAttackIsRefusedByAFindingOfItsOwn(t *testing.T) {
 func TestAServiceThatTrustsNoSoftwareTPMIsAttackedAsFarAsItCanBe(t *testing.T) {
 	t.Parallel()
 	s := target(t)
-	s.CA, s.Owner, s.Strict, s.SHA384, s.Operators = nil, nil, nil, nil, ""
+	s.CA, s.Owner, s.Strict, s.SHA384, s.Exempt, s.Operators = nil, nil, nil, nil, nil, ""
 	got := reports(t, s, Attacks())
 	for _, a := range Attacks() {
 		r := got[a.Name]
@@ -87,6 +87,10 @@ func TestAMachineWithoutSHA256IsAcceptedWhereItIsSaidSo(t *testing.T) {
 	accepted := Attack{Name: "a good machine", Want: want(attest.CodeBankHidden), run: sent((*box).bySHA384, nil)}
 	if r := reports(t, target(t), []Attack{accepted})[accepted.Name]; r.Verdict != Accepted {
 		t.Errorf("%s: codes %v: %s", r.Verdict, r.Codes, r.Detail)
+	}
+	accepted = Attack{Name: "a good machine", Want: want(attest.CodeBankUnproven), run: sent((*box).exempt, claimUnable)}
+	if r := reports(t, target(t), []Attack{accepted})[accepted.Name]; r.Verdict != Accepted {
+		t.Errorf("exempt: %s: codes %v: %s", r.Verdict, r.Codes, r.Detail)
 	}
 	for _, a := range bankAttacks() {
 		if r := reports(t, target(t), []Attack{a})[a.Name]; len(r.Codes) != 1 {

@@ -74,7 +74,7 @@ func self(ctx context.Context, dir string, log *slog.Logger, denied []attest.Den
 	if err != nil {
 		return fail(err)
 	}
-	policies := &policies{ca: ca.Root, denied: denied, image: papertpm.Predicted(papertpm.GoodImage(), papertpm.GoodBoot()), strict: map[attest.MachineID]bool{}, by384: map[attest.MachineID]bool{}}
+	policies := &policies{ca: ca.Root, denied: denied, image: papertpm.Predicted(papertpm.GoodImage(), papertpm.GoodBoot()), strict: map[attest.MachineID]bool{}, by384: map[attest.MachineID]bool{}, exempted: map[attest.MachineID]bool{}}
 	service, err := server.New(server.Config{Store: store, Policy: policies.policy, ProveBanks: func() bool { return true }, KEK: kek, ReleaseKey: release, Log: log, Version: "redteam"})
 	if err != nil {
 		return fail(errors.Join(err, store.Close()))
@@ -108,6 +108,7 @@ func self(ctx context.Context, dir string, log *slog.Logger, denied []attest.Den
 		Operators: "https://" + operators.Addr().String(),
 		Strict:    policies.demandHardware,
 		SHA384:    policies.appraiseBySHA384,
+		Exempt:    policies.exempt,
 	}, func() error { owner.Close(); return end() }, nil
 }
 
@@ -117,9 +118,10 @@ type policies struct {
 	denied []attest.DeniedImage
 	image  *manifest.Manifest
 
-	mu     sync.Mutex
-	strict map[attest.MachineID]bool // guarded by mu
-	by384  map[attest.MachineID]bool // guarded by mu
+	mu       sync.Mutex
+	strict   map[attest.MachineID]bool // guarded by mu
+	by384    map[attest.MachineID]bool // guarded by mu
+	exempted map[attest.MachineID]bool // guarded by mu
 }
 
 func (p *policies) policy(_ context.Context, id attest.MachineID) (*attest.Policy, error) {
@@ -129,14 +131,22 @@ func (p *policies) policy(_ context.Context, id attest.MachineID) (*attest.Polic
 	if p.strict[id] {
 		allowed = attest.TPMHardware
 	}
-	bank := ""
+	var without []attest.TPMRule
 	if p.by384[id] {
-		bank = "sha384"
+		without = []attest.TPMRule{{Machine: id, Reason: "redteam"}}
+	}
+	maker, err := attest.ParseTPMVendor(exemptMaker)
+	if err != nil {
+		return nil, err
+	}
+	exemptions := []attest.TPMRule{{Vendor: maker, Reason: "redteam"}}
+	if p.exempted[id] {
+		exemptions = append(exemptions, attest.TPMRule{Machine: id, Reason: "redteam"})
 	}
 	return &attest.Policy{
-		ID: "redteam", Bank: bank, Images: []*manifest.Manifest{p.image}, DeniedImages: p.denied,
+		ID: "redteam", Images: []*manifest.Manifest{p.image}, DeniedImages: p.denied,
 		Firmware: attest.FirmwarePolicy{References: []attest.FirmwareReference{papertpm.GoodFirmware()}},
-		TPM:      attest.TPMPolicy{Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: p.ca}}, Allowed: []attest.TPMClass{allowed}, ProveBanks: true},
+		TPM:      attest.TPMPolicy{Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: p.ca}}, Allowed: []attest.TPMClass{allowed}, ProveBanks: true, BankExemptions: exemptions, WithoutSHA256: without},
 	}, nil
 }
 
@@ -159,5 +169,16 @@ func (p *policies) appraiseBySHA384(t *papertpm.TPM) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.by384[id] = true
+	return nil
+}
+
+func (p *policies) exempt(t *papertpm.TPM) error {
+	id, err := t.MachineID()
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.exempted[id] = true
 	return nil
 }
