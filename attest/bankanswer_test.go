@@ -80,12 +80,12 @@ func TestAPolicyThatAsksForTheBanksRefusesNobodyForTheAnswer(t *testing.T) {
 // An exemption is keyed on what is proven of the TPM, and on nothing that the
 // machine says.
 func TestATPMIsExemptByWhatIsProvenOfIt(t *testing.T) {
-	const maker = TPMVendor(0x53544D20) // "STM "
+	const maker = TPMVendor(0x53544D00) // "STM ", as its certificates have it
 	stm := tpmName(t, []tpmAttribute{{1, "id:53544D20"}}, []tpmAttribute{{2, "ST33"}}, []tpmAttribute{{3, "id:00010101"}})
 	by := func(x TPMRule) func(*scene) {
 		return func(s *scene) { x.Reason = "too old"; s.policy.TPM.BankExemptions = []TPMRule{x} }
 	}
-	line := `tpm.bankExemptions: [{vendor: "STM ", model: "ST33", reason: TEXT}]`
+	line := `tpm.bankExemptions: [{vendor: "STM", model: "ST33", reason: TEXT}]`
 	for name, c := range map[string]struct {
 		exempt func(*scene)
 		change func(*scene) // after the exemption, before the evidence

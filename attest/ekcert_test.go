@@ -118,11 +118,17 @@ func TestTheTPMIsReadFromTheSubjectAlternativeName(t *testing.T) {
 
 func TestVendorIDsAreReadAndWritten(t *testing.T) {
 	for text, want := range map[string]TPMVendor{
-		"IFX": 0x49465800, "STM ": 0x53544d20, "INTC": 0x494e5443, "AMD": 0x414d4400, "id:00001014": 0x1014, "id:00000000": 0,
+		"IFX": 0x49465800, "STM": 0x53544d00, "INTC": 0x494e5443, "AMD": 0x414d4400, "id:00001014": 0x1014, "id:00000000": 0,
 	} {
 		v, err := ParseTPMVendor(text)
 		if err != nil || v != want || v.String() != text {
 			t.Errorf("%q: got %#x, written %q, %v", text, uint32(v), v, err)
+		}
+	}
+	// However it is padded, a rule of a policy is of the same makers.
+	for _, text := range []string{"STM ", "id:53544D20", "id:53544d00"} {
+		if v, err := ParseTPMVendor(text); err != nil || v.String() != "STM" {
+			t.Errorf("%q: got %q, %v", text, v, err)
 		}
 	}
 	for _, text := range []string{"", "INTEL", "id:", "id:12", "id:1234567g", "a\x00b", "ü"} {

@@ -12,7 +12,9 @@ import (
 )
 
 // TPMVendor is the id of a TPM's manufacturer in the TCG Vendor ID Registry:
-// up to four ASCII characters, the first in the highest byte.
+// up to four ASCII characters, the first in the highest byte. The registry pads some
+// with NUL and some with a space ("STM "), certificates and people do as they like: a
+// rule that is written in the other way must not be of nobody. Here it is NUL always.
 type TPMVendor uint32
 
 // ParseTPMVendor reads a vendor id: its ASCII form, such as IFX, or "id:" and
@@ -23,19 +25,22 @@ func ParseTPMVendor(s string) (TPMVendor, error) {
 		if err != nil || len(b) != 4 {
 			return 0, fmt.Errorf("TPM vendor %.40q: want id: and eight hex digits", s)
 		}
-		return TPMVendor(binary.BigEndian.Uint32(b)), nil
+		return padded(b), nil
 	}
 	if len(s) == 0 || len(s) > 4 || strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 ") != "" {
 		return 0, fmt.Errorf("TPM vendor %.40q: want one to four letters and digits, or id: and eight hex digits", s)
 	}
+	return padded([]byte(s)), nil
+}
+
+// padded returns the vendor of at most four bytes, without the spaces at their end.
+func padded(id []byte) TPMVendor {
 	var b [4]byte
-	copy(b[:], s)
-	return TPMVendor(binary.BigEndian.Uint32(b[:])), nil
+	copy(b[:], bytes.TrimRight(id, " "))
+	return TPMVendor(binary.BigEndian.Uint32(b[:]))
 }
 
 // String returns the ASCII form where there is one, or "id:" and hex digits.
-// The registry pads some ids with NUL and some with a space ("STM "); the space
-// is kept.
 func (v TPMVendor) String() string {
 	b := bytes.TrimRight(binary.BigEndian.AppendUint32(nil, uint32(v)), "\x00")
 	text := string(b)

@@ -85,7 +85,7 @@ func reference(version, date string) attest.FirmwareReference {
 func lintInputs() LintInputs {
 	return LintInputs{
 		Images:   []Image{image("shop", "1.2"), image("shop", "1.3")},
-		TPM:      &attest.TPMPolicy{Allowed: []attest.TPMClass{attest.TPMHardware}, Roots: []attest.TPMRoot{{Class: attest.TPMHardware, Vendors: []attest.TPMVendor{0x49465800, 0x53544D20}}}},
+		TPM:      &attest.TPMPolicy{Allowed: []attest.TPMClass{attest.TPMHardware}, Roots: []attest.TPMRoot{{Class: attest.TPMHardware, Vendors: []attest.TPMVendor{0x49465800, 0x53544D00}}}},
 		Firmware: &attest.FirmwarePolicy{References: []attest.FirmwareReference{reference("1.44", "2026-01-01"), reference("1.46", "2026-05-01")}},
 		Machines: []Machines{{"Paper", "Box", 7}},
 		At:       now,
@@ -148,7 +148,7 @@ func TestRulesForTPMsBecomeWhatTheVerifierReads(t *testing.T) {
 		if p.TPM.ProveBanks || !p.TPM.AskBanks {
 			t.Errorf("it requires %t, asks %t", p.TPM.ProveBanks, p.TPM.AskBanks)
 		}
-		if want := []attest.TPMRule{{Vendor: 1}, {Vendor: 0x53544D20, Model: "ST33", Below: 0x0001010200000000, Reason: "r"}, {Machine: id, Reason: "s"}}; !slices.Equal(p.TPM.BankExemptions, want) {
+		if want := []attest.TPMRule{{Vendor: 1}, {Vendor: 0x53544D00, Model: "ST33", Below: 0x0001010200000000, Reason: "r"}, {Machine: id, Reason: "s"}}; !slices.Equal(p.TPM.BankExemptions, want) {
 			t.Errorf("exempt are %+v", p.TPM.BankExemptions)
 		}
 		if want := []attest.TPMRule{{Vendor: 0x49465800, Reason: "t"}}; !slices.Equal(p.TPM.WithoutSHA256, want) {
@@ -284,30 +284,30 @@ func TestLintNamesWhatAPolicyDoesNotCover(t *testing.T) {
 		"software TPMs by configuration": {text: text("  allowed: [hardware]\n", ""), change: func(in *LintInputs) {
 			in.TPM = &attest.TPMPolicy{Allowed: []attest.TPMClass{attest.TPMSoftware}, Roots: []attest.TPMRoot{{Class: attest.TPMSoftware}}}
 		}, want: []string{"error tpm.software"}},
-		"virtual TPMs without a root":      {text: text("[hardware]", "[hardware, virtual]"), want: []string{"warning tpm.no-root", "warning tpm.virtual"}},
-		"no minimum for TPMs":              {text: text("  firmware: [{vendor: IFX, minimum: 7.85.4555.0}]\n", ""), want: []string{"notice tpm.no-minimum"}},
-		"banks that nobody proves":         {text: text("  proveBanks: true\n", ""), want: []string{"notice tpm.banks-unproven"}},
-		"banks that are only asked for":    {text: text("proveBanks: true", "proveBanks: ask"), want: []string{"notice tpm.banks-asked"}},
-		"TPMs that need not prove them":    {text: text("proveBanks: true", "proveBanks: require\n  bankExemptions: [{vendor: IFX, model: SLB9665, reason: r}]"), want: []string{"warning tpm.banks-exempt"}},
-		"an exemption from nothing":        {text: text("proveBanks: true", "bankExemptions: [{vendor: IFX, reason: r}]"), want: []string{"notice tpm.banks-exempt-idle", "notice tpm.banks-unproven"}},
-		"exemptions that say it twice":     {text: text("proveBanks: true", "proveBanks: true\n  bankExemptions: [{vendor: IFX, reason: r}, {vendor: IFX, reason: s}]"), want: []string{"notice tpm.rule-twice", "warning tpm.banks-exempt", "warning tpm.banks-exempt"}},
-		"an exemption of another spelling": {text: text("proveBanks: true", "proveBanks: true\n  bankExemptions: [{vendor: STM, reason: r}]"), want: []string{"warning tpm.banks-exempt", "warning tpm.rule-nobody"}},
-		"an exempt machine":                {text: text("proveBanks: true", "proveBanks: true\n  bankExemptions: [{machine: \""+strings.Repeat("ab", 32)+"\", reason: r}]"), want: []string{"warning tpm.banks-exempt"}},
-		"TPMs without SHA-256":             {text: text("proveBanks: true", "proveBanks: true\n  withoutSHA256: [{vendor: IFX, reason: r}]"), want: []string{"warning tpm.without-sha256"}},
-		"claims":                           {text: text("firmware:\n  models", "firmware:\n  release: [measured, claimed only]\n  models"), want: []string{"error firmware.claimed-only"}},
-		"a model twice":                    {text: text() + "  - " + box + " [{version: \"1.44\"}]}\n", want: []string{"notice firmware.model-twice"}},
-		"a rule for any model":             {text: text() + "  - {denied: [{version: \"9\"}]}\n", want: []string{"notice firmware.any-model"}},
-		"a minimum that another outdoes":   {text: text(`{version: "1.44"}`, `{version: "1.44"}, {version: "1.40", from: "2026-02-01"}`), want: []string{"notice firmware.minimum-shadowed"}},
-		"minima of two schemes":            {text: text(`from: "2027-01-01"`, `from: "2027-01-01"}, {version: "A05", from: "2030-01-01"`), want: []string{"error firmware.minimum-incomparable", "error firmware.minimum-incomparable", "error firmware.minimum-incomparable", "error firmware.minimum-incomparable", "warning firmware.deadline"}},
-		"a denied build below":             {text: text(box, "{vendor: Paper, product: Box, denied: [{version: \"1.1\"}], minimum:"), want: []string{"notice firmware.denied-shadowed"}},
-		"a component twice":                {text: text(box, "{vendor: Paper, product: Box, components: [{pcr: 2, sha256: "+strings.Repeat("ab", 32)+"}, {pcr: 2, sha256: "+strings.Repeat("ab", 32)+"}], minimum:"), want: []string{"notice firmware.component-twice"}},
-		"a configuration of nothing":       {text: text(box, "{vendor: Paper, product: Box, configuration: listed, minimum:"), want: []string{"error firmware.configuration-empty"}},
-		"builds without a date":            {text: text(box, "{vendor: Paper, product: Box, notBefore: \"2025-01-01\", minimum:"), change: func(in *LintInputs) { in.Firmware.References[0].Date = "spring" }, want: []string{"error firmware.date-unknown"}},
-		"a minimum above all builds":       {text: text(`"1.44"`, `"1.50"`), want: []string{"error firmware.all-refused", "notice firmware.minimum-shadowed"}},
-		"a minimum above all, in a while":  {text: text(`"1.46"`, `"1.50"`), want: []string{"warning firmware.deadline"}},
-		"a model without builds":           {text: text() + "  - {vendor: Other, product: Box}\n", want: []string{"warning firmware.model-unknown"}},
-		"a build with unpinned volumes":    {change: func(in *LintInputs) { in.Firmware.References[0].Unpinned = 1 }, want: []string{"warning firmware.unpinned"}},
-		"a build without digests":          {change: func(in *LintInputs) { in.Firmware.References[0].Digests = nil }, want: []string{"notice firmware.text-only"}},
+		"virtual TPMs without a root":            {text: text("[hardware]", "[hardware, virtual]"), want: []string{"warning tpm.no-root", "warning tpm.virtual"}},
+		"no minimum for TPMs":                    {text: text("  firmware: [{vendor: IFX, minimum: 7.85.4555.0}]\n", ""), want: []string{"notice tpm.no-minimum"}},
+		"banks that nobody proves":               {text: text("  proveBanks: true\n", ""), want: []string{"notice tpm.banks-unproven"}},
+		"banks that are only asked for":          {text: text("proveBanks: true", "proveBanks: ask"), want: []string{"notice tpm.banks-asked"}},
+		"TPMs that need not prove them":          {text: text("proveBanks: true", "proveBanks: require\n  bankExemptions: [{vendor: IFX, model: SLB9665, reason: r}]"), want: []string{"warning tpm.banks-exempt"}},
+		"an exemption from nothing":              {text: text("proveBanks: true", "bankExemptions: [{vendor: IFX, reason: r}]"), want: []string{"notice tpm.banks-exempt-idle", "notice tpm.banks-unproven"}},
+		"exemptions that say it twice":           {text: text("proveBanks: true", "proveBanks: true\n  bankExemptions: [{vendor: IFX, reason: r}, {vendor: IFX, reason: s}]"), want: []string{"notice tpm.rule-twice", "warning tpm.banks-exempt", "warning tpm.banks-exempt"}},
+		"an exemption of a maker without a root": {text: text("proveBanks: true", "proveBanks: true\n  bankExemptions: [{vendor: NTC, reason: r}]"), want: []string{"warning tpm.banks-exempt", "warning tpm.rule-nobody"}},
+		"an exempt machine":                      {text: text("proveBanks: true", "proveBanks: true\n  bankExemptions: [{machine: \""+strings.Repeat("ab", 32)+"\", reason: r}]"), want: []string{"warning tpm.banks-exempt"}},
+		"TPMs without SHA-256":                   {text: text("proveBanks: true", "proveBanks: true\n  withoutSHA256: [{vendor: IFX, reason: r}]"), want: []string{"warning tpm.without-sha256"}},
+		"claims":                                 {text: text("firmware:\n  models", "firmware:\n  release: [measured, claimed only]\n  models"), want: []string{"error firmware.claimed-only"}},
+		"a model twice":                          {text: text() + "  - " + box + " [{version: \"1.44\"}]}\n", want: []string{"notice firmware.model-twice"}},
+		"a rule for any model":                   {text: text() + "  - {denied: [{version: \"9\"}]}\n", want: []string{"notice firmware.any-model"}},
+		"a minimum that another outdoes":         {text: text(`{version: "1.44"}`, `{version: "1.44"}, {version: "1.40", from: "2026-02-01"}`), want: []string{"notice firmware.minimum-shadowed"}},
+		"minima of two schemes":                  {text: text(`from: "2027-01-01"`, `from: "2027-01-01"}, {version: "A05", from: "2030-01-01"`), want: []string{"error firmware.minimum-incomparable", "error firmware.minimum-incomparable", "error firmware.minimum-incomparable", "error firmware.minimum-incomparable", "warning firmware.deadline"}},
+		"a denied build below":                   {text: text(box, "{vendor: Paper, product: Box, denied: [{version: \"1.1\"}], minimum:"), want: []string{"notice firmware.denied-shadowed"}},
+		"a component twice":                      {text: text(box, "{vendor: Paper, product: Box, components: [{pcr: 2, sha256: "+strings.Repeat("ab", 32)+"}, {pcr: 2, sha256: "+strings.Repeat("ab", 32)+"}], minimum:"), want: []string{"notice firmware.component-twice"}},
+		"a configuration of nothing":             {text: text(box, "{vendor: Paper, product: Box, configuration: listed, minimum:"), want: []string{"error firmware.configuration-empty"}},
+		"builds without a date":                  {text: text(box, "{vendor: Paper, product: Box, notBefore: \"2025-01-01\", minimum:"), change: func(in *LintInputs) { in.Firmware.References[0].Date = "spring" }, want: []string{"error firmware.date-unknown"}},
+		"a minimum above all builds":             {text: text(`"1.44"`, `"1.50"`), want: []string{"error firmware.all-refused", "notice firmware.minimum-shadowed"}},
+		"a minimum above all, in a while":        {text: text(`"1.46"`, `"1.50"`), want: []string{"warning firmware.deadline"}},
+		"a model without builds":                 {text: text() + "  - {vendor: Other, product: Box}\n", want: []string{"warning firmware.model-unknown"}},
+		"a build with unpinned volumes":          {change: func(in *LintInputs) { in.Firmware.References[0].Unpinned = 1 }, want: []string{"warning firmware.unpinned"}},
+		"a build without digests":                {change: func(in *LintInputs) { in.Firmware.References[0].Digests = nil }, want: []string{"notice firmware.text-only"}},
 		"builds without a minimum": {change: func(in *LintInputs) {
 			in.Firmware.References = append(in.Firmware.References, attest.FirmwareReference{Vendor: "Other", Product: "Box", Version: "1", Digests: []manifest.SHA256{{1}}, Status: attest.FirmwareAllowed})
 		}, want: []string{"warning firmware.no-minimum"}},
