@@ -93,6 +93,7 @@ func (s *Server) ServeOperators(ctx context.Context, ln net.Listener, cert tls.C
 		ClientCAs:    operators,
 	})
 	srv := s.httpServer(s.OperatorHandler())
+	srv.ConnState = Occupied
 	return s.serve(ctx, apiOperators, srv, secured, func(limit time.Duration) (cut int, err error) {
 		// ctx has ended; the drain has its own time.
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
@@ -105,7 +106,14 @@ func (s *Server) ServeOperators(ctx context.Context, ln net.Listener, cert tls.C
 }
 
 func (s *Server) bounded(name string, ln net.Listener) net.Listener {
-	return newBoundedListener(ln, s.c.Limits.Connections, s.c.Limits.AddressConnections, func(limit string) { s.c.Meter.Limited(name, limit) })
+	b := Bounds{
+		Connections: s.c.Limits.Connections, AddressConnections: s.c.Limits.AddressConnections, Proxies: s.c.NodeProxies,
+		Refused: func(limit string) { s.c.Meter.Limited(name, limit) }, Log: s.c.Log.With("api", name),
+	}
+	if name == apiOperators {
+		b.Proxies = s.c.OperatorProxies
+	}
+	return newBoundedListener(ln, b)
 }
 
 func (s *Server) httpServer(h http.Handler) *http.Server {
@@ -400,7 +408,15 @@ func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
 // /64, since whoever has one IPv6 address has the whole /64. Behind a stateless
 // translator (SIIT-DC, RFC 7755) all of IPv4 would be one: of addresses in its
 // well-known prefix (RFC 6052 2.1) it is the IPv4 address.
-func addressKey(remote string) string {
+func addressKey(remote string) string { return groupOf(remote, 32, 64) }
+
+// networkKey is what connections give way by: the peer's IPv4 /24 or IPv6 /48,
+// the longest prefixes that are routed in the internet and the most that one
+// site has by itself.
+func networkKey(remote string) string { return groupOf(remote, 24, 48) }
+
+// groupOf is the peer's network with so many bits, see addressKey.
+func groupOf(remote string, bits4, bits6 int) string {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
 		return "unknown"
@@ -409,10 +425,12 @@ func addressKey(remote string) string {
 	if b := a.As16(); a.Is6() && bytes.HasPrefix(b[:], []byte{0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0}) {
 		a = netip.AddrFrom4([4]byte(b[12:]))
 	}
+	bits := bits4
 	if a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			return p.String()
-		}
+		bits = bits6
+	}
+	if p, err := a.Prefix(bits); err == nil && bits < a.BitLen() {
+		return p.String()
 	}
 	return a.String()
 }

@@ -182,6 +182,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	config.IgnoreSerials = c.IgnoreSerials
 	config.Pruner, config.Retention = mon.Pruner(store), time.Duration(c.Retention.Evidence)
 	config.People = c.Operator.people()
+	config.NodeProxies, config.OperatorProxies = c.Node.Proxies, c.Operator.Proxies
 	revoked, err := ring.Revocations(c.Operator.Revoked)
 	if err != nil {
 		return err
@@ -225,7 +226,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return errors.Join(fmt.Errorf("operator API: %w", err), nodes.Close())
 	}
-	watched, err := listenMonitor(c.Monitor, issuer, mon)
+	watched, err := listenMonitor(c.Monitor, issuer, mon, log)
 	if err != nil {
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
