@@ -259,7 +259,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return listeners.Wait()
 	})
 	group.Go(func() error { mon.Count(background, metered); return nil })
-	group.Go(func() error { tuneGC(background); return nil })
+	ceiling := memoryCeiling(os.DirFS("/"), log)
+	group.Go(func() error { tuneGC(background, ceiling); return nil })
 	if watched != nil {
 		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
 	}
