@@ -722,14 +722,11 @@ type readToEnd struct {
 	ended bool
 }
 
-// errCut ends the body of a request that the end of the service has cut.
-var errCut = errors.New("the service ends")
-
 func (b *readToEnd) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF && !b.end() {
 		// Nobody would hear what is decided about it.
-		return n, errCut
+		return n, errEnds
 	}
 	return n, err
 }

@@ -62,14 +62,16 @@ func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certi
 	f := newFront(ctx, s.bounded(apiNodes, ln), cfg, s.c.Log, s.c.Limits, func(limit string) { s.c.Meter.Limited(apiNodes, limit) })
 	srv := s.httpServer(f.handler(ctx, s.NodeHandler()))
 	// ctx has ended while what was let in is finished.
-	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
+	requests, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
 	srv.BaseContext = func(net.Listener) context.Context { return requests }
 	srv.ConnContext = withConnection
 	// net/http would answer OPTIONS * by itself and keep the connection, with
 	// the room of the request.
 	srv.DisableGeneralOptionsHandler = true
-	return s.serve(ctx, apiNodes, srv, f, func(limit time.Duration) (int, error) { return f.drain(limit, cancel), srv.Close() })
+	return s.serve(ctx, apiNodes, srv, f, func(limit time.Duration) (int, error) {
+		return f.drain(limit, func() { cancel(errEnds) }), srv.Close()
+	})
 }
 
 // ServeOperators serves the operator API on ln until ctx ends, and then lets
@@ -94,10 +96,15 @@ func (s *Server) ServeOperators(ctx context.Context, ln net.Listener, cert tls.C
 	})
 	srv := s.httpServer(s.OperatorHandler())
 	srv.ConnState = Occupied
+	requests, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer giveUp(nil)
+	srv.BaseContext = func(net.Listener) context.Context { return requests }
 	return s.serve(ctx, apiOperators, srv, secured, func(limit time.Duration) (cut int, err error) {
-		// ctx has ended; the drain has its own time.
+		// ctx has ended; the drain has its own time. As on the node API, what is not
+		// decided after two thirds of it is given up, and the rest is for saying so.
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		defer cancel()
+		defer time.AfterFunc(limit-limit/3, func() { giveUp(errEnds) }).Stop()
 		if err = srv.Shutdown(drain); errors.Is(err, context.DeadlineExceeded) {
 			cut, err = 1, srv.Close() // at least
 		}
@@ -148,6 +155,9 @@ func (s *Server) serve(ctx context.Context, name string, srv *http.Server, ln ne
 	}
 	return nil
 }
+
+// errEnds is why the context of a request ends with the service.
+var errEnds = errors.New("the service ends")
 
 // failure is an error as a peer may see it, with the cause that it may not.
 type failure struct {
@@ -204,6 +214,9 @@ func reply(w http.ResponseWriter, status int, v any) {
 // fail answers with f and logs its cause.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 	id := w.Header().Get(api.HeaderRequestID)
+	if errors.Is(f.cause, context.Canceled) && context.Cause(r.Context()) == errEnds {
+		f = ends() // nothing else is wrong, and nothing was decided
+	}
 	if f.cause != nil {
 		s.c.Log.Error("request failed", "request", id, "method", r.Method, "path", clip(r.URL.Path), "peer", addressText(r.RemoteAddr), "code", f.code, "error", f.cause)
 	}
