@@ -218,7 +218,11 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 		f = ends() // nothing else is wrong, and nothing was decided
 	}
 	if f.cause != nil {
-		s.c.Log.Error("request failed", "request", id, "method", r.Method, "path", clip(r.URL.Path), "peer", addressText(r.RemoteAddr), "code", f.code, "error", f.cause)
+		level := slog.LevelError
+		if errors.Is(f.cause, context.Canceled) && r.Context().Err() != nil {
+			level = slog.LevelDebug // the peer went away
+		}
+		s.c.Log.Log(r.Context(), level, "request failed", "request", id, "method", r.Method, "path", clip(r.URL.Path), "peer", addressText(r.RemoteAddr), "code", f.code, "error", f.cause)
 	}
 	if f.limit != "" {
 		if a, ok := w.(*answer); ok {
