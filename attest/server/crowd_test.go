@@ -311,3 +311,30 @@ func (s *scene) tryProxy(t *testing.T, from string) net.Conn {
 	}
 	return c
 }
+
+// Handshakes that do not end, of as many addresses as it takes to have all turns,
+// give way to one that waits.
+func TestSlowHandshakesGiveWay(t *testing.T) {
+	t.Parallel()
+	g := &gauge{all: map[string]int{}}
+	s := newScene(t, func(c *server.Config) { c.Meter = g })
+	for i := range 17 * 64 {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+i/64), 1)}}
+		c, err := d.DialContext(t.Context(), "tcp", s.nodes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if _, err := io.WriteString(c, "\x16\x03\x01\x02\x00\x01"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := s.node(t)
+	n.say(post(api.PathConfirm, "{}"))
+	if status, code := n.hear(); status != 400 {
+		t.Errorf("HTTP %d %s", status, code)
+	}
+	if g.count("limited node handshake") == 0 {
+		t.Error("no handshake was cut")
+	}
+}
