@@ -43,7 +43,7 @@ A configuration; docs/serve.md has every setting:
   kek: {file: keys/disk-kek.key}
   store: sealift.db   # or postgres://sealift@db.example/sealift?sslmode=verify-full
   images: [build/image]
-  node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
+  node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}   # proxies: [10.77.2.8/29] behind a load balancer
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
   monitor: {listen: "127.0.0.1:9464"}
   tpm:
