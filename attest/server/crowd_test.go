@@ -338,3 +338,24 @@ func TestSlowHandshakesGiveWay(t *testing.T) {
 		t.Error("no handshake was cut")
 	}
 }
+
+// A connection that another has to give way to, in a full table of 16,384.
+func BenchmarkConnectionsGiveWay(b *testing.B) {
+	for _, networks := range []int{10, 1000} {
+		b.Run(fmt.Sprintf("%d networks", networks), func(b *testing.B) {
+			const total = 16384
+			ln := &one{}
+			l := server.NewBoundedListener(ln, server.Bounds{Connections: total, AddressConnections: total, Refused: func(string) {}})
+			from := func(i int) string { return fmt.Sprintf("10.%d.%d.1:1", i%networks/250, i%networks%250) }
+			for i := range 2 * total {
+				ln.next = &closing{from: from(i)}
+				_, _ = l.Accept() // as far as they share
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				ln.next = &closing{from: fmt.Sprintf("172.%d.%d.1:1", i/250%250, i%250)}
+				_, _ = l.Accept() // refused once all networks have the same
+			}
+		})
+	}
+}
