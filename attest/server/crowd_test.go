@@ -317,9 +317,9 @@ func (s *scene) tryProxy(t *testing.T, from string) net.Conn {
 func TestSlowHandshakesGiveWay(t *testing.T) {
 	t.Parallel()
 	g := &gauge{all: map[string]int{}}
-	s := newScene(t, func(c *server.Config) { c.Meter = g })
-	for i := range 17 * 64 {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+i/64), 1)}}
+	s := newScene(t, func(c *server.Config) { c.Meter, c.Limits.Connections = g, 1024 }) // 64 handshakes
+	for i := range 3 * 32 {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+i/32), 1)}}
 		c, err := d.DialContext(t.Context(), "tcp", s.nodes)
 		if err != nil {
 			t.Fatal(err)

@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// handshakesAtOnce bounds the TLS handshakes under way, and
-	// handshakesPerAddress those of one address (IPv6: /64).
+	// handshakesAtOnce bounds the TLS handshakes under way, as does a sixteenth of
+	// the connections, and handshakesPerAddress those of one address (IPv6: /64).
 	handshakesAtOnce     = 1024
 	handshakesPerAddress = 64
 	// turnsOfQueue is how many times Limits.Queue a request waits to be let in:
@@ -89,7 +89,7 @@ type front struct {
 func newFront(ctx context.Context, ln net.Listener, cfg *tls.Config, log *slog.Logger, limits Limits, refused func(string)) *front {
 	f := &front{
 		Listener: ln, unlisten: sync.OnceValue(ln.Close), cfg: cfg, log: log, refused: refused, queue: turnsOfQueue * limits.Queue,
-		handshakes: make(slots, handshakesAtOnce), handshakeShares: newShares(handshakesPerAddress),
+		handshakes: make(slots, min(handshakesAtOnce, max(handshakesPerAddress, limits.Connections/16))), handshakeShares: newShares(handshakesPerAddress),
 		requests: make(slots, limits.Concurrent*requestsPerSlot), requestShares: newShares(requestsPerAddress),
 		discards: make(slots, discardsAtOnce),
 		ready:    make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}),
@@ -363,11 +363,12 @@ func (f *front) handshake(ctx context.Context, c *nodeConn) error {
 		return errNoTurn
 	}
 	defer leave()
-	if !f.handshakes.take(ctx, slowHandshake) {
+	ok = f.handshakes.take(ctx, slowHandshake)
+	for ; !ok && ctx.Err() == nil; ok = f.handshakes.take(ctx, time.Second) {
 		f.cutHandshake()
-		if !f.handshakes.take(ctx, headerTimeout) {
-			return errNoTurn
-		}
+	}
+	if !ok {
+		return errNoTurn
 	}
 	defer f.handshakes.release()
 	f.mu.Lock()
