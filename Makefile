@@ -8,7 +8,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) cryptsetup-bin gdisk dosfstools erofs-utils \
 	tpm2-tools systemd systemd-boot-efi e2fsprogs binutils openssl atftp kea-admin \
 	efitools busybox cpio zstd gpgv libxml2-utils gcc libc6-dev \
 	qemu-utils xorriso genisoimage softhsm2 qemu-system-arm qemu-efi-aarch64 \
-	prometheus postgresql-15
+	prometheus postgresql-15 haproxy
 
 # What "make bench" compares with, beside those.
 BENCH_PACKAGES := $(TEST_PACKAGES) squashfs-tools

@@ -333,7 +333,19 @@ func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine,
 // commit writes a decision. It is not given up because the peer went away: a
 // verdict stands whether or not anyone hears it.
 func (s *Server) commit(ctx context.Context, c *Change) *failure {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workTimeout)
+	return s.commitFor(context.WithoutCancel(ctx), c)
+}
+
+// commitFor writes a decision that is of use only to a peer that hears of it: a
+// release, which spends the machine's boot. It is given up if ctx has ended before
+// the store begins with it, because the peer went away or the service ends; then
+// the peer can ask again in the same boot. What the store has begun is finished,
+// and counts.
+func (s *Server) commitFor(ctx context.Context, c *Change) *failure {
+	if err := ctx.Err(); err != nil {
+		return unavailable("an answer", fmt.Errorf("not decided: %w", err))
+	}
+	ctx, cancel := context.WithTimeout(ctx, workTimeout)
 	defer cancel()
 	identify(c)
 	if err := s.c.Store.Commit(ctx, c); err != nil {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -109,15 +110,19 @@ func NewConnection(ch *attest.Challenge) (take func(id string) bool) {
 }
 
 // NewBoundedListener bounds the connections of a listener.
-func NewBoundedListener(ln net.Listener, total, each int, refused func(string)) *boundedListener {
-	return newBoundedListener(ln, total, each, refused)
-}
+func NewBoundedListener(ln net.Listener, b Bounds) *boundedListener { return newBoundedListener(ln, b) }
+
+// ReadProxyHeader reads a header of the PROXY protocol, of at most MaxProxyHeader
+// bytes.
+func ReadProxyHeader(r io.Reader) (from net.Addr, ahead []byte, err error) { return readProxyHeader(r) }
+
+const MaxProxyHeader = maxProxyHeader
 
 // Open is the number of open connections and of the addresses that have them.
 func (l *boundedListener) Open() (total, addresses int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.open, len(l.by)
+	return l.crowd.open, len(l.by)
 }
 
 // RetainOnce prunes once what is older than the retention.
@@ -137,3 +142,15 @@ func Signs() map[attest.Code]Sign {
 	}
 	return all
 }
+
+// Busy, Idle and Answering say what a connection of a bounded listener is worth
+// to its peer.
+func Busy(c net.Conn)                       { guestOf(c).busy() }
+func Idle(c net.Conn)                       { guestOf(c).idle() }
+func Answering(c net.Conn, until time.Time) { guestOf(c).answering(until) }
+
+// NetworkKey is what connections give way by.
+func NetworkKey(remote string) string { return networkKey(remote) }
+
+// At sets the clock of a bounded listener.
+func (l *boundedListener) At(now func() time.Time) { l.crowd.now = now }

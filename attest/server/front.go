@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// handshakesAtOnce bounds the TLS handshakes under way, and
-	// handshakesPerAddress those of one address (IPv6: /64).
+	// handshakesAtOnce bounds the TLS handshakes under way, as does a sixteenth of
+	// the connections, and handshakesPerAddress those of one address (IPv6: /64).
 	handshakesAtOnce     = 1024
 	handshakesPerAddress = 64
 	// turnsOfQueue is how many times Limits.Queue a request waits to be let in:
@@ -39,6 +39,10 @@ const (
 	// another waits for its room: it comes from somebody who holds on to it, or
 	// over a line that the others need not wait for.
 	slowAfter = briefTimeout
+	// slowHandshake is when a handshake that is under way may be cut, if another
+	// waits for its turn: it is nearly all the peer's time, and this covers a
+	// segment that TCP sends twice.
+	slowHandshake = 3 * time.Second
 	// discardsAtOnce bounds the requests that are read to their end only to keep
 	// the connection that they came over, without having been let in.
 	discardsAtOnce = 64
@@ -72,11 +76,12 @@ type front struct {
 	drained chan struct{} // closed when the service ends and no request is in
 
 	mu       sync.Mutex
-	err      error                  // why it ended; guarded by mu
-	draining bool                   // no request is let in any more; guarded by mu
-	closed   bool                   // guarded by mu
-	in       map[*nodeConn]struct{} // with a request that was let in and has not left; guarded by mu
-	conns    map[*nodeConn]struct{} // all that are open; guarded by mu
+	err      error                   // why it ended; guarded by mu
+	draining bool                    // no request is let in any more; guarded by mu
+	closed   bool                    // guarded by mu
+	in       map[*nodeConn]struct{}  // with a request that was let in and has not left; guarded by mu
+	conns    map[*nodeConn]struct{}  // all that are open; guarded by mu
+	shaking  map[*nodeConn]time.Time // whose handshake is under way, since when; guarded by mu
 }
 
 // newFront accepts connections from ln. No request waits for room past the end
@@ -84,11 +89,11 @@ type front struct {
 func newFront(ctx context.Context, ln net.Listener, cfg *tls.Config, log *slog.Logger, limits Limits, refused func(string)) *front {
 	f := &front{
 		Listener: ln, unlisten: sync.OnceValue(ln.Close), cfg: cfg, log: log, refused: refused, queue: turnsOfQueue * limits.Queue,
-		handshakes: make(slots, handshakesAtOnce), handshakeShares: newShares(handshakesPerAddress),
+		handshakes: make(slots, min(handshakesAtOnce, max(handshakesPerAddress, limits.Connections/16))), handshakeShares: newShares(handshakesPerAddress),
 		requests: make(slots, limits.Concurrent*requestsPerSlot), requestShares: newShares(requestsPerAddress),
 		discards: make(slots, discardsAtOnce),
 		ready:    make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}),
-		in: map[*nodeConn]struct{}{}, conns: map[*nodeConn]struct{}{},
+		in: map[*nodeConn]struct{}{}, conns: map[*nodeConn]struct{}{}, shaking: map[*nodeConn]time.Time{},
 	}
 	go func() {
 		pause := acceptPause
@@ -235,6 +240,7 @@ const (
 // nodeConn is a connection to a node, after its handshake.
 type nodeConn struct {
 	*tls.Conn
+	guest   *guest // nil if its listener has no bounds
 	open    connection
 	state   tls.ConnectionState
 	key     string                 // addressKey of the peer
@@ -326,8 +332,9 @@ func (c *nodeConn) idle() {
 // secure makes the handshake, within headerTimeout and with the wait for its
 // turn, and lets the connection wait for a request.
 func (f *front) secure(ctx context.Context, raw net.Conn) {
+	peer := raw.RemoteAddr().String() // which a proxy says in its own time
 	growStack(0)
-	c := &nodeConn{Conn: tls.Server(raw, f.cfg), key: addressKey(raw.RemoteAddr().String()), front: f}
+	c := &nodeConn{Conn: tls.Server(raw, f.cfg), guest: guestOf(raw), key: addressKey(peer), front: f}
 	if !f.enter(c) {
 		_ = raw.Close() // the service ends
 		return
@@ -336,8 +343,9 @@ func (f *front) secure(ctx context.Context, raw net.Conn) {
 	// the service ends.
 	timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), headerTimeout)
 	defer cancel()
-	if err := f.handshake(timeout, c.Conn, c.key); err != nil {
-		f.log.Debug("TLS handshake failed", "peer", addressText(raw.RemoteAddr().String()), "error", err)
+	if err := f.handshake(timeout, c); err != nil {
+		f.log.Debug("TLS handshake failed", "peer", addressText(peer), "error", err)
+		c.guest.tellOfStranger(err)
 		// The peer was told what there is to tell.
 		_ = raw.Close()
 		f.left(c)
@@ -349,23 +357,64 @@ func (f *front) secure(ctx context.Context, raw net.Conn) {
 
 var errNoTurn = errors.New("too many handshakes at once")
 
-func (f *front) handshake(ctx context.Context, c *tls.Conn, key string) error {
-	leave, ok := f.handshakeShares.take(ctx, key, headerTimeout)
+func (f *front) handshake(ctx context.Context, c *nodeConn) error {
+	leave, ok := f.handshakeShares.take(ctx, c.key, headerTimeout)
 	if !ok {
 		return errNoTurn
 	}
 	defer leave()
-	if !f.handshakes.take(ctx, headerTimeout) {
+	ok = f.handshakes.take(ctx, slowHandshake)
+	for ; !ok && ctx.Err() == nil; ok = f.handshakes.take(ctx, time.Second) {
+		f.cutHandshake()
+	}
+	if !ok {
 		return errNoTurn
 	}
 	defer f.handshakes.release()
+	f.mu.Lock()
+	f.shaking[c] = time.Now()
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.shaking, c)
+	}()
 	return c.HandshakeContext(ctx)
+}
+
+// cutHandshake makes room for a handshake that waits: of those that take longer
+// than slowHandshake it cuts the one that began first, if there is one.
+func (f *front) cutHandshake() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var slow *nodeConn
+	for c, since := range f.shaking {
+		if time.Since(since) >= slowHandshake && (slow == nil || since.Before(f.shaking[slow])) {
+			slow = c
+		}
+	}
+	if slow != nil {
+		delete(f.shaking, slow)
+		f.refused(limitHandshake)
+		_ = slow.NetConn().Close()
+	}
+}
+
+// settle says what a connection without a request is worth to its peer: with a
+// challenge that it can answer it cannot be replaced by another.
+func (c *nodeConn) settle() {
+	if ch := c.open.open.Load(); ch != nil {
+		c.guest.answering(ch.Expires.Add(c.open.waited))
+		return
+	}
+	c.guest.idle()
 }
 
 // wait waits for a request to begin and for room for it, and gives the
 // connection to net/http. One that says nothing for idleTimeout is closed, and
 // after headerTimeout one that never asked for anything.
 func (f *front) wait(ctx context.Context, c *nodeConn) {
+	c.settle()
 	if len(c.pending) == 0 {
 		patience := idleTimeout
 		if !c.asked {
@@ -381,6 +430,9 @@ func (f *front) wait(ctx context.Context, c *nodeConn) {
 		}
 		c.pending = first
 		_ = c.SetReadDeadline(time.Time{})
+	}
+	if c.open.open.Load() != nil {
+		c.guest.busy() // this is the evidence, however long it has to wait
 	}
 	began := time.Now()
 	room, cancel := context.WithTimeout(ctx, f.queue)
@@ -444,6 +496,7 @@ func (f *front) letIn(c *nodeConn, leave func()) bool {
 	}
 	f.in[c] = struct{}{}
 	c.since = time.Now()
+	c.guest.busy()
 	out := func() {
 		c.stage.Store(stageNone)
 		f.requests.release()
@@ -670,14 +723,11 @@ type readToEnd struct {
 	ended bool
 }
 
-// errCut ends the body of a request that the end of the service has cut.
-var errCut = errors.New("the service ends")
-
 func (b *readToEnd) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF && !b.end() {
 		// Nobody would hear what is decided about it.
-		return n, errCut
+		return n, errEnds
 	}
 	return n, err
 }

@@ -62,14 +62,16 @@ func (s *Server) ServeNodes(ctx context.Context, ln net.Listener, cert tls.Certi
 	f := newFront(ctx, s.bounded(apiNodes, ln), cfg, s.c.Log, s.c.Limits, func(limit string) { s.c.Meter.Limited(apiNodes, limit) })
 	srv := s.httpServer(f.handler(ctx, s.NodeHandler()))
 	// ctx has ended while what was let in is finished.
-	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
+	requests, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
 	srv.BaseContext = func(net.Listener) context.Context { return requests }
 	srv.ConnContext = withConnection
 	// net/http would answer OPTIONS * by itself and keep the connection, with
 	// the room of the request.
 	srv.DisableGeneralOptionsHandler = true
-	return s.serve(ctx, apiNodes, srv, f, func(limit time.Duration) (int, error) { return f.drain(limit, cancel), srv.Close() })
+	return s.serve(ctx, apiNodes, srv, f, func(limit time.Duration) (int, error) {
+		return f.drain(limit, func() { cancel(errEnds) }), srv.Close()
+	})
 }
 
 // ServeOperators serves the operator API on ln until ctx ends, and then lets
@@ -93,10 +95,16 @@ func (s *Server) ServeOperators(ctx context.Context, ln net.Listener, cert tls.C
 		ClientCAs:    operators,
 	})
 	srv := s.httpServer(s.OperatorHandler())
+	srv.ConnState = Occupied
+	requests, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer giveUp(nil)
+	srv.BaseContext = func(net.Listener) context.Context { return requests }
 	return s.serve(ctx, apiOperators, srv, secured, func(limit time.Duration) (cut int, err error) {
-		// ctx has ended; the drain has its own time.
+		// ctx has ended; the drain has its own time. As on the node API, what is not
+		// decided after two thirds of it is given up, and the rest is for saying so.
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		defer cancel()
+		defer time.AfterFunc(limit-limit/3, func() { giveUp(errEnds) }).Stop()
 		if err = srv.Shutdown(drain); errors.Is(err, context.DeadlineExceeded) {
 			cut, err = 1, srv.Close() // at least
 		}
@@ -105,7 +113,14 @@ func (s *Server) ServeOperators(ctx context.Context, ln net.Listener, cert tls.C
 }
 
 func (s *Server) bounded(name string, ln net.Listener) net.Listener {
-	return newBoundedListener(ln, s.c.Limits.Connections, s.c.Limits.AddressConnections, func(limit string) { s.c.Meter.Limited(name, limit) })
+	b := Bounds{
+		Connections: s.c.Limits.Connections, AddressConnections: s.c.Limits.AddressConnections, Proxies: s.c.NodeProxies,
+		Refused: func(limit string) { s.c.Meter.Limited(name, limit) }, Log: s.c.Log.With("api", name),
+	}
+	if name == apiOperators {
+		b.Proxies = s.c.OperatorProxies
+	}
+	return newBoundedListener(ln, b)
 }
 
 func (s *Server) httpServer(h http.Handler) *http.Server {
@@ -140,6 +155,9 @@ func (s *Server) serve(ctx context.Context, name string, srv *http.Server, ln ne
 	}
 	return nil
 }
+
+// errEnds is why the context of a request ends with the service.
+var errEnds = errors.New("the service ends")
 
 // failure is an error as a peer may see it, with the cause that it may not.
 type failure struct {
@@ -196,8 +214,15 @@ func reply(w http.ResponseWriter, status int, v any) {
 // fail answers with f and logs its cause.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 	id := w.Header().Get(api.HeaderRequestID)
+	if errors.Is(f.cause, context.Canceled) && context.Cause(r.Context()) == errEnds {
+		f = ends() // nothing else is wrong, and nothing was decided
+	}
 	if f.cause != nil {
-		s.c.Log.Error("request failed", "request", id, "method", r.Method, "path", clip(r.URL.Path), "peer", addressText(r.RemoteAddr), "code", f.code, "error", f.cause)
+		level := slog.LevelError
+		if errors.Is(f.cause, context.Canceled) && r.Context().Err() != nil {
+			level = slog.LevelDebug // the peer went away
+		}
+		s.c.Log.Log(r.Context(), level, "request failed", "request", id, "method", r.Method, "path", clip(r.URL.Path), "peer", addressText(r.RemoteAddr), "code", f.code, "error", f.cause)
 	}
 	if f.limit != "" {
 		if a, ok := w.(*answer); ok {
@@ -400,7 +425,15 @@ func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
 // /64, since whoever has one IPv6 address has the whole /64. Behind a stateless
 // translator (SIIT-DC, RFC 7755) all of IPv4 would be one: of addresses in its
 // well-known prefix (RFC 6052 2.1) it is the IPv4 address.
-func addressKey(remote string) string {
+func addressKey(remote string) string { return groupOf(remote, 32, 64) }
+
+// networkKey is what connections give way by: the peer's IPv4 /24 or IPv6 /48,
+// the longest prefixes that are routed in the internet and the most that one
+// site has by itself.
+func networkKey(remote string) string { return groupOf(remote, 24, 48) }
+
+// groupOf is the peer's network with so many bits, see addressKey.
+func groupOf(remote string, bits4, bits6 int) string {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
 		return "unknown"
@@ -409,10 +442,12 @@ func addressKey(remote string) string {
 	if b := a.As16(); a.Is6() && bytes.HasPrefix(b[:], []byte{0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0}) {
 		a = netip.AddrFrom4([4]byte(b[12:]))
 	}
+	bits := bits4
 	if a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			return p.String()
-		}
+		bits = bits6
+	}
+	if p, err := a.Prefix(bits); err == nil && bits < a.BitLen() {
+		return p.String()
 	}
 	return a.String()
 }

@@ -1,9 +1,27 @@
 package server
 
 import (
+	"crypto/tls"
+	"log/slog"
 	"net"
+	"net/http"
+	"net/netip"
 	"sync"
+	"time"
 )
+
+// Bounds are what a listener's connections are held to.
+type Bounds struct {
+	Connections        int // open at once
+	AddressConnections int // of one address (IPv6: /64) among them
+	// Proxies are the networks of trusted proxies. A connection from there begins
+	// with a header of the PROXY protocol, version 1 or 2, which says whose it is,
+	// and is counted as that peer's. One without is closed. Connections from
+	// elsewhere have no header. Optional.
+	Proxies []netip.Prefix
+	Refused func(limit string) // told of each connection that was closed, and by which limit
+	Log     *slog.Logger
+}
 
 // boundedListener is a listener that closes connections past a limit at once: a
 // connection costs memory from its first byte on, before anything is known of
@@ -11,75 +29,185 @@ import (
 // the connections keep everybody out without a trace.
 type boundedListener struct {
 	net.Listener
-	total, each int                // limits
-	refused     func(limit string) // told of each connection that was closed
+	bounds  Bounds
+	without *limiter // what is logged of connections without a header
 
-	mu   sync.Mutex
-	open int            // guarded by mu
-	by   map[string]int // by addressKey; guarded by mu
+	mu    sync.Mutex
+	by    map[string]int // open, by addressKey; guarded by mu
+	crowd crowd          // guarded by mu
 }
 
-// BoundListener bounds the connections that are open at once over ln, and those
-// of one address (IPv6: /64) among them. One more is closed at once, and refused
-// is told of which limit.
-func BoundListener(ln net.Listener, total, each int, refused func(limit string)) net.Listener {
-	return newBoundedListener(ln, total, each, refused)
+// BoundListener bounds the connections that are open at once over ln. RemoteAddr
+// of its connections is the peer that a proxy names, and may wait for that: ask
+// it first, and not where connections are accepted.
+func BoundListener(ln net.Listener, b Bounds) net.Listener { return newBoundedListener(ln, b) }
+
+func newBoundedListener(ln net.Listener, b Bounds) *boundedListener {
+	return &boundedListener{Listener: ln, bounds: b, without: newLimiter(time.Minute, 1), by: map[string]int{}, crowd: newCrowd(b.Connections)}
 }
 
-func newBoundedListener(ln net.Listener, total, each int, refused func(limit string)) *boundedListener {
-	return &boundedListener{Listener: ln, total: total, each: each, refused: refused, by: map[string]int{}}
-}
-
-// Accept returns the next connection within the limits.
+// Accept returns the next connection within the limits, as a *guest.
 func (l *boundedListener) Accept() (net.Conn, error) {
 	for {
-		c, err := l.Listener.Accept()
+		raw, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		key := addressKey(c.RemoteAddr().String())
-		limit := l.enter(key)
-		if limit == "" {
-			return &counted{Conn: c, leave: sync.OnceFunc(func() { l.leave(key) })}, nil
+		c := &guest{Conn: raw, list: l, addr: raw.RemoteAddr()}
+		c.proxied = trusted(l.bounds.Proxies, c.addr)
+		if limit := l.enter(c); limit != "" {
+			l.bounds.Refused(limit)
+			// The peer is told nothing, so it does not matter how this ends.
+			_ = raw.Close()
+			continue
 		}
-		l.refused(limit)
-		// The peer is told nothing, so it does not matter how this ends.
-		_ = c.Close()
+		return c, nil
 	}
 }
 
-// enter counts a connection, or names the limit that is reached.
-func (l *boundedListener) enter(key string) (limit string) {
+// enter counts a connection, or names the limit that is reached. One whose peer
+// a proxy has yet to name is counted as the proxy's, of which there may be as
+// many as there may be in all.
+func (l *boundedListener) enter(c *guest) (limit string) {
+	remote := c.addr.String()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case l.by[key] >= l.each:
-		return limitAddressConnections
-	case l.open >= l.total:
-		return limitConnections
+	if c.proxied {
+		return l.admit(c, "proxy "+addressKey(remote), "proxy "+addressKey(remote), l.bounds.Connections, true)
 	}
-	l.open++
+	return l.admit(c, addressKey(remote), networkKey(remote), l.bounds.AddressConnections, false)
+}
+
+// named counts a connection as that of the peer that its proxy names, unless it
+// was closed meanwhile.
+func (l *boundedListener) named(c *guest, addr net.Addr) (limit string) {
+	remote := addr.String()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.forget(c) {
+		return ""
+	}
+	return l.admit(c, addressKey(remote), networkKey(remote), l.bounds.AddressConnections, false)
+}
+
+// admit counts c, for which another may be closed. The caller holds mu.
+func (l *boundedListener) admit(c *guest, key, network string, most int, unnamed bool) (limit string) {
+	if l.by[key] >= most {
+		return limitAddressConnections
+	}
+	limit, other := l.crowd.room(network, unnamed)
+	if limit != "" {
+		return limit
+	}
+	if other != nil {
+		l.forget(other)
+		l.bounds.Refused(limitEvicted)
+		// Who has it open learns of it by that.
+		_ = other.Conn.Close()
+	}
+	c.key = key
 	l.by[key]++
+	l.crowd.enter(c, network)
 	return ""
 }
 
-func (l *boundedListener) leave(key string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.open--
-	if l.by[key]--; l.by[key] == 0 {
-		delete(l.by, key)
+// forget counts c no more, and reports whether it was counted. The caller holds
+// mu.
+func (l *boundedListener) forget(c *guest) bool {
+	if c.key == "" {
+		return false
+	}
+	if l.by[c.key]--; l.by[c.key] == 0 {
+		delete(l.by, c.key)
+	}
+	c.key = ""
+	l.crowd.leave(c)
+	return true
+}
+
+// guest is a connection that is counted until it is closed.
+type guest struct {
+	net.Conn
+	list    *boundedListener
+	proxied bool // a header of the PROXY protocol comes first
+
+	once  sync.Once // guards addr, ahead and fault, if proxied
+	addr  net.Addr  // of the peer
+	ahead []byte    // read with the header
+	fault error     // why the connection is of no use
+
+	key   string // it is counted by, empty if it is not; guarded by list.mu
+	place place  // guarded by list.mu
+}
+
+// RemoteAddr returns the peer's address. It waits for a proxy to name it, for
+// at most proxyTimeout.
+func (c *guest) RemoteAddr() net.Addr {
+	c.identify()
+	return c.addr
+}
+
+// Read reads what follows the proxy's header, if there is one.
+func (c *guest) Read(p []byte) (int, error) {
+	c.identify()
+	if c.fault != nil {
+		return 0, c.fault
+	}
+	if len(c.ahead) == 0 {
+		return c.Conn.Read(p)
+	}
+	n := copy(p, c.ahead)
+	if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
+		c.ahead = nil
+	}
+	return n, nil
+}
+
+func (c *guest) Close() error {
+	err := c.Conn.Close()
+	c.list.mu.Lock()
+	defer c.list.mu.Unlock()
+	c.list.forget(c)
+	return err
+}
+
+// busy says that the service has something to do for the peer, or that the peer
+// needs this connection and no other: it is not closed for another's sake.
+func (c *guest) busy() { c.is(func(l *crowd) { l.busy(c) }) }
+
+// idle says that the peer could as well come back over another connection.
+func (c *guest) idle() { c.is(func(l *crowd) { l.idle(c) }) }
+
+// answering says that the peer needs this connection until then.
+func (c *guest) answering(until time.Time) { c.is(func(l *crowd) { l.answering(c, until) }) }
+
+func (c *guest) is(what func(*crowd)) {
+	if c == nil {
+		return
+	}
+	c.list.mu.Lock()
+	defer c.list.mu.Unlock()
+	if c.key != "" {
+		what(&c.list.crowd)
 	}
 }
 
-// counted is a connection that is counted until it is closed.
-type counted struct {
-	net.Conn
-	leave func()
+// guestOf returns the guest that is below a connection, nil if there is none.
+func guestOf(c net.Conn) *guest {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	g, _ := c.(*guest)
+	return g
 }
 
-func (c *counted) Close() error {
-	err := c.Conn.Close()
-	c.leave()
-	return err
+// Occupied is the http.Server.ConnState of a server that listens with a
+// BoundListener: a connection with a request is not closed for another's sake.
+func Occupied(c net.Conn, s http.ConnState) {
+	switch s {
+	case http.StateActive:
+		guestOf(c).busy()
+	case http.StateIdle:
+		guestOf(c).idle()
+	}
 }

@@ -205,11 +205,11 @@ func TestConnectionsAreCountedByWhatOnePeerHas(t *testing.T) {
 	l := fakeListener{from: make(chan string, 100)}
 	var mu sync.Mutex
 	var refused []string
-	b := server.NewBoundedListener(l, 4, 2, func(limit string) {
+	b := server.NewBoundedListener(l, server.Bounds{Connections: 4, AddressConnections: 2, Refused: func(limit string) {
 		mu.Lock()
 		defer mu.Unlock()
 		refused = append(refused, limit)
-	})
+	}})
 	for _, from := range []string{
 		"192.0.2.1:1", "192.0.2.1:2", "192.0.2.1:3", // the third is one too many
 		"[2001:db8::1]:1", "[2001:db8::2]:1", "[2001:db8::3]:1", // so is it of one /64

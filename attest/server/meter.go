@@ -41,7 +41,11 @@ const (
 	limitConcurrent         = "concurrent"             // requests worked on at once
 	limitBodies             = "bodies"                 // node requests that are let in, and large bodies
 	limitSlow               = "slow"                   // node requests that came slowly while others waited for their room
+	limitHandshake          = "handshake"              // TLS handshakes that were slow while others waited for their turn
 	limitDraining           = "draining"               // node requests that begin while the service ends
 	limitConnections        = "connections"            // connections of an API
 	limitAddressConnections = "address-connections"    // connections of one address
+	limitNetworkConnections = "network-connections"    // connections of one network, see shareOfFree
+	limitEvicted            = "evicted"                // idle connections that were closed for others, see crowd
+	limitProxyHeader        = "proxy-header"           // connections of proxies that did not say whose they are
 )

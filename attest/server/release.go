@@ -138,7 +138,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 			return 0, nil, unavailable("the policy", fmt.Errorf("policy of machine %s: %w", m.ID, err))
 		}
 	}
-	f = s.commit(ctx, &Change{
+	f = s.commitFor(ctx, &Change{
 		Machine: m,
 		Release: &Release{
 			ID: id, Machine: m.ID, Generation: m.Generation, ResetCount: prf.resetCount, RestartCount: prf.restartCount,

@@ -146,6 +146,7 @@ type scene struct {
 	operators string
 	fail      func(method string) (error, bool)
 	held      []*node // requests that are begun
+	stranger  *box    // that nobody enrolled
 }
 
 // Accepted implements server.FirmwareObserver.

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -119,6 +120,10 @@ type Config struct {
 	// was revoked. It is asked for every request. An error refuses the
 	// request as "unavailable". Optional.
 	Revoked func(*x509.Certificate) (bool, error)
+
+	// NodeProxies and OperatorProxies are the networks of the load balancers before
+	// each API that say whose a connection is, see Bounds.Proxies. Optional.
+	NodeProxies, OperatorProxies []netip.Prefix
 
 	// People are those who may have several names as operators. Where two people
 	// must agree, a certificate and a token count as two only if both are named

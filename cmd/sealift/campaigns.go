@@ -15,6 +15,7 @@ import (
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/strict"
 	"github.com/sealift/sealift/firmware"
 )
 
@@ -140,9 +141,11 @@ func (c *campaigns) serve(operator string, w http.ResponseWriter, r *http.Reques
 	switch {
 	case r.Method == http.MethodPost && name == "":
 		var asked firmware.Campaign
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		if err = d.Decode(&asked); err != nil {
+		if err = strict.Decode(r.Body, &asked); err != nil {
+			if large := new(http.MaxBytesError); errors.As(err, &large) {
+				reply(w, http.StatusRequestEntityTooLarge, api.Error{Code: "too-large", Message: fmt.Sprintf("the body is larger than %d bytes", large.Limit)})
+				return
+			}
 			err = usage{fmt.Errorf("read the campaign: %w", err)}
 			break
 		}

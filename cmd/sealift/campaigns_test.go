@@ -31,7 +31,9 @@ func TestCampaignsAreForMachinesThatExistAndProvenByMeasurement(t *testing.T) {
 	}
 	call := func(method, path, body string) (int, string) {
 		w := httptest.NewRecorder()
-		c.serve("ana", w, httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body)))
+		r := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
+		r.Body = http.MaxBytesReader(w, r.Body, 256<<10) // as the service does
+		c.serve("ana", w, r)
 		return w.Code, w.Body.String()
 	}
 	asked := func(name string, wave ...attest.MachineID) string {
@@ -49,6 +51,11 @@ func TestCampaignsAreForMachinesThatExistAndProvenByMeasurement(t *testing.T) {
 		{"an unknown machine is refused", http.MethodPost, "", asked("c1", attest.MachineID{1}), http.StatusBadRequest, "there is no machine 01"},
 		{"an empty wave is refused", http.MethodPost, "", asked("c1"), http.StatusBadRequest, "the wave has no machines"},
 		{"an unknown field is refused", http.MethodPost, "", `{"nmae":"c1"}`, http.StatusBadRequest, "nmae"},
+		{"a name twice is refused", http.MethodPost, "", strings.Replace(asked("c1", id), "{", `{"name":"c0",`, 1), http.StatusBadRequest, "duplicate"},
+		{"a name in another case is refused", http.MethodPost, "", strings.Replace(asked("c1", id), `"wave"`, `"Wave"`, 1), http.StatusBadRequest, "Wave"},
+		{"what follows is refused", http.MethodPost, "", asked("c1", id) + "{}", http.StatusBadRequest, "read the campaign"},
+		{"a body that does not end is refused", http.MethodPost, "", asked("c1", id)[:40], http.StatusBadRequest, "read the campaign"},
+		{"a long body is refused", http.MethodPost, "", asked(strings.Repeat("x", 1<<20)), http.StatusRequestEntityTooLarge, "larger than 262144 bytes"},
 		{"no campaigns are an empty list", http.MethodGet, "", "", http.StatusOK, "[]"},
 		{"a known machine is taken", http.MethodPost, "", asked("c1", id), http.StatusOK, `"state":"open"`},
 		{"a name is taken once", http.MethodPost, "", asked("c1", id), http.StatusBadRequest, "exists already"},

@@ -48,6 +48,9 @@ type serveConfig struct {
 type listenConfig struct {
 	Listen string   `yaml:"listen"` // address:port
 	Hosts  []string `yaml:"hosts"`  // names and IP addresses in the server certificate
+	// Proxies are the networks of load balancers that begin their connections
+	// with a header of the PROXY protocol. Optional.
+	Proxies []netip.Prefix `yaml:"proxies"`
 }
 
 type firmwareConfig struct {

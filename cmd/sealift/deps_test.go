@@ -44,6 +44,7 @@ var rooms = map[string][]string{
 	"github.com/coreos/go-oidc":              {"cmd/sealift/internal/oidc"},
 	"github.com/go-json-experiment":          {"attest/strict"},
 	"github.com/go-jose/go-jose":             {"cmd/sealift/internal/oidc"},
+	"github.com/pires/go-proxyproto":         {"attest/server"},
 	"github.com/prometheus":                  {"cmd/sealift/internal/monitor"},
 	"k8s.io/client-go":                       {"cmd/sealift/internal/cluster"},
 	"github.com/google/go-containerregistry": {"image"},

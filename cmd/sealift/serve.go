@@ -43,7 +43,7 @@ A configuration; docs/serve.md has every setting:
   kek: {file: keys/disk-kek.key}
   store: sealift.db   # or postgres://sealift@db.example/sealift?sslmode=verify-full
   images: [build/image]
-  node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
+  node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}   # proxies: [10.77.2.8/29] behind a load balancer
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
   monitor: {listen: "127.0.0.1:9464"}
   tpm:
@@ -182,6 +182,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	config.IgnoreSerials = c.IgnoreSerials
 	config.Pruner, config.Retention = mon.Pruner(store), time.Duration(c.Retention.Evidence)
 	config.People = c.Operator.people()
+	config.NodeProxies, config.OperatorProxies = c.Node.Proxies, c.Operator.Proxies
 	revoked, err := ring.Revocations(c.Operator.Revoked)
 	if err != nil {
 		return err
@@ -225,7 +226,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return errors.Join(fmt.Errorf("operator API: %w", err), nodes.Close())
 	}
-	watched, err := listenMonitor(c.Monitor, issuer, mon)
+	watched, err := listenMonitor(c.Monitor, issuer, mon, log)
 	if err != nil {
 		return errors.Join(err, nodes.Close(), operators.Close())
 	}
@@ -258,7 +259,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return listeners.Wait()
 	})
 	group.Go(func() error { mon.Count(background, metered); return nil })
-	group.Go(func() error { tuneGC(background); return nil })
+	ceiling := memoryCeiling(os.DirFS("/"), log)
+	group.Go(func() error { tuneGC(background, ceiling); return nil })
 	if watched != nil {
 		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
 	}

@@ -16,10 +16,11 @@ import (
 
 // operatorConfig is the listener for people.
 type operatorConfig struct {
-	Listen  string      `yaml:"listen"`  // address:port
-	Hosts   []string    `yaml:"hosts"`   // names and IP addresses in the server certificate
-	Revoked string      `yaml:"revoked"` // optional: list of revoked certificates; operators.crl in the key directory if left out
-	OIDC    *oidcConfig `yaml:"oidc"`    // optional: without it operators need a certificate
+	Listen  string         `yaml:"listen"`  // address:port
+	Hosts   []string       `yaml:"hosts"`   // names and IP addresses in the server certificate
+	Proxies []netip.Prefix `yaml:"proxies"` // optional: as of the node API
+	Revoked string         `yaml:"revoked"` // optional: list of revoked certificates; operators.crl in the key directory if left out
+	OIDC    *oidcConfig    `yaml:"oidc"`    // optional: without it operators need a certificate
 	// People are those with several names. Optional.
 	People []personConfig `yaml:"people"`
 }
@@ -55,9 +56,10 @@ type oidcConfig struct {
 
 // monitorConfig is the listener for monitoring.
 type monitorConfig struct {
-	Listen string   `yaml:"listen"` // address:port; 127.0.0.1:9464 if left out
-	Hosts  []string `yaml:"hosts"`  // optional: with names there is TLS, and /metrics is for operators
-	Plain  bool     `yaml:"plain"`  // plain HTTP on an address that is not loopback
+	Listen  string         `yaml:"listen"`  // address:port; 127.0.0.1:9464 if left out
+	Hosts   []string       `yaml:"hosts"`   // optional: with names there is TLS, and /metrics is for operators
+	Proxies []netip.Prefix `yaml:"proxies"` // optional: as of the node API
+	Plain   bool           `yaml:"plain"`   // plain HTTP on an address that is not loopback
 }
 
 // defaultMonitor is where monitoring listens if nothing is said.
@@ -141,7 +143,21 @@ func (c *serveConfig) checkService() error {
 			return errors.New("monitor.hosts is for TLS and monitor.plain for none: give one of them")
 		}
 	}
+	for field, networks := range map[string][]netip.Prefix{"node": c.Node.Proxies, "operator": c.Operator.Proxies, "monitor": c.monitorProxies()} {
+		for _, n := range networks {
+			if n.Bits() == 0 || n.Addr().Is4In6() {
+				return fmt.Errorf("%s.proxies has %s: want the networks of the load balancers alone, since whoever is in them can name any address as the peer's", field, n)
+			}
+		}
+	}
 	return c.Limits.check()
+}
+
+func (c *serveConfig) monitorProxies() []netip.Prefix {
+	if c.Monitor == nil {
+		return nil
+	}
+	return c.Monitor.Proxies
 }
 
 // authenticator makes an authenticator with the roots of ca, or else the

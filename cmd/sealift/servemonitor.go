@@ -26,7 +26,7 @@ const (
 
 // listenMonitor binds the listener for monitoring. It returns nil if there is
 // to be none.
-func listenMonitor(c *monitorConfig, issuer *keyring.Issuer, mon *monitor.Monitor) (net.Listener, error) {
+func listenMonitor(c *monitorConfig, issuer *keyring.Issuer, mon *monitor.Monitor, log *slog.Logger) (net.Listener, error) {
 	if c == nil {
 		return nil, nil
 	}
@@ -34,7 +34,10 @@ func listenMonitor(c *monitorConfig, issuer *keyring.Issuer, mon *monitor.Monito
 	if err != nil {
 		return nil, fmt.Errorf("monitor: %w", err)
 	}
-	ln = server.BoundListener(ln, monitorConnections, monitorAddressConnections, func(limit string) { mon.Limited("monitor", limit) })
+	ln = server.BoundListener(ln, server.Bounds{
+		Connections: monitorConnections, AddressConnections: monitorAddressConnections, Proxies: c.Proxies,
+		Refused: func(limit string) { mon.Limited("monitor", limit) }, Log: log.With("api", "monitor"),
+	})
 	if len(c.Hosts) == 0 {
 		return ln, nil
 	}
@@ -53,7 +56,7 @@ func serveMonitor(ctx context.Context, ln net.Listener, c *monitorConfig, mon *m
 		guard = func(h http.Handler) http.Handler { return service.RequireOperator("monitor", api.RoleViewer, h) }
 	}
 	srv := &http.Server{
-		Handler: mon.Handler(guard), ReadTimeout: 10 * time.Second, WriteTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute,
+		Handler: mon.Handler(guard), ConnState: server.Occupied, ReadTimeout: 10 * time.Second, WriteTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	done := make(chan error, 1)
