@@ -270,8 +270,14 @@ func (x *explainer) commandLine(digest string) string {
 	if x.p == nil {
 		return ""
 	}
+	type text struct{ is, from string }
+	var known []text
+	for _, d := range x.p.DeniedImages {
+		if d.Manifest != nil {
+			known = append(known, text{d.Manifest.UKI.Cmdline, "image " + imageName(d.Manifest) + ", which the policy refuses"})
+		}
+	}
 	var want *manifest.Manifest
-	known := map[string]string{} // text to where it is from
 	for _, m := range x.p.Images {
 		if m == nil {
 			continue
@@ -279,12 +285,7 @@ func (x *explainer) commandLine(digest string) string {
 		if want == nil || imageName(m) == x.r.Image {
 			want = m
 		}
-		known[m.UKI.Cmdline] = "image " + imageName(m)
-	}
-	for _, d := range x.p.DeniedImages {
-		if d.Manifest != nil {
-			known[d.Manifest.UKI.Cmdline] = "image " + imageName(d.Manifest) + ", which the policy refuses"
-		}
+		known = append(known, text{m.UKI.Cmdline, "image " + imageName(m)})
 	}
 	if want == nil {
 		return ""
@@ -293,16 +294,14 @@ func (x *explainer) commandLine(digest string) string {
 		for i := range x.now.log.Events {
 			e := &x.now.log.Events[i]
 			if s, ok := textOf(e.UntrustedData); ok && len(e.UntrustedData) <= 2*maxDecodedText {
-				if _, there := known[s]; !there {
-					known[s] = "a text in the event log"
-				}
+				known = append(known, text{s, "a text in the event log"})
 			}
 		}
 	}
-	for text, from := range known {
-		for _, measured := range [][]byte{[]byte(text), []byte(text + "\x00"), encodeUTF16(text)} {
+	for _, k := range known {
+		for _, measured := range [][]byte{[]byte(k.is), []byte(k.is + "\x00"), encodeUTF16(k.is)} {
 			if hashOf(crypto.SHA256, measured).String() == digest || hashOf(crypto.SHA384, measured).String() == digest {
-				return fmt.Sprintf("it is that of %s: %s", from, diffWords(want.UKI.Cmdline, text))
+				return fmt.Sprintf("it is that of %s: %s", k.from, diffWords(want.UKI.Cmdline, k.is))
 			}
 		}
 	}
