@@ -152,6 +152,7 @@ func (v *verification) checkActiveBanks(quotes []*quoted, sent map[string]bool, 
 	}
 	active, t, err := checkBankProof(v.ev.Banks, key, akName, extra)
 	if err != nil {
+		v.explainNonce(err, key, akName)
 		v.fail(err, quoteHint(err.code))
 		return
 	}

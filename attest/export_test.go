@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -66,12 +67,18 @@ func DecodeStructures(b []byte) map[string][]byte {
 }
 
 // VerifyLog judges ev as Verify does from its event log on, as if a trusted TPM had
-// quoted what another log leads to, which may be the same.
+// quoted what another log leads to, which may be the same. It gives ev these quotes,
+// unsigned, and searches little for what is wrong with a log that does not replay.
 func VerifyLog(ev *Evidence, other *EventLog, known *Known, p *Policy) (*Result, error) {
-	v := &verification{ev: ev, known: known, p: p, r: &Result{Findings: []Finding{}, Facts: []Fact{}}, rooted: true}
+	v := &verification{ev: ev, known: known, p: p, extends: 512, r: &Result{Findings: []Finding{}, Facts: []Fact{}}, rooted: true}
 	var banks []*quoted
+	ev.Quotes = nil
+	if !slices.Contains(other.Banks, "sha256") {
+		ev.Quotes = append(ev.Quotes, Quote{Bank: "sha256"}) // off
+	}
 	for _, bank := range other.Banks {
 		q := &quoted{bank: bank, values: map[int][]byte{}}
+		ev.Quotes = append(ev.Quotes, Quote{Bank: bank, PCRs: q.values})
 		for _, pcr := range PolicyPCRs() {
 			var err error
 			if q.values[pcr], err = other.Replay(bank, pcr); err != nil {
