@@ -107,7 +107,7 @@ func TestBanksAreRefusedWithTheirFinding(t *testing.T) {
 						s.ev.Quotes[i].PCRs = s.ev.Quotes[0].PCRs
 					}
 				}
-			}, want: []Code{CodeQuoteSelection}},
+			}, want: []Code{CodeQuoteEmpty}},
 		"SHA-1 alone, with the TPM's word": {
 			banks: []string{"sha1"}, before: func(s *scene) { s.LogBanks = []string{"sha1", "sha256"} },
 			want: []Code{CodeQuoteMissing}, says: "SHA-1 never suffices"},
@@ -200,7 +200,7 @@ func TestBanksAreRefusedWithTheirFinding(t *testing.T) {
 				for p := range 8 {
 					s.pcrs["sha384"][p] = make([]byte, 48)
 				}
-			}, want: []Code{CodeLogReplay}, says: "PCR 7, bank sha384"},
+			}, want: []Code{CodeBankEmpty}, says: "nothing was measured into PCR 0 to 7"},
 		"a bank of which all bits are set": {
 			banks: []string{"sha1", "sha256"}, before: func(s *scene) {
 				s.Measure(s.tpm)
@@ -217,7 +217,7 @@ func TestBanksAreRefusedWithTheirFinding(t *testing.T) {
 					s.pcrs["sha256"][p] = bytes.Repeat([]byte{0xff}, 32)
 				}
 				s.Logged = []papertpm.Measurement{}
-			}, want: []Code{CodeLogReplay, CodePCRCapped, CodePCRNotZero}},
+			}, want: []Code{CodeLogMissing, CodePCRCapped, CodePCRNotZero}},
 		"zero PCRs and a log of nothing": {
 			banks: []string{"sha256"}, before: func(s *scene) { s.Measured = nil },
 			want: []Code{CodeFirmwareUnknown, CodeImageUnknown, CodeLogStructure, CodeSecureBootKeys, CodeSecureBootOff, CodeSection}, says: "0 separators"},

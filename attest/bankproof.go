@@ -162,6 +162,7 @@ func (v *verification) checkProvenBanks(quotes []*quoted, sent map[string]bool, 
 	find := func(f Finding) { found = append(found, f) }
 	active, t, err := checkBankProof(v.ev.Banks, key, akName, extra)
 	if err != nil {
+		v.explainNonce(err, key, akName)
 		return []Finding{{Code: err.code, Message: err.message, Got: err.got, Want: err.want, Hint: quoteHint(err.code)}}
 	}
 	v.fact(factBanks, strings.Join(active, " "), TrustQuoted)

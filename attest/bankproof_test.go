@@ -131,7 +131,7 @@ func TestThatSHA256IsOffIsTheTPMsWord(t *testing.T) {
 		"the statement is missing":                 {after: func(s *scene) { s.ev.Banks.Attest = nil }, want: []Code{CodeMalformed}},
 		"all of it is missing":                     {after: func(s *scene) { s.ev.Banks = &BankProof{} }, want: []Code{CodeMalformed}},
 		"the statement has no magic":               {before: statement(func(a *tpm2.TPMSAttest) { a.Magic ^= 1 }), want: []Code{CodeQuoteFormat}},
-		"the statement is for another":             {before: statement(func(a *tpm2.TPMSAttest) { a.ExtraData.Buffer = make([]byte, 32) }), want: []Code{CodeQuoteNonce}},
+		"the statement is for another":             {before: statement(func(a *tpm2.TPMSAttest) { a.ExtraData.Buffer = make([]byte, 32) }), want: []Code{CodeQuoteEvidence}},
 		"of another hierarchy":                     {before: statement(func(a *tpm2.TPMSAttest) { a.QualifiedSigner.Buffer = []byte{0, 0x0b} }), want: []Code{CodeAKAttributes}},
 		"of the reset before":                      {before: earlier(func(c *tpm2.TPMSClockInfo) { c.ResetCount-- }), want: []Code{CodeClock}, says: "not of one boot of one TPM"},
 		"of the restart before":                    {before: earlier(func(c *tpm2.TPMSClockInfo) { c.RestartCount-- }), want: []Code{CodeClock}, says: "not of one boot of one TPM"},

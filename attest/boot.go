@@ -47,29 +47,30 @@ func (v *verification) checkSeparators(l *EventLog, sound map[int]bool) {
 		if !sound[pcr] {
 			continue
 		}
-		bad := func(e *Event, format string, args ...any) {
+		bad := func(code Code, e *Event, format string, args ...any) {
 			m := fmt.Sprintf("PCR %d: ", pcr) + fmt.Sprintf(format, args...)
 			if e != nil {
 				m = fmt.Sprintf("PCR %d, event %d: ", pcr, e.Number) + fmt.Sprintf(format, args...)
 			}
-			v.findPCR(pcr, Finding{Code: CodeLogStructure, Message: m, Hint: hintInspectLog})
+			v.findPCR(pcr, Finding{Code: code, Message: m, Hint: hintInspectLog})
 		}
 		n := 0
 		for _, e := range l.ForPCR(pcr) {
 			valid := e.isSeparator()
 			switch {
 			case valid && e.UntrustedType != EventSeparator:
-				bad(e, "the digest of a separator in a %s event: %s", e.UntrustedType, reasonRetyped)
+				bad(CodeLogRetyped, e, "the digest of a separator in a %s event: %s", e.UntrustedType, reasonRetyped)
+				n++ // it was measured
 			case !valid && e.UntrustedType == EventSeparator:
-				bad(e, "an invalid separator, digest %s: the firmware reports an error, or the log was altered", e.digest())
+				bad(CodeLogStructure, e, "an invalid separator, digest %s: the firmware reports an error, or the log was altered", e.digest())
 			case valid:
 				n++
 			case n > 0 && (pcr == 0 || pcr == 2 || pcr == 3 || pcr == 6):
-				bad(e, "a %s event after the separator, digest %s", e.UntrustedType, e.digest())
+				bad(CodeLogStructure, e, "a %s event after the separator, digest %s", e.UntrustedType, e.digest())
 			}
 		}
 		if n != 1 {
-			bad(nil, "%d separators, want exactly 1", n)
+			bad(CodeLogStructure, nil, "%d separators, want exactly 1", n)
 		}
 	}
 }
@@ -172,7 +173,7 @@ func (b *measuredBoot) retyped(e *Event, what string) {
 		return
 	}
 	b.v.findPCR(e.PCR, Finding{
-		Code:    CodeLogStructure,
+		Code:    CodeLogRetyped,
 		Message: fmt.Sprintf("PCR %d, event %d: the digest of %s in a %s event: %s", e.PCR, e.Number, what, e.UntrustedType, reasonRetyped),
 		Got:     e.digest().String(), Hint: hintInspectLog,
 	})

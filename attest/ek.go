@@ -200,7 +200,7 @@ func (p *TPMPolicy) verifyEK(machine MachineID, key crypto.PublicKey, fault erro
 	}
 	own := p.Imported[machine]
 	switch finding.Code {
-	case CodeEKCertificate, CodeEKMismatch, CodeEKExpired:
+	case CodeEKCertificate, CodeEKNotSigned, CodeEKMismatch, CodeEKExpired:
 		if own == nil {
 			break
 		}
@@ -254,6 +254,13 @@ func (p *TPMPolicy) certified(machine MachineID, key crypto.PublicKey, leaf *x50
 		}
 	}
 	chains, err := p.buildChains(leaf, chain, ek.expired, now)
+	if authority := p.notSignedBy(leaf, chain); err != nil && authority != nil {
+		return nil, &Finding{
+			Code:    CodeEKNotSigned,
+			Message: fmt.Sprintf("endorsement certificate %s: the trusted authority %q is named as the issuer, and did not sign it", name, cleanText(authority.Subject.String())),
+			Hint:    "the certificate is forged or damaged: reject the machine",
+		}
+	}
 	if err != nil {
 		return untrusted(fmt.Errorf("%s: %w", name, err), "add the TPM maker's root certificate, or the missing intermediate, to the policy, if you trust it (docs/tpm-roots.md)")
 	}
@@ -478,6 +485,28 @@ func (p *TPMPolicy) buildChains(leaf *x509.Certificate, sent []*x509.Certificate
 		opts.Intermediates.AddCert(s)
 	}
 	return c.Verify(opts)
+}
+
+// notSignedBy returns the authority of the policy that a certificate, or one that may
+// be a link of its chain, names as its issuer, by name and key identifier (RFC 5280,
+// 4.2.1.1), and whose key did not sign it; nil if there is none.
+func (p *TPMPolicy) notSignedBy(leaf *x509.Certificate, sent []*x509.Certificate) *x509.Certificate {
+	for _, c := range append(links(leaf, sent), leaf) {
+		var named *x509.Certificate
+		signed := false
+		for _, r := range p.Roots {
+			a := r.Certificate
+			if a == nil || !bytes.Equal(a.RawSubject, c.RawIssuer) || len(c.AuthorityKeyId) > 0 && !bytes.Equal(c.AuthorityKeyId, a.SubjectKeyId) {
+				continue
+			}
+			named = a
+			signed = signed || a.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
+		}
+		if named != nil && !signed {
+			return named
+		}
+	}
+	return nil
 }
 
 // rootsOf returns the policy's entries for the root of a chain.

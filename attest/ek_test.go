@@ -75,6 +75,19 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 	otherExtension := func(c *x509.Certificate) {
 		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}})
 	}
+	// An authority that gives itself the name and the key identifier of the trusted one.
+	forger := newCA(t)
+	forger.Root.RawSubject, forger.Root.SubjectKeyId = ca.Root.RawSubject, ca.Root.SubjectKeyId
+	damaged := slices.Clone(good[0])
+	damaged[len(damaged)-1] ^= 1
+	between, err := forger.Sign(&x509.Certificate{
+		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "Intermediate"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, forger.Root, forger.Key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	below := *forger
+	below.Root = between
 	cases := map[string]struct {
 		public []byte
 		certs  [][]byte
@@ -102,6 +115,12 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 		"not yet valid":                     {certs: good, now: now.Add(-2 * time.Hour), want: CodeEKCertificate, says: "expired or is not yet valid"},
 		"expired":                           {certs: good, now: now.Add(2 * time.Hour), want: CodeEKExpired, says: "expired on 2026-03-04"},
 		"another authority": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Certificate = newCA(t).Root },
+			want: CodeEKCertificate, says: "authority"},
+		"an authority that has only the name of the trusted one": {certs: [][]byte{certify(t, forger, key.Public(), nil).Raw},
+			want: CodeEKNotSigned, says: "is named as the issuer, and did not sign it"},
+		"an intermediate of such an authority": {certs: [][]byte{certify(t, &below, key.Public(), nil).Raw, between.Raw}, want: CodeEKNotSigned},
+		"a signature that is damaged":          {certs: [][]byte{damaged}, want: CodeEKNotSigned},
+		"an authority of the same name with another key identifier": {certs: [][]byte{certify(t, newCA(t), key.Public(), nil).Raw},
 			want: CodeEKCertificate, says: "authority"},
 		"a root that is only an intermediate": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Intermediate = true },
 			want: CodeEKCertificate, says: "no trusted root"},

@@ -166,6 +166,15 @@ func CertifyData(nonce []byte) []byte {
 	return d[:]
 }
 
+// ConnectionData returns the outside info that the transport key is created with
+// (TPM2_CreatePrimary, Part 3, 24.1): the connection over which its challenge came.
+// It is in the creation data, which the TPM certifies. No verdict rests on it, since
+// the quotes cover the connection; it says which it is when they are for another one.
+func ConnectionData(exporter []byte) []byte {
+	d := sha256.Sum256(append([]byte("sealift connection v1\x00"), exporter...))
+	return d[:]
+}
+
 // ActivationProof returns what a client sends instead of the secret that
 // TPM2_ActivateCredential gave it: an HMAC-SHA256 under that secret over the
 // challenge's id and nonce and the attestation key.

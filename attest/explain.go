@@ -51,7 +51,7 @@ type Difference struct {
 // Explain explains the result that Verify gave for ev under p. last is the
 // evidence of the machine that was accepted last, or nil.
 func Explain(r *Result, ev *Evidence, p *Policy, last *Evidence) *Explanation {
-	x := &explainer{r: r, p: p, out: &Explanation{
+	x := &explainer{r: r, p: p, extends: maxExtends, out: &Explanation{
 		Machine: r.Machine, Policy: r.Policy, Allowed: r.Allowed, Refusals: []Refusal{}, Differences: []Difference{}, Facts: r.Facts,
 	}}
 	if x.out.Facts == nil {
@@ -61,12 +61,14 @@ func Explain(r *Result, ev *Evidence, p *Policy, last *Evidence) *Explanation {
 	if ev != nil && checkSizes(ev) == nil {
 		x.now = readBoot(ev)
 	}
-	for _, f := range r.Findings {
-		x.refusal(f)
-	}
 	if last != nil && x.now != nil && checkSizes(last) == nil {
 		x.out.Compared = true
 		x.was = readBoot(last)
+	}
+	for _, f := range r.Findings {
+		x.refusal(f, ev)
+	}
+	if x.out.Compared {
 		x.compare(ev, last)
 	}
 	return x.out
@@ -77,6 +79,7 @@ type explainer struct {
 	p        *Policy
 	rooted   bool // a trusted TPM signed the quotes
 	now, was *loggedBoot
+	extends  int // how many more hashes leftOut may compute
 	out      *Explanation
 }
 
@@ -134,11 +137,13 @@ func (x *explainer) trust(b *loggedBoot, e *Event) Trust {
 
 // unsound reports whether the log does not lead to the quoted value of a PCR.
 func (x *explainer) unsound(pcr int) bool {
-	return slices.ContainsFunc(x.r.Findings, func(f Finding) bool { return f.Code == CodeLogReplay && f.PCR != nil && *f.PCR == pcr })
+	return slices.ContainsFunc(x.r.Findings, func(f Finding) bool {
+		return f.Code == CodeBankEmpty || f.Code == CodeBankUnlogged || f.Code.breaksReplay() && f.PCR != nil && *f.PCR == pcr
+	})
 }
 
-// refusal names component, trust and command of a finding.
-func (x *explainer) refusal(f Finding) {
+// refusal names component, trust and command of a finding about ev.
+func (x *explainer) refusal(f Finding, ev *Evidence) {
 	component, command := mends(f.Code)
 	if f.Component == "" {
 		f.Component = component
@@ -164,6 +169,8 @@ func (x *explainer) refusal(f Finding) {
 	switch {
 	case strings.HasPrefix(string(f.Code), "machine."), strings.HasPrefix(string(f.Code), "policy."), f.Code == CodeReleaseRepeated:
 		trust = TrustRecorded
+	case x.rooted && f.Code.breaksReplay() && f.Code != CodeLogReplay:
+		trust = TrustDigest // the value was quoted, and the digests lead to it
 	case !x.rooted, f.Code == CodeMalformed, f.Code == CodeLogMalformed, f.Code == CodeLogReplay, f.PCR != nil && x.unsound(*f.PCR),
 		f.Code == CodeDiskForeign && f.PCR == nil, f.Code == CodeStateLost, f.Code == CodeFirmwareClaim,
 		f.Code == CodeBankUnproven, f.Code == CodeBankTurnedOff && !slices.ContainsFunc(x.r.Facts, func(f Fact) bool { return f.Name == factBanks }):
@@ -171,12 +178,40 @@ func (x *explainer) refusal(f Finding) {
 	case f.Code == CodeCmdline || f.Code == CodeSection || f.Code == CodeImageUnknown || f.Code == CodeEventUnknown || f.Code == CodeFirmwareUnknown:
 		trust = TrustDigest
 	}
+	if f.Code == CodeLogReplay {
+		if what := x.leftOut(f, ev); what != "" {
+			f.Message += "; " + what
+		}
+	}
 	if f.Code == CodeCmdline {
 		if words := x.commandLine(f.Got); words != "" {
 			f.Message += "; " + words
 		}
 	}
 	x.out.Refusals = append(x.out.Refusals, Refusal{Finding: f, Trust: trust, Command: strings.ReplaceAll(command, "ID", id)})
+}
+
+// leftOut says which event of the last accepted boot is left out of the log, if the
+// log leads with it to the quoted value of the PCR that the finding is about.
+func (x *explainer) leftOut(f Finding, ev *Evidence) string {
+	if f.PCR == nil || x.was == nil || x.was.log == nil || x.now.log == nil {
+		return ""
+	}
+	bank := x.now.log.main
+	index := slices.Index(x.was.log.Banks, bank)
+	i := slices.IndexFunc(ev.Quotes, func(q Quote) bool { return q.Bank == bank })
+	if index < 0 || i < 0 || hex.EncodeToString(ev.Quotes[i].PCRs[*f.PCR]) != f.Want {
+		return "" // or it is about another bank
+	}
+	var known []knownEvent
+	for _, e := range x.was.log.ForPCR(*f.PCR) {
+		known = append(known, knownEvent{digest(e.digests[index]), fmt.Sprintf("in the last good boot %q,", cleanTo(maxEventText, x.was.text(e)))})
+	}
+	d := &replayDiagnosis{bank: bank, quoted: ev.Quotes[i].PCRs[*f.PCR], extends: &x.extends}
+	if len(x.now.log.Events) > x.extends || d.begin(x.now.log, *f.PCR) != nil {
+		return ""
+	}
+	return d.left(known)
 }
 
 // Commands that more than one finding names.
@@ -196,7 +231,7 @@ func mends(c Code) (component, command string) {
 	switch c {
 	case CodeMalformed:
 		return "the agent", "sealift attest explain ID --json"
-	case CodeChallenge:
+	case CodeChallenge, CodeChallengeKey:
 		return "the challenge", "sealift machine show ID"
 	case CodeActivation:
 		return "the attestation key", "sealift machine revoke ID --reason TEXT"
@@ -206,11 +241,11 @@ func mends(c Code) (component, command string) {
 		return "the attestation key", "sealift machine approve ID --reason TEXT"
 	case CodeEKCertificate:
 		return "the endorsement certificate", "sealift serve --config FILE"
-	case CodeEKMismatch:
+	case CodeEKMismatch, CodeEKNotSigned:
 		return "the endorsement certificate", "sealift machine revoke ID --reason TEXT"
 	case CodeTPMClass:
 		return "the TPM", commandPolicy
-	case CodeBankUnproven, CodeBankHidden:
+	case CodeBankUnproven, CodeBankHidden, CodeBankEmpty, CodeBankUnlogged:
 		return "the PCR banks", commandSetup
 	case CodeBankTurnedOff:
 		return "the PCR banks", "sealift machine approve ID --reason TEXT"
@@ -282,8 +317,14 @@ func (x *explainer) commandLine(digest string) string {
 	if x.p == nil {
 		return ""
 	}
+	type text struct{ is, from string }
+	var known []text
+	for _, d := range x.p.DeniedImages {
+		if d.Manifest != nil {
+			known = append(known, text{d.Manifest.UKI.Cmdline, "image " + imageName(d.Manifest) + ", which the policy refuses"})
+		}
+	}
 	var want *manifest.Manifest
-	known := map[string]string{} // text to where it is from
 	for _, m := range x.p.Images {
 		if m == nil {
 			continue
@@ -291,12 +332,7 @@ func (x *explainer) commandLine(digest string) string {
 		if want == nil || imageName(m) == x.r.Image {
 			want = m
 		}
-		known[m.UKI.Cmdline] = "image " + imageName(m)
-	}
-	for _, d := range x.p.DeniedImages {
-		if d.Manifest != nil {
-			known[d.Manifest.UKI.Cmdline] = "image " + imageName(d.Manifest) + ", which the policy refuses"
-		}
+		known = append(known, text{m.UKI.Cmdline, "image " + imageName(m)})
 	}
 	if want == nil {
 		return ""
@@ -305,16 +341,14 @@ func (x *explainer) commandLine(digest string) string {
 		for i := range x.now.log.Events {
 			e := &x.now.log.Events[i]
 			if s, ok := textOf(e.UntrustedData); ok && len(e.UntrustedData) <= 2*maxDecodedText {
-				if _, there := known[s]; !there {
-					known[s] = "a text in the event log"
-				}
+				known = append(known, text{s, "a text in the event log"})
 			}
 		}
 	}
-	for text, from := range known {
-		for _, measured := range [][]byte{[]byte(text), []byte(text + "\x00"), encodeUTF16(text)} {
+	for _, k := range known {
+		for _, measured := range [][]byte{[]byte(k.is), []byte(k.is + "\x00"), encodeUTF16(k.is)} {
 			if hashOf(crypto.SHA256, measured).String() == digest || hashOf(crypto.SHA384, measured).String() == digest {
-				return fmt.Sprintf("it is that of %s: %s", from, diffWords(want.UKI.Cmdline, text))
+				return fmt.Sprintf("it is that of %s: %s", k.from, diffWords(want.UKI.Cmdline, k.is))
 			}
 		}
 	}

@@ -36,7 +36,10 @@ func (b *measuredBoot) appraisePlatform() {
 		switch m := b.imageOf(e.digest()); {
 		case e.isSeparator():
 		case m != nil:
-			b.retyped(e, fmt.Sprintf("the UKI of image %s, in PCR 1", imageName(m)))
+			b.v.findPCR(1, Finding{
+				Code: CodeLogStructure, Message: fmt.Sprintf("PCR 1, event %d: the digest of the UKI of image %s, which belongs into PCR 4", e.Number, imageName(m)),
+				Got: e.digest().String(), Hint: hintInspectLog,
+			})
 		case !known[e.UntrustedType]:
 			if name, ok := b.v.component(1, e.reference()); ok {
 				b.v.fact("component", "PCR 1: "+name, TrustQuoted)

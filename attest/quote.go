@@ -40,6 +40,8 @@ type checkError struct {
 	code      Code
 	message   string
 	got, want string
+	what      string           // of CodeQuoteNonce: whose extraData it is
+	attest    *tpm2.TPMSAttest // and the whole statement
 }
 
 func (e *checkError) Error() string { return e.message }
@@ -48,12 +50,28 @@ func failf(code Code, format string, args ...any) *checkError {
 	return &checkError{code: code, message: fmt.Sprintf(format, args...)}
 }
 
-// checkAttest checks what quotes and certifications have in common: strict
+// checkAttest checks what quotes and certifications have in common: what
+// checkStatement does, and our extraData.
+func checkAttest(what string, raw, sig []byte, typ tpm2.TPMST, key *ecdsa.PublicKey, akName, extra []byte) (*tpm2.TPMSAttest, *checkError) {
+	a, err := checkStatement(what, raw, sig, typ, key, akName)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(a.ExtraData.Buffer, extra) {
+		e := failf(CodeQuoteNonce, "%s: it answers another challenge, connection or set of evidence: extraData is %x, want %x", what, a.ExtraData.Buffer, extra)
+		e.got, e.want = fmt.Sprintf("%x", a.ExtraData.Buffer), fmt.Sprintf("%x", extra)
+		e.what, e.attest = what, a
+		return nil, e
+	}
+	return a, nil
+}
+
+// checkStatement checks what the attestation key signed, whatever it answers: strict
 // decoding, TPM_GENERATED_VALUE as magic, the wanted type, a signature by the
-// attestation key in its own scheme, our extraData, and the qualified name of
+// attestation key in its own scheme, and the qualified name of
 // the signer, which tells that the attestation key is a primary key of the
 // endorsement hierarchy: only there are the counters the real ones.
-func checkAttest(what string, raw, sig []byte, typ tpm2.TPMST, key *ecdsa.PublicKey, akName, extra []byte) (*tpm2.TPMSAttest, *checkError) {
+func checkStatement(what string, raw, sig []byte, typ tpm2.TPMST, key *ecdsa.PublicKey, akName []byte) (*tpm2.TPMSAttest, *checkError) {
 	if len(raw) > maxStructure || len(sig) > maxStructure {
 		return nil, failf(CodeMalformed, "%s: structure of %d and signature of %d bytes, at most %d allowed", what, len(raw), len(sig), maxStructure)
 	}
@@ -74,11 +92,6 @@ func checkAttest(what string, raw, sig []byte, typ tpm2.TPMST, key *ecdsa.Public
 	a, err := decodeAttest(what, raw)
 	if err != nil {
 		return nil, failf(CodeMalformed, "%v", err)
-	}
-	if !bytes.Equal(a.ExtraData.Buffer, extra) {
-		e := failf(CodeQuoteNonce, "%s: it answers another challenge, connection or set of evidence: extraData is %x, want %x", what, a.ExtraData.Buffer, extra)
-		e.got, e.want = fmt.Sprintf("%x", a.ExtraData.Buffer), fmt.Sprintf("%x", extra)
-		return nil, e
 	}
 	if want := primaryQualifiedName(tpm2.TPMRHEndorsement, akName); !bytes.Equal(a.QualifiedSigner.Buffer, want) {
 		return nil, failf(CodeAKAttributes, "%s: signer's qualified name is %x, want %x: the attestation key must be a primary key of the endorsement hierarchy",
@@ -142,6 +155,11 @@ func checkQuote(q *Quote, key *ecdsa.PublicKey, akName, extra []byte) (*quoted, 
 	if len(q.PCRs) == 0 {
 		pcrs = nil
 	}
+	if pcrs != nil && selectsNothing(info.PCRSelect) {
+		e := failf(CodeQuoteEmpty, "%s: it covers no PCR, and PCR values were sent with it", what)
+		e.got, e.want = selectionText(info.PCRSelect), selectionText(selectionOf(bankAlg(q.Bank), pcrs))
+		return nil, e
+	}
 	if want := selectionOf(bankAlg(q.Bank), pcrs); !equalSelection(info.PCRSelect, want) {
 		e := failf(CodeQuoteSelection, "%s: it covers %s, want %s", what, selectionText(info.PCRSelect), selectionText(want))
 		e.got, e.want = selectionText(info.PCRSelect), selectionText(want)
@@ -164,6 +182,10 @@ func checkQuote(q *Quote, key *ecdsa.PublicKey, akName, extra []byte) (*quoted, 
 		return nil, e
 	}
 	return &quoted{bank: q.Bank, values: q.PCRs, time: timeOf(a)}, nil
+}
+
+func selectsNothing(s tpm2.TPMLPCRSelection) bool {
+	return !slices.ContainsFunc(s.PCRSelections, func(p tpm2.TPMSPCRSelection) bool { return !allBytes(p.PCRSelect, 0) })
 }
 
 // bankAlg is the inverse of bankName.

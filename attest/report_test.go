@@ -146,7 +146,7 @@ func TestAReportIsRefusedAndWhetherTheMachineChanged(t *testing.T) {
 		"no channel binding":             {before: func(r *reported) { r.ses.Exporter = nil }, want: []Code{CodeChallenge}},
 		"no quote":                       {after: func(r *reported) { r.ev.Quotes = nil }, want: []Code{CodeQuoteMissing}},
 		"a quote twice":                  {after: func(r *reported) { r.ev.Quotes = append(r.ev.Quotes, r.ev.Quotes[0]) }, want: []Code{CodeMalformed}},
-		"a transport key":                {after: func(r *reported) { r.ev.Transport, _ = r.tpm.MakeTransport(r.ch.Nonce) }, want: []Code{CodeTransport}},
+		"a transport key":                {after: func(r *reported) { r.ev.Transport, _ = r.tpm.MakeTransport(r.ch.Nonce, r.ses.Exporter) }, want: []Code{CodeTransport}},
 		"a log that is too large":        {before: func(r *reported) { r.log = make([]byte, MaxEventLog+1) }, want: []Code{CodeMalformed}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -106,9 +106,12 @@ func (b *measuredBoot) appraiseSecureBoot(sb *secureBoot) {
 		})
 	}
 	// Only values that cannot let an unsigned image boot.
-	for name, allowed := range map[string][]string{"AuditMode": {"\x00"}, "DeployedMode": {"\x00", "\x01"}, "dbt": {""}, "dbr": {""}} {
-		if v := sb.variables[name]; v != nil && !slices.Contains(allowed, string(v.data)) {
-			b.unknown(v.event, fmt.Sprintf("variable %s has a value that no policy allows", name), hintInspectLog)
+	for _, k := range []struct {
+		name    string
+		allowed []string
+	}{{"AuditMode", []string{"\x00"}}, {"DeployedMode", []string{"\x00", "\x01"}}, {"dbt", []string{""}}, {"dbr", []string{""}}} {
+		if v := sb.variables[k.name]; v != nil && !slices.Contains(k.allowed, string(v.data)) {
+			b.unknown(v.event, fmt.Sprintf("variable %s has a value that no policy allows", k.name), hintInspectLog)
 		}
 	}
 	b.appraiseDBX(sb.variables["dbx"])

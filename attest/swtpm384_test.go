@@ -131,11 +131,11 @@ func TestAProofOfTheBanksServesOnce(t *testing.T) {
 		t.Errorf("the active banks are no fact: %+v", r.Facts)
 	}
 	a.bend = func(ev *attest.Evidence) { ev.Banks = old }
-	wantCodes(t, a.run(), attest.CodeQuoteNonce)
+	wantCodes(t, a.run(), attest.CodeQuoteChallenge)
 	d.Reset()
 	extendLog(t, d, a.sent.EventLog)
 	a.tpm = tpm.New(d)
-	wantCodes(t, a.run(), attest.CodeQuoteNonce)
+	wantCodes(t, a.run(), attest.CodeQuoteChallenge)
 	a.bend = nil
 	wantCodes(t, a.run())
 }

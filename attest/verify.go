@@ -5,7 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/hmac"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -31,6 +30,7 @@ type verification struct {
 	r       *Result
 	smbios  *SMBIOS // what the machine claims to be, once it was read
 	dropped int
+	extends int // how many more hashes the search of replayDiagnosis may compute
 
 	ek *EndorsementKey // if a trusted authority vouches for it
 
@@ -74,7 +74,7 @@ type verification struct {
 // judged only where a quote by the attestation key covers them and the log
 // leads to the quoted value. Nothing is allowed while there is a finding.
 func Verify(ev *Evidence, ch *Challenge, s *Session, known *Known, p *Policy) *Result {
-	v := &verification{ev: ev, ch: ch, ses: s, known: known, p: p, r: &Result{
+	v := &verification{ev: ev, ch: ch, ses: s, known: known, p: p, extends: maxExtends, r: &Result{
 		Findings: []Finding{}, Facts: []Fact{}, Firmware: Firmware{Verdict: FirmwareUnknown},
 	}}
 	if ev == nil || ch == nil || s == nil || known == nil || p == nil {
@@ -204,9 +204,10 @@ func checkGUID(s string) error {
 }
 
 func (v *verification) checkChallenge() {
-	bad := func(hint, format string, args ...any) {
-		v.find(Finding{Code: CodeChallenge, Message: "challenge: " + fmt.Sprintf(format, args...), Hint: hint})
+	find := func(code Code, hint, format string, args ...any) {
+		v.find(Finding{Code: code, Message: "challenge: " + fmt.Sprintf(format, args...), Hint: hint})
 	}
+	bad := func(hint, format string, args ...any) { find(CodeChallenge, hint, format, args...) }
 	if !v.ses.Now.Before(v.ch.Expires) {
 		bad(hintRetry, "it expired at %s, now is %s", v.ch.Expires.UTC().Format(time.RFC3339), v.ses.Now.UTC().Format(time.RFC3339))
 	}
@@ -217,10 +218,10 @@ func (v *verification) checkChallenge() {
 		bad(hintRetry, "it has a nonce of %d and a secret of %d bytes, want 32 and %d", len(v.ch.Nonce), len(v.ch.ActivationSecret), activationSecretSize)
 	}
 	if !bytes.Equal(v.ev.EKPublic, v.ch.EKPublic) {
-		bad(hintRetry, "it was made for another endorsement key than the evidence has")
+		find(CodeChallengeKey, hintRetry, "it was made for another endorsement key than the evidence has")
 	}
 	if !bytes.Equal(v.ev.AKPublic, v.ch.AKPublic) {
-		bad(hintRetry, "it was made for another attestation key than the evidence has")
+		find(CodeChallengeKey, hintRetry, "it was made for another attestation key than the evidence has")
 	}
 	if len(v.ses.Exporter) != 32 {
 		bad("connect with TLS 1.3", "the connection has a channel binding of %d bytes, want 32", len(v.ses.Exporter))
@@ -305,6 +306,7 @@ func (v *verification) checkQuotes(key *ecdsa.PublicKey, akName []byte) ([]*quot
 		}
 		q, err := checkQuote(&v.ev.Quotes[i], key, akName, extra)
 		if err != nil {
+			v.explainNonce(err, key, akName)
 			v.fail(err, quoteHint(err.code))
 			continue
 		}
@@ -380,6 +382,11 @@ func (v *verification) mainBank(quotes map[string]*quoted, sent map[string]bool,
 	if q == nil && sent["sha256"] {
 		return nil // what is wrong with it was found
 	}
+	if q == nil && sent["sha1"] && !sent["sha384"] && !sent["sha512"] {
+		v.find(Finding{Code: CodeQuoteDowngraded, Message: "of the banks, only sha1 is quoted, which never suffices", Got: "sha1", Want: "sha256",
+			Hint: "activate the SHA-256 bank in the firmware's setup, or use an agent of this version"})
+		return nil
+	}
 	if q == nil {
 		return missing("activate the SHA-256 bank in the firmware's setup, or use an agent of this version",
 			"the sha256 bank is not quoted, not even without a PCR: SHA-1 never suffices")
@@ -420,7 +427,11 @@ func cloneValues(m map[int][]byte) map[int][]byte {
 // quoteHint says what mends a quote that failed a check.
 func quoteHint(c Code) string {
 	switch c {
-	case CodeQuoteNonce:
+	case CodeQuoteConnection:
+		return "somebody is between the machine and the service: look who has the address that the evidence came from"
+	case CodeQuoteEvidence:
+		return "what was sent beside the quote was altered after the TPM had signed: keep the evidence; " + hintRetry
+	case CodeQuoteNonce, CodeQuoteChallenge:
 		return "evidence answers one challenge on one connection: " + hintRetry
 	case CodeQuoteDigest:
 		return "a PCR was extended between reading and quoting it: " + hintRetry
@@ -462,8 +473,11 @@ func (v *verification) appraise(l *EventLog, banks []*quoted, main string, smbio
 		main = v.p.Bank
 	}
 	if !slices.Contains(l.Banks, main) {
-		v.find(Finding{Code: CodeLogReplay, Message: fmt.Sprintf("bank %s is active and quoted, but the event log has only %q", main, l.Banks),
-			Hint: "activate in the firmware's setup only banks that the firmware measures into"})
+		for _, q := range banks {
+			if q.bank == main {
+				v.findUnlogged(l, q, "activate in the firmware's setup only banks that the firmware measures into")
+			}
+		}
 		return
 	}
 	l.appraiseBy(main)
@@ -475,44 +489,6 @@ func (v *verification) appraise(l *EventLog, banks []*quoted, main string, smbio
 	boot := &measuredBoot{v: v, log: l, sound: sound}
 	boot.appraise()
 	v.appraiseFirmware(l, sound, banks, smbios)
-}
-
-// replay compares each PCR's replayed with its quoted value, in every bank.
-// It returns the PCRs whose digests are authentic in the bank that is appraised.
-func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
-	sound := map[int]bool{}
-	for _, q := range banks {
-		if !slices.Contains(l.Banks, q.bank) {
-			v.find(Finding{Code: CodeLogReplay, Message: fmt.Sprintf("bank %s is active and quoted, but the event log has only %q", q.bank, l.Banks),
-				Hint: "deactivate the bank in the firmware's setup"})
-			continue
-		}
-		for _, pcr := range PolicyPCRs() {
-			if pcr >= firstUntouched && len(l.ForPCR(pcr)) == 0 {
-				continue // checkUntouched says more
-			}
-			if pcr == kernelPCR && !allBytes(q.values[capPCR], 0) {
-				continue // the cap extends it too; checkUntouched refuses a capped boot
-			}
-			got, err := l.Replay(q.bank, pcr)
-			if err == nil && bytes.Equal(got, q.values[pcr]) {
-				if q.bank == l.main {
-					sound[pcr] = true
-				}
-				continue
-			}
-			if err == nil {
-				err = errors.New("the event log does not lead to the quoted value")
-			}
-			v.findPCR(pcr, Finding{
-				Code:    CodeLogReplay,
-				Message: fmt.Sprintf("PCR %d, bank %s: %v: replayed %x, quoted %x", pcr, q.bank, err, got, q.values[pcr]),
-				Got:     hex.EncodeToString(got), Want: hex.EncodeToString(q.values[pcr]),
-				Hint: "the log was altered or is incomplete, or something measured without logging: restart the machine; if it stays, keep the evidence and inspect the firmware",
-			})
-		}
-	}
-	return sound
 }
 
 // imageName names an image in a result.

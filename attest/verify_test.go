@@ -130,18 +130,18 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 		"a challenge for another purpose": {
 			before: func(s *scene) { s.ch.Purpose = "renew" }, want: []Code{CodeChallenge}, says: `"renew"`},
 		"a challenge for another endorsement key": {
-			after: func(s *scene) { s.ch.EKPublic = []byte("other") }, want: []Code{CodeChallenge}},
+			after: func(s *scene) { s.ch.EKPublic = []byte("other") }, want: []Code{CodeChallengeKey}},
 		"a challenge for another attestation key": {
-			after: func(s *scene) { s.ch.AKPublic = []byte("other") }, want: []Code{CodeChallenge}},
+			after: func(s *scene) { s.ch.AKPublic = []byte("other") }, want: []Code{CodeChallengeKey}},
 		"a connection without channel binding": {
 			before: func(s *scene) { s.ses.Exporter = nil }, want: []Code{CodeChallenge}},
 		"evidence relayed over another connection": {
-			after: func(s *scene) { s.ses.Exporter = bytes.Repeat([]byte{8}, 32) }, want: []Code{CodeQuoteNonce}},
+			after: func(s *scene) { s.ses.Exporter = bytes.Repeat([]byte{8}, 32) }, want: []Code{CodeQuoteConnection}},
 		"a quote replayed for a later nonce": {
 			after: func(s *scene) {
 				s.ch.Nonce = bytes.Repeat([]byte{1}, 32)
 				s.ses.ActivationProof = ActivationProof(s.ch.ActivationSecret, s.ch.ID, s.ch.Nonce, s.ev.AKPublic)
-			}, want: []Code{CodeQuoteNonce}},
+			}, want: []Code{CodeQuoteChallenge}},
 
 		"a challenge with a short nonce": {
 			before: func(s *scene) { s.ch.Nonce = s.ch.Nonce[:31] }, want: []Code{CodeChallenge}, says: "nonce of 31"},
@@ -185,12 +185,12 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			after: func(s *scene) { s.ev.Quotes = nil }, want: []Code{CodeQuoteMissing}},
 		"only the SHA-1 bank": {
 			before: func(s *scene) { s.Banks = []string{"sha1", "sha256"} },
-			after:  func(s *scene) { s.ev.Quotes = s.ev.Quotes[:1] }, want: []Code{CodeQuoteMissing}, says: "SHA-1 never suffices"},
+			after:  func(s *scene) { s.ev.Quotes = s.ev.Quotes[:1] }, want: []Code{CodeQuoteDowngraded, CodeQuoteMissing}, says: "only sha1 is quoted, which never suffices"},
 		"a bank of the log that is not quoted": {
 			before: func(s *scene) { s.Banks = []string{"sha256", "sha384"} },
 			after:  func(s *scene) { s.ev.Quotes = s.ev.Quotes[:1] }, want: []Code{CodeQuoteMissing}, says: "sha384"},
 		"a quoted bank that firmware left empty": {
-			before: func(s *scene) { s.Banks = []string{"sha256", "sha384"}; s.LogBanks = []string{"sha256"} }, want: []Code{CodeLogReplay}, says: "sha384"},
+			before: func(s *scene) { s.Banks = []string{"sha256", "sha384"}; s.LogBanks = []string{"sha256"} }, want: []Code{CodeBankUnlogged}, says: "sha384"},
 		"one bank quoted twice": {
 			after: func(s *scene) { s.ev.Quotes = append(s.ev.Quotes, s.ev.Quotes[0]) }, want: []Code{CodeMalformed}},
 		"a quote with one byte of its signature changed": {
@@ -225,7 +225,7 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 					q, _ := a.Attested.Quote()
 					q.PCRSelect = tpm2.TPMLPCRSelection{}
 				}
-			}, want: []Code{CodeQuoteSelection}, says: "no PCR"},
+			}, want: []Code{CodeQuoteEmpty}, says: "no PCR"},
 		"a quote of another bank under the name sha256": {
 			before: func(s *scene) {
 				s.tpm.OnQuote = func(_ string, a *tpm2.TPMSAttest) {
@@ -338,10 +338,10 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 		"a transport key swapped after quoting": {
 			after: func(s *scene) {
 				var err error
-				if s.ev.Transport, err = s.tpm.MakeTransport(s.ch.Nonce); err != nil {
+				if s.ev.Transport, err = s.tpm.MakeTransport(s.ch.Nonce, s.ses.Exporter); err != nil {
 					s.t.Fatal(err)
 				}
-			}, want: []Code{CodeQuoteNonce}},
+			}, want: []Code{CodeQuoteEvidence}},
 		"a certification of an earlier challenge": {
 			before: func(s *scene) {
 				s.tpm.OnCertify = func(a *tpm2.TPMSAttest) { a.ExtraData.Buffer = CertifyData([]byte("earlier")) }
@@ -353,13 +353,13 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 
 		// Event log.
 		"no event log": {
-			after: func(s *scene) { s.ev.EventLog = nil }, want: []Code{CodeLogMalformed, CodeQuoteNonce}},
+			after: func(s *scene) { s.ev.EventLog = nil }, want: []Code{CodeLogMalformed, CodeQuoteEvidence}},
 		"an event log that is cut off": {
-			before: func(s *scene) { s.Logged = append([]papertpm.Measurement{}, s.Measured[:5]...) }, want: []Code{CodeLogReplay}},
+			before: func(s *scene) { s.Logged = append([]papertpm.Measurement{}, s.Measured[:5]...) }, want: []Code{CodeLogDeleted, CodeLogMissing, CodeLogReplay}},
 		"all events of PCR 7 deleted": {
 			before: func(s *scene) {
 				s.Logged = slices.DeleteFunc(slices.Clone(s.Measured), func(m papertpm.Measurement) bool { return m.PCR == 7 })
-			}, want: []Code{CodeLogReplay}},
+			}, want: []Code{CodeLogMissing}},
 		"firmware that never measured into PCR 7": {
 			before: func(s *scene) {
 				s.Measured = slices.DeleteFunc(s.Measured, func(m papertpm.Measurement) bool { return m.PCR == 7 })
@@ -368,11 +368,11 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			before: func(s *scene) {
 				s.Logged = slices.Clone(s.Measured)
 				s.Logged[1], s.Logged[2] = s.Logged[2], s.Logged[1]
-			}, want: []Code{CodeLogReplay}},
+			}, want: []Code{CodeLogReordered}},
 		"an event appended to the log only": {
 			before: func(s *scene) {
 				s.Logged = append(slices.Clone(s.Measured), papertpm.Measurement{PCR: 5, Type: EventAction, Data: []byte(ActionExit)})
-			}, want: []Code{CodeLogReplay}},
+			}, want: []Code{CodeLogDuplicated}},
 		"a measurement that is not in the log": {
 			before: func(s *scene) { s.Unlogged = []papertpm.Measurement{{PCR: 4, Data: []byte("kexec")}} }, want: []Code{CodeLogReplay}},
 		"a second separator": {
@@ -398,7 +398,7 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			}, want: []Code{CodeLogStructure}, says: "after the separator"},
 		"a separator under another type": {
 			before: func(s *scene) { s.replace(isSeparatorOf(2), func(m *papertpm.Measurement) { m.Type = EventAction }) },
-			want:   []Code{CodeLogStructure}},
+			want:   []Code{CodeLogRetyped}},
 		"firmware code measured after the separator of PCR 0": {
 			before: func(s *scene) {
 				s.insertAfter(isSeparatorOf(0), papertpm.Measurement{PCR: 0, Type: EventFirmwareBlob, Data: []byte("x"), Measured: []byte("late")})
@@ -537,7 +537,7 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			}, want: []Code{CodeDiskForeign}, says: "firmware booted from disk"},
 		"the UKI under another type": {
 			before: func(s *scene) { s.replace(of("uki"), func(m *papertpm.Measurement) { m.Type = EventIPL }) },
-			want:   []Code{CodeLogStructure}},
+			want:   []Code{CodeLogRetyped}},
 		"an altered command line": {
 			before: func(s *scene) {
 				s.replace(of("uki"), func(m *papertpm.Measurement) { m.Measured = []byte("altered uki") })
@@ -668,7 +668,7 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 		"no SMBIOS": {
 			before: func(s *scene) { s.SMBIOS = nil }, want: []Code{CodeFirmwareUnknown, CodeMalformed}},
 		"SMBIOS swapped after quoting": {
-			after: func(s *scene) { s.ev.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Box 2", "serial-1") }, want: []Code{CodeQuoteNonce}},
+			after: func(s *scene) { s.ev.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Box 2", "serial-1") }, want: []Code{CodeQuoteEvidence}},
 		"the firmware of another model": {
 			before: func(s *scene) { s.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Other box", "serial-1") }, want: []Code{CodeFirmwareUnknown}},
 		"a build of another model": {
@@ -734,7 +734,7 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 				s.known.DiskGUID = s.Disk.GUID
 			}, want: []Code{CodeDiskForeign}, says: papertpm.Disk},
 		"a disk swapped after quoting": {
-			after: func(s *scene) { s.ev.Disk.StateExists = false }, want: []Code{CodeQuoteNonce, CodeStateLost}},
+			after: func(s *scene) { s.ev.Disk.StateExists = false }, want: []Code{CodeStateLost, CodeQuoteEvidence}},
 		"a disk that is no GUID": {
 			before: func(s *scene) { s.Disk.GUID = "disk" }, want: []Code{CodeMalformed}},
 		"a lost state partition": {

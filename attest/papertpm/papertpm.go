@@ -281,8 +281,9 @@ func (t *TPM) Attest(typ tpm2.TPMST, extra []byte, attested tpm2.TPMUAttest) tpm
 }
 
 // MakeTransport makes the transport key for the present PCRs in the NULL
-// hierarchy and certifies its creation for the nonce of a challenge.
-func (t *TPM) MakeTransport(nonce []byte) (attest.TransportKey, error) {
+// hierarchy and certifies its creation for the nonce of a challenge and the exporter
+// of the connection that it came over.
+func (t *TPM) MakeTransport(nonce, exporter []byte) (attest.TransportKey, error) {
 	bank := t.mainBank()
 	policy, err := policyPCR(bank, t.PCRs[bank])
 	if err != nil {
@@ -308,6 +309,7 @@ func (t *TPM) MakeTransport(nonce []byte) (attest.TransportKey, error) {
 		PCRSelect:     Selection(algOf(bank), attest.PolicyPCRs()),
 		PCRDigest:     tpm2.TPM2BDigest{Buffer: pcrDigest(t.PCRs[bank])},
 		ParentNameAlg: tpm2.TPMAlgNull, ParentName: tpm2.TPM2BName{Buffer: null}, ParentQualifiedName: tpm2.TPM2BName{Buffer: null},
+		OutsideInfo: tpm2.TPM2BData{Buffer: attest.ConnectionData(exporter)},
 	}
 	if t.OnCreation != nil {
 		t.OnCreation(&c)
@@ -372,7 +374,7 @@ func (t *TPM) Evidence(b *Boot, purpose attest.Purpose, nonce, exporter []byte) 
 		EventLog: b.Log(), SMBIOS: b.SMBIOS, Disk: b.Disk,
 	}
 	var err error
-	if ev.Transport, err = t.MakeTransport(nonce); err != nil {
+	if ev.Transport, err = t.MakeTransport(nonce, exporter); err != nil {
 		return nil, err
 	}
 	return ev, t.QuoteAll(ev, purpose, nonce, exporter)

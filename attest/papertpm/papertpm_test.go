@@ -108,7 +108,7 @@ func TestAPaperTPMIsGivenASecretInTheBootThatItQuotedOnly(t *testing.T) {
 			if _, err := d.Unwrap(w); err == nil {
 				t.Error("unwrapped after a reset")
 			}
-			if _, err := d.MakeTransport(make([]byte, 32)); err != nil {
+			if _, err := d.MakeTransport(make([]byte, 32), nil); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := d.Unwrap(w); err == nil {

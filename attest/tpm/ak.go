@@ -77,7 +77,7 @@ func (t *TPM) loadAK() (err error) {
 	if t.ak != nil {
 		return nil
 	}
-	t.ak, _, err = t.createPrimary(tpm2.TPMRHEndorsement, "attestation key", akTemplate(t.service), tpm2.TPMLPCRSelection{})
+	t.ak, _, err = t.createPrimary(tpm2.TPMRHEndorsement, "attestation key", akTemplate(t.service), tpm2.TPMLPCRSelection{}, nil)
 	return err
 }
 

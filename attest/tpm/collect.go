@@ -99,7 +99,7 @@ func (t *TPM) collect(ctx context.Context, in CollectInput) (*attest.Evidence, e
 		SMBIOS:         in.SMBIOS,
 		Disk:           in.Disk,
 	}
-	if ev.Transport, err = t.makeTransport(main, policy, in.Nonce); err != nil {
+	if ev.Transport, err = t.makeTransport(main, policy, in.Nonce, in.Exporter); err != nil {
 		return nil, err
 	}
 	qualifying := attest.QualifyingData(attest.Binding{
@@ -244,8 +244,8 @@ func transportTemplate(policy []byte) tpm2.TPMTPublic {
 // The key is in the NULL hierarchy, whose seed changes at each TPM reset: what
 // was wrapped to it cannot be opened after a reboot, by anyone. Its creation
 // data names attest.PolicyPCRs of this bank, its parent TPM_RH_NULL,
-// and has no outside info.
-func (t *TPM) makeTransport(b bank, pcrs map[int][]byte, nonce []byte) (attest.TransportKey, error) {
+// and the connection as outside info.
+func (t *TPM) makeTransport(b bank, pcrs map[int][]byte, nonce, exporter []byte) (attest.TransportKey, error) {
 	none := attest.TransportKey{}
 	if err := t.flush(&t.tk); err != nil {
 		return none, err
@@ -254,7 +254,7 @@ func (t *TPM) makeTransport(b bank, pcrs map[int][]byte, nonce []byte) (attest.T
 	if err != nil {
 		return none, fmt.Errorf("transport key: %w", err)
 	}
-	tk, rsp, err := t.createPrimary(tpm2.TPMRHNull, "transport key", transportTemplate(policy), b.selection(attest.PolicyPCRs()...))
+	tk, rsp, err := t.createPrimary(tpm2.TPMRHNull, "transport key", transportTemplate(policy), b.selection(attest.PolicyPCRs()...), attest.ConnectionData(exporter))
 	if err != nil {
 		return none, err
 	}

@@ -139,9 +139,9 @@ func TestTransportKeyIsCertified(t *testing.T) {
 	for _, p := range attest.PolicyPCRs() {
 		values = append(values, sha256Quote(t, ev).PCRs[p]...)
 	}
-	if creation.ParentNameAlg != tpm2.TPMAlgNull || !bytes.Equal(creation.PCRDigest.Buffer, hashed(values)) || len(creation.OutsideInfo.Buffer) != 0 {
-		t.Errorf("creation data: got parent %#x, PCR digest %x, outside info %x, want TPM_RH_NULL, %x, nothing",
-			creation.ParentNameAlg, creation.PCRDigest.Buffer, creation.OutsideInfo.Buffer, hashed(values))
+	if creation.ParentNameAlg != tpm2.TPMAlgNull || !bytes.Equal(creation.PCRDigest.Buffer, hashed(values)) || !bytes.Equal(creation.OutsideInfo.Buffer, attest.ConnectionData(in.Exporter)) {
+		t.Errorf("creation data: got parent %#x, PCR digest %x, outside info %x, want TPM_RH_NULL, %x, %x",
+			creation.ParentNameAlg, creation.PCRDigest.Buffer, creation.OutsideInfo.Buffer, hashed(values), attest.ConnectionData(in.Exporter))
 	}
 }
 

@@ -198,7 +198,7 @@ func (t *TPM) loadEK() (err error) {
 	if t.ek != nil {
 		return nil
 	}
-	t.ek, _, err = t.createPrimary(tpm2.TPMRHEndorsement, "endorsement key", t.ekTemplate, tpm2.TPMLPCRSelection{})
+	t.ek, _, err = t.createPrimary(tpm2.TPMRHEndorsement, "endorsement key", t.ekTemplate, tpm2.TPMLPCRSelection{}, nil)
 	return err
 }
 

@@ -93,10 +93,10 @@ func TestAlteredQuotesAreRefusedByCheckquoteAndByUs(t *testing.T) {
 		"its digest altered":     {quote: attest.Quote{Attest: flip(good.Attest, len(good.Attest)-1), Signature: good.Signature, PCRs: good.PCRs}, want: attest.CodeQuoteSignature},
 		"its signature cut off":  {quote: attest.Quote{Attest: good.Attest, Signature: good.Signature[:len(good.Signature)-8], PCRs: good.PCRs}, want: attest.CodeMalformed},
 		"cut off":                {quote: attest.Quote{Attest: good.Attest[:20], Signature: good.Signature, PCRs: good.PCRs}, want: attest.CodeQuoteSignature},
-		"made for another nonce": {quote: another, want: attest.CodeQuoteNonce},
+		"made for another nonce": {quote: another, want: attest.CodeQuoteEvidence},
 		"made by another key":    {quote: foreign, want: attest.CodeQuoteSignature},
 		"over other PCRs":        {quote: fewer, want: attest.CodeQuoteSelection, lax: true}, // CVE-2024-29039
-		"over no PCR":            {quote: none, want: attest.CodeQuoteSelection, lax: true},
+		"over no PCR":            {quote: none, want: attest.CodeQuoteEmpty, lax: true},
 		"a byte after its end":   {quote: attest.Quote{Attest: append(bytes.Clone(good.Attest), 0), Signature: good.Signature, PCRs: good.PCRs}, want: attest.CodeQuoteSignature},
 	}
 	for name, c := range cases {

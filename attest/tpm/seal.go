@@ -290,7 +290,7 @@ func (t *TPM) storageRoot() (*object, error) {
 	if err := t.makeRoom(); err != nil {
 		return nil, err
 	}
-	srk, _, err := t.createPrimary(tpm2.TPMRHOwner, "storage root key", tpm2.ECCSRKTemplate, tpm2.TPMLPCRSelection{})
+	srk, _, err := t.createPrimary(tpm2.TPMRHOwner, "storage root key", tpm2.ECCSRKTemplate, tpm2.TPMLPCRSelection{}, nil)
 	return srk, err
 }
 

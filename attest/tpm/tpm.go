@@ -128,11 +128,13 @@ func hierarchy(h tpm2.TPMHandle) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: h, Auth: tpm2.PasswordAuth(nil)}
 }
 
-// createPrimary makes a primary key from a template.
-func (t *TPM) createPrimary(h tpm2.TPMHandle, what string, template tpm2.TPMTPublic, pcrs tpm2.TPMLPCRSelection) (*object, *tpm2.CreatePrimaryResponse, error) {
+// createPrimary makes a primary key from a template. PCRs and outside info are for its
+// creation data.
+func (t *TPM) createPrimary(h tpm2.TPMHandle, what string, template tpm2.TPMTPublic, pcrs tpm2.TPMLPCRSelection, outside []byte) (*object, *tpm2.CreatePrimaryResponse, error) {
 	rsp, err := tpm2.CreatePrimary{
 		PrimaryHandle: hierarchy(h),
 		InPublic:      tpm2.New2B(template),
+		OutsideInfo:   tpm2.TPM2BData{Buffer: outside},
 		CreationPCR:   pcrs,
 	}.Execute(t.transport)
 	if err != nil {

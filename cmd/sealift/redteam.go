@@ -46,7 +46,7 @@ func newAttestRedteamCommand(e *env) *cobra.Command {
 would, and says of each attack whether it was refused, and by which finding. Each
 attack imitates the boot of one of your machines, whose accepted evidence it is
 given: a file, or the id of a machine, of which the service is asked. What the
-attacks are, and where each was seen before, is in docs/attacks.md; --list prints it.
+attacks are, with the reference of each, is in docs/attacks.md; --list prints it.
 
 A policy for production trusts no TPM in software. Then every attack that is about
 evidence is tried, and those are not run that begin with a machine which the service

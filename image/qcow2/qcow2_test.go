@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -45,34 +46,76 @@ func text(n int) []byte {
 	return b.Bytes()[:n]
 }
 
-// disks are the cases, by what they show.
-func disks() map[string][]byte {
-	put := func(size int, parts map[int][]byte) []byte {
-		b := make([]byte, size)
-		for at, p := range parts {
-			copy(b[at:], p)
+// disk is what is not zero of a disk, by offset. Most of the largest is a hole, which
+// must not take memory: under the race detector each byte takes several.
+type disk struct {
+	size  int64
+	parts map[int64][]byte
+}
+
+// ReadAt implements io.ReaderAt.
+func (d disk) ReadAt(p []byte, off int64) (int, error) {
+	n := int(max(0, min(int64(len(p)), d.size-off)))
+	clear(p[:n])
+	for at, part := range d.parts {
+		if from, to := max(at, off), min(at+int64(len(part)), off+int64(n)); from < to {
+			copy(p[from-off:to-off], part[from-at:])
 		}
-		return b
 	}
-	return map[string][]byte{
-		"nothing but zeros":             make([]byte, 4<<20),
-		"one sector":                    noise(512),
-		"an end within a cluster":       text(5*clusterSize + 3*512),
-		"what does not compress":        noise(9 << 20),
-		"what compresses, densely":      text(20 << 20),
-		"both kinds in turn, and holes": put(40<<20, map[int][]byte{0: text(70000), 3 << 20: noise(200000), 3<<20 + 200000: text(3 << 20), 30 << 20: noise(1), 40<<20 - 7: noise(7)}),
-		"several L2 tables":             put(1200<<20, map[int][]byte{0: text(100), 512<<20 - 50: text(100), 1100 << 20: noise(clusterSize)}),
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// file returns the path of the disk as a raw image, with holes.
+func (d disk) file(t *testing.T) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk.raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = f.Truncate(d.size)
+	for at, part := range d.parts {
+		_, failed := f.WriteAt(part, at)
+		err = errors.Join(err, failed)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+func whole(b []byte) disk { return disk{int64(len(b)), map[int64][]byte{0: b}} }
+
+// inTurn has both kinds of data, and holes.
+func inTurn() disk {
+	return disk{40 << 20, map[int64][]byte{0: text(70000), 3 << 20: noise(200000), 3<<20 + 200000: text(3 << 20), 30 << 20: noise(1), 40<<20 - 7: noise(7)}}
+}
+
+// disks are the cases, by what they show.
+func disks() map[string]func() disk {
+	return map[string]func() disk{
+		"nothing but zeros":             func() disk { return disk{size: 4 << 20} },
+		"one sector":                    func() disk { return whole(noise(512)) },
+		"an end within a cluster":       func() disk { return whole(text(5*clusterSize + 3*512)) },
+		"what does not compress":        func() disk { return whole(noise(9 << 20)) },
+		"what compresses, densely":      func() disk { return whole(text(20 << 20)) },
+		"both kinds in turn, and holes": inTurn,
+		"several L2 tables": func() disk {
+			return disk{1200 << 20, map[int64][]byte{0: text(100), 512<<20 - 50: text(100), 1100 << 20: noise(clusterSize)}}
+		},
 	}
 }
 
-func write(t *testing.T, disk []byte, workers int) string {
+func write(t *testing.T, d disk, workers int) string {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "disk.qcow2"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var last int64
-	n, err := Write(t.Context(), f, bytes.NewReader(disk), int64(len(disk)), workers, func(done int64) { last = done })
+	n, err := Write(t.Context(), f, d, d.size, workers, func(done int64) { last = done })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,21 +123,18 @@ func write(t *testing.T, disk []byte, workers int) string {
 	if err := errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if info.Size() != n || last != int64(len(disk)) {
-		t.Errorf("the file has %d bytes, Write said %d; progress ended at %d of %d", info.Size(), n, last, len(disk))
+	if info.Size() != n || last != d.size {
+		t.Errorf("the file has %d bytes, Write said %d; progress ended at %d of %d", info.Size(), n, last, d.size)
 	}
 	return f.Name()
 }
 
 func TestQEMUFindsTheDiskInTheImage(t *testing.T) {
-	for name, disk := range disks() {
+	for name, made := range disks() {
 		t.Run(name, func(t *testing.T) {
+			disk := made()
 			image := write(t, disk, 2)
-			raw := filepath.Join(t.TempDir(), "disk.raw")
-			if err := os.WriteFile(raw, disk, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			qemuImg(t, "compare", "-f", "raw", "-F", "qcow2", raw, image)
+			qemuImg(t, "compare", "-f", "raw", "-F", "qcow2", disk.file(t), image)
 			if out := qemuImg(t, "check", image); !bytes.Contains(out, []byte("No errors were found on the image.")) {
 				t.Errorf("qemu-img check: %s", out)
 			}
@@ -109,8 +149,8 @@ func TestQEMUFindsTheDiskInTheImage(t *testing.T) {
 			var info struct {
 				Size int64 `json:"virtual-size"`
 			}
-			if err := json.Unmarshal(qemuImg(t, "info", "--output=json", image), &info); err != nil || info.Size != int64(len(disk)) {
-				t.Errorf("the disk has %d bytes, want %d (%v)", info.Size, len(disk), err)
+			if err := json.Unmarshal(qemuImg(t, "info", "--output=json", image), &info); err != nil || info.Size != disk.size {
+				t.Errorf("the disk has %d bytes, want %d (%v)", info.Size, disk.size, err)
 			}
 			if info := string(qemuImg(t, "info", image)); !strings.Contains(info, "compression type: zstd") || !strings.Contains(info, "refcount bits: 16") {
 				t.Errorf("qemu-img info: %s", info)
@@ -120,7 +160,7 @@ func TestQEMUFindsTheDiskInTheImage(t *testing.T) {
 }
 
 func TestTheNumberOfWorkersDoesNotShow(t *testing.T) {
-	disk := disks()["both kinds in turn, and holes"]
+	disk := inTurn()
 	one, err1 := os.ReadFile(write(t, disk, 1))
 	seven, err2 := os.ReadFile(write(t, disk, 7))
 	if err := errors.Join(err1, err2); err != nil {
@@ -168,7 +208,7 @@ type writerAt func([]byte, int64) (int, error)
 func (w writerAt) WriteAt(p []byte, off int64) (int, error) { return w(p, off) }
 
 func BenchmarkWrite(b *testing.B) {
-	disk := disks()["what compresses, densely"]
+	disk := text(20 << 20)
 	b.SetBytes(int64(len(disk)))
 	for b.Loop() {
 		if _, err := Write(b.Context(), writerAt(func(p []byte, _ int64) (int, error) { return len(p), nil }), bytes.NewReader(disk), int64(len(disk)), 2, nil); err != nil {

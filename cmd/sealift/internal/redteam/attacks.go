@@ -22,8 +22,8 @@ const (
 type Attack struct {
 	Name      string   `json:"name"` // stable
 	What      string   `json:"what"`
-	Reference string   `json:"reference,omitempty"` // where it was seen before
-	Want      []string `json:"want"`                // codes, one of which refuses it
+	Reference string   `json:"reference"` // where it was seen or described, or what it is about
+	Want      []string `json:"want"`      // codes, one of which refuses it
 	// Accepted: it begins with a machine that the service accepts.
 	Accepted bool `json:"accepted"`
 
@@ -97,7 +97,8 @@ func messageAttacks() []Attack {
 	return []Attack{
 		{
 			Name: "quote-replayed", What: "the evidence for an earlier challenge answers a new one",
-			Reference: "kairos-io/kairos#4828", Want: want(attest.CodeQuoteNonce),
+			Reference: "kairos-io/kairos#4828; RFC 9334, 10",
+			Want:      want(attest.CodeQuoteChallenge),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -115,7 +116,9 @@ func messageAttacks() []Attack {
 			},
 		},
 		{
-			Name: "challenge-answered-twice", What: "the same evidence is sent twice", Want: want(attest.CodeChallenge),
+			Name: "challenge-answered-twice", What: "the same evidence is sent twice",
+			Reference: "CWE-294; RFC 9334, 10",
+			Want:      want(attest.CodeChallenge),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -128,7 +131,9 @@ func messageAttacks() []Attack {
 			},
 		},
 		{
-			Name: "challenge-of-another-machine", What: "a machine answers the challenge that another was given", Want: want(attest.CodeChallenge),
+			Name: "challenge-of-another-machine", What: "a machine answers the challenge that another was given",
+			Reference: "CWE-639; CVE-2023-38201 (a registrar's challenge that is bypassed)",
+			Want:      want(attest.CodeChallenge),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				victim, err := l.box(ctx)
 				if err != nil {
@@ -151,7 +156,8 @@ func messageAttacks() []Attack {
 		},
 		{
 			Name: "relayed", What: "a machine in between passes another's evidence on over its own connection",
-			Reference: "Parno, Bootstrapping Trust in a Trusted Platform, HotSec 2008", Want: want(attest.CodeQuoteNonce),
+			Reference: "Parno, Bootstrapping Trust in a Trusted Platform, HotSec 2008; Goldman et al., Linking Remote Attestation to Secure Tunnel Endpoints, STC 2006",
+			Want:      want(attest.CodeQuoteConnection),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -164,13 +170,19 @@ func messageAttacks() []Attack {
 				}
 				defer func() { _ = own.Close() }()
 				return b.attest(ctx, func(x *exchange) error {
-					return b.tpm.QuoteAll(&x.request.Evidence, attest.PurposeUnlock, x.challenge.Nonce, own.Exporter())
+					ev, err := b.tpm.Evidence(b.boot, attest.PurposeUnlock, x.challenge.Nonce, own.Exporter())
+					if err != nil {
+						return err
+					}
+					x.request.Evidence = *ev
+					return nil
 				})
 			},
 		},
 		{
 			Name: "release-replayed-after-reboot", What: "a recorded release is given to the machine again after a restart",
-			Want: []string{codeNoUnseal}, Accepted: true,
+			Reference: "CWE-294; TPM 2.0 Library Part 1: the NULL hierarchy gets another seed with each TPM reset",
+			Want:      []string{codeNoUnseal}, Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, r, err := l.released(ctx)
 				if err != nil {
@@ -178,14 +190,16 @@ func messageAttacks() []Attack {
 				}
 				b.tpm.Reset()
 				b.boot.Measure(b.tpm)
-				if _, err := b.tpm.MakeTransport(make([]byte, 32)); err != nil {
+				if _, err := b.tpm.MakeTransport(make([]byte, 32), make([]byte, 32)); err != nil {
 					return nil, err
 				}
 				return unsealed(b.tpm, r)
 			},
 		},
 		{
-			Name: "release-opened-after-the-cap", What: "the running system has the TPM open its boot's release again", Want: []string{codeNoUnseal}, Accepted: true,
+			Name: "release-opened-after-the-cap", What: "the running system has the TPM open its boot's release again",
+			Reference: "oddlama, Bypassing disk encryption on systems with automatic TPM2 unlock, 2025; TPM 2.0 Library Part 3, 23.7",
+			Want:      []string{codeNoUnseal}, Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, r, err := l.released(ctx)
 				if err != nil {
@@ -199,7 +213,9 @@ func messageAttacks() []Attack {
 			},
 		},
 		{
-			Name: "release-of-another-machine", What: "a release is given to another machine in the same state", Want: []string{codeNoUnseal}, Accepted: true,
+			Name: "release-of-another-machine", What: "a release is given to another machine in the same state",
+			Reference: "Parno, Bootstrapping Trust in a Trusted Platform, HotSec 2008; TPM 2.0 Library Part 3, 13.3",
+			Want:      []string{codeNoUnseal}, Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				_, r, err := l.released(ctx)
 				if err != nil {

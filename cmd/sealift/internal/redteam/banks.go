@@ -22,19 +22,23 @@ func bankAttacks() []Attack {
 	return []Attack{
 		{
 			Name: "bank-hidden", What: "the bank that firmware measures into is said to be off, with the TPM's own list of its banks",
-			Reference: carteBlanche, Want: want(attest.CodeBankHidden),
-			run: sent(hideSHA256, nil),
+			Reference: carteBlanche,
+			Want:      want(attest.CodeBankHidden),
+			run:       sent(hideSHA256, nil),
 		},
 		{
 			Name: "bank-hidden-without-proof", What: "the bank that firmware measures into is said to be off, with nothing but a quote of it that covers no PCR",
-			Reference: carteBlanche, Want: want(attest.CodeBankUnproven),
+			Reference: carteBlanche,
+			Want:      want(attest.CodeBankUnproven),
 			run: sent(hideSHA256, func(x *exchange) error {
 				x.request.Evidence.Banks = nil
 				return nil
 			}),
 		},
 		{
-			Name: "bank-list-altered", What: "a bank is taken out of the TPM's list of its banks", Want: want(attest.CodeBankUnproven),
+			Name: "bank-list-altered", What: "a bank is taken out of the TPM's list of its banks",
+			Reference: carteBlanche + "; TPM 2.0 Library Part 3, 18.5",
+			Want:      want(attest.CodeBankUnproven),
 			run: sent(hideSHA256, func(x *exchange) error {
 				l, err := tpm2.Unmarshal[tpm2.TPMLPCRSelection](x.request.Evidence.Banks.List)
 				if err != nil {
@@ -46,7 +50,9 @@ func bankAttacks() []Attack {
 			}),
 		},
 		{
-			Name: "bank-list-of-another-machine", What: "the list of a TPM on which SHA-256 is off, for the same challenge", Want: want(attest.CodeQuoteSignature),
+			Name: "bank-list-of-another-machine", What: "the list of a TPM on which SHA-256 is off, for the same challenge",
+			Reference: "Parno, Bootstrapping Trust in a Trusted Platform, HotSec 2008",
+			Want:      want(attest.CodeQuoteSignature),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -71,7 +77,9 @@ func bankAttacks() []Attack {
 			},
 		},
 		{
-			Name: "bank-list-replayed", What: "the TPM's list for an earlier challenge, when SHA-256 was off", Want: want(attest.CodeQuoteNonce),
+			Name: "bank-list-replayed", What: "the TPM's list for an earlier challenge, when SHA-256 was off",
+			Reference: carteBlanche + "; RFC 9334, 10",
+			Want:      want(attest.CodeQuoteChallenge),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -96,7 +104,9 @@ func bankAttacks() []Attack {
 			},
 		},
 		{
-			Name: "bank-list-from-before-the-reset", What: "the TPM's list from before a reset, when SHA-256 was off", Want: want(attest.CodeClock),
+			Name: "bank-list-from-before-the-reset", What: "the TPM's list from before a reset, when SHA-256 was off",
+			Reference: carteBlanche + "; TPM 2.0 Library Part 2, 10.11.1",
+			Want:      want(attest.CodeClock),
 			run: sent(func(b *box) error {
 				b.tpm.OnTime = func(now *tpm2.TPMSTimeInfo) { now.ClockInfo.ResetCount-- }
 				b.tpm.OnBanks = func(a *tpm2.TPMSAttest) { a.ClockInfo.ResetCount-- }
@@ -104,7 +114,9 @@ func bankAttacks() []Attack {
 			}, nil),
 		},
 		{
-			Name: "bank-list-from-before-a-restart", What: "the TPM's list from before a restart, which a saved audit session outlives, signed after it", Want: want(attest.CodeClock),
+			Name: "bank-list-from-before-a-restart", What: "the TPM's list from before a restart, which a saved audit session outlives, signed after it",
+			Reference: "CVE-2018-6622 (Han et al., A Bad Dream: Subverting Trusted Platform Module While You Are Sleeping, USENIX Security 2018)",
+			Want:      want(attest.CodeClock),
 			run: sent(func(b *box) error {
 				b.tpm.OnTime = func(now *tpm2.TPMSTimeInfo) { now.ClockInfo.RestartCount-- }
 				return b.bySHA384()
@@ -112,7 +124,8 @@ func bankAttacks() []Attack {
 		},
 		{
 			Name: "bank-turned-off", What: "SHA-256 is turned off, between two boots, on a machine whose firmware measures into nothing else",
-			Reference: carteBlanche, Want: want(attest.CodeBankTurnedOff), Accepted: true,
+			Reference: carteBlanche,
+			Want:      want(attest.CodeBankTurnedOff), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, _, err := l.released(ctx)
 				if err != nil {
@@ -127,12 +140,14 @@ func bankAttacks() []Attack {
 		},
 		{
 			Name: "bank-kept-back", What: "a bank that firmware measures into is kept back beside SHA-256, with the TPM's own list of its banks",
-			Reference: carteBlanche, Want: want(attest.CodeBankHidden),
-			run: sent(keepSHA384, nil),
+			Reference: carteBlanche,
+			Want:      want(attest.CodeBankHidden),
+			run:       sent(keepSHA384, nil),
 		},
 		{
 			Name: "bank-kept-back-without-proof", What: "a bank that firmware measures into is kept back beside SHA-256, with nothing, where the policy wants the TPM's list of its banks",
-			Reference: carteBlanche, Want: want(attest.CodeBankUnproven),
+			Reference: carteBlanche,
+			Want:      want(attest.CodeBankUnproven),
 			run: sent(keepSHA384, func(x *exchange) error {
 				if !x.challenge.ProveBanks {
 					return notRun("the policy of the service does not want the proof: set tpm.proveBanks")

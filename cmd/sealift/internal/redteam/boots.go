@@ -62,27 +62,37 @@ func replaced(content string) func(*papertpm.Measurement) {
 func logAttacks() []Attack {
 	return []Attack{
 		{
-			Name: "log-event-retyped", What: "a boot loader that is measured and logged as an action",
-			Reference: "go-attestation, event log disclosure: the type of an event is not measured", Want: want(attest.CodeEventUnknown, attest.CodeLogStructure),
+			Name: "log-event-retyped", What: "a boot loader that nobody knows is measured, and logged as an action",
+			Reference: "go-attestation, docs/event-log-disclosure.md",
+			Want:      want(attest.CodeEventUnknown),
 			run: sent(measured("boot application", 0, ofType(attest.EventBootApplication), func(m *papertpm.Measurement) {
 				m.Type, m.Data = attest.EventAction, []byte("Calling EFI Application from Boot Option")
 				m.Measured, m.Digests = []byte("a boot loader"), nil
 			}), nil),
 		},
 		{
-			Name: "log-separator-retyped", What: "a separator under another type, so that what follows seems to come before it", Want: want(attest.CodeLogStructure),
+			Name: "log-separator-retyped", What: "a separator under another type, so that what follows seems to come before it",
+			Reference: "go-attestation, docs/event-log-disclosure.md",
+			Want:      want(attest.CodeLogRetyped),
 			run: sent(measured("separator in PCR 4", 0, func(m papertpm.Measurement) bool { return m.PCR == 4 && m.Type == attest.EventSeparator },
 				func(m *papertpm.Measurement) { m.Type = attest.EventIPL }), nil),
 		},
 		{
-			Name: "log-event-deleted", What: "an event that was measured is left out of the log", Want: want(attest.CodeLogReplay),
+			Name: "log-event-deleted", What: "an event that was measured is left out of the log",
+			Reference: "Sailer et al., Design and Implementation of a TCG-based Integrity Measurement Architecture, USENIX Security 2004",
+			Want:      want(attest.CodeLogDeleted),
 			run: sent(logged(func(b *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
-				i, err := b.at("event in PCR 4", 0, inPCR(4))
-				return slices.Delete(events, i, i+1), err
+				i, err := b.at("separator in PCR 4", 0, func(m papertpm.Measurement) bool { return m.PCR == 4 && m.Type == attest.EventSeparator })
+				if err != nil {
+					return nil, err
+				}
+				return slices.Delete(events, i, i+1), nil
 			}), nil),
 		},
 		{
-			Name: "log-events-reordered", What: "two events of a PCR change places", Want: want(attest.CodeLogReplay),
+			Name: "log-events-reordered", What: "two events of a PCR change places",
+			Reference: "google/go-attestation#190; Sailer et al., Design and Implementation of a TCG-based Integrity Measurement Architecture, USENIX Security 2004",
+			Want:      want(attest.CodeLogReordered),
 			run: sent(logged(func(b *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
 				i, err := b.at("event in PCR 7", 0, inPCR(7))
 				if err != nil {
@@ -94,14 +104,18 @@ func logAttacks() []Attack {
 			}), nil),
 		},
 		{
-			Name: "log-event-duplicated", What: "an event is in the log twice", Want: want(attest.CodeLogReplay),
+			Name: "log-event-duplicated", What: "an event is in the log twice",
+			Reference: "Sailer et al., Design and Implementation of a TCG-based Integrity Measurement Architecture, USENIX Security 2004",
+			Want:      want(attest.CodeLogDuplicated),
 			run: sent(logged(func(b *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
 				i, err := b.at("event in PCR 7", 0, inPCR(7))
 				return slices.Insert(events, i, events[i]), err
 			}), nil),
 		},
 		{
-			Name: "variable-measured-twice", What: "a Secure Boot variable is measured twice, the second time with what the policy wants", Want: want(attest.CodeLogStructure),
+			Name: "variable-measured-twice", What: "a Secure Boot variable is measured twice, the second time with what the policy wants",
+			Reference: "go-attestation, docs/event-log-disclosure.md: own events after those of the firmware",
+			Want:      want(attest.CodeLogStructure),
 			run: sent(func(b *box) error {
 				i, err := b.at("variable in PCR 7", 0, ofType(attest.EventVariableConfig))
 				if err != nil {
@@ -112,13 +126,17 @@ func logAttacks() []Attack {
 			}, nil),
 		},
 		{
-			Name: "log-event-appended", What: "an event that was not measured is appended to the log", Want: want(attest.CodeLogReplay),
+			Name: "log-event-appended", What: "an event that was not measured is appended to the log",
+			Reference: "Sailer et al., Design and Implementation of a TCG-based Integrity Measurement Architecture, USENIX Security 2004",
+			Want:      want(attest.CodeLogAdded),
 			run: sent(logged(func(_ *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
-				return append(events, papertpm.Measurement{PCR: 5, Type: attest.EventAction, Data: []byte("Exit Boot Services Invocation")}), nil
+				return append(events, papertpm.Measurement{PCR: 4, Type: attest.EventBootApplication, Data: []byte("device path"), Measured: []byte("a boot loader")}), nil
 			}), nil),
 		},
 		{
-			Name: "event-not-logged", What: "something is measured and not logged", Want: want(attest.CodeLogReplay),
+			Name: "event-not-logged", What: "something is measured and not logged",
+			Reference: "google/go-attestation#498; Kauer, OSLO: Improving the Security of Trusted Computing, USENIX Security 2007",
+			Want:      want(attest.CodeLogReplay),
 			run: sent(func(b *box) error {
 				b.boot.Unlogged = []papertpm.Measurement{{PCR: 4, Type: attest.EventBootApplication, Data: []byte("kexec")}}
 				return nil
@@ -126,20 +144,25 @@ func logAttacks() []Attack {
 		},
 		{
 			Name: "pcr7-log-deleted", What: "all events of PCR 7 are left out of the log",
-			Reference: "go-attestation takes any value of a PCR without events", Want: want(attest.CodeLogReplay),
+			Reference: "google/go-attestation#112: a PCR without events is not compared",
+			Want:      want(attest.CodeLogMissing),
 			run: sent(logged(func(_ *box, events []papertpm.Measurement) ([]papertpm.Measurement, error) {
 				return slices.DeleteFunc(events, inPCR(7)), nil
 			}), nil),
 		},
 		{
-			Name: "pcr7-never-measured", What: "firmware that measures nothing into PCR 7", Want: want(attest.CodeLogStructure),
+			Name: "pcr7-never-measured", What: "firmware that measures nothing into PCR 7",
+			Reference: "CVE-2021-42299 (TPM Carte Blanche); TCG PC Client Platform Firmware Profile, EV_SEPARATOR",
+			Want:      want(attest.CodeLogStructure),
 			run: sent(func(b *box) error {
 				b.boot.Measured = slices.DeleteFunc(slices.Clone(b.boot.Measured), inPCR(7))
 				return nil
 			}, nil),
 		},
 		{
-			Name: "device-path-altered", What: "the device path of a boot application is altered on the way: nobody measured it, but the quote covers the log", Want: want(attest.CodeQuoteNonce),
+			Name: "device-path-altered", What: "the device path of a boot application is altered on the way: nobody measured it, but the quote covers the log",
+			Reference: "go-attestation, docs/event-log-disclosure.md",
+			Want:      want(attest.CodeQuoteEvidence),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -165,14 +188,18 @@ func logAttacks() []Attack {
 			},
 		},
 		{
-			Name: "log-of-another-format", What: "bytes that are no event log", Want: want(attest.CodeLogMalformed),
+			Name: "log-of-another-format", What: "bytes that are no event log",
+			Reference: "TCG PC Client Platform Firmware Profile, Specification ID Version Event",
+			Want:      want(attest.CodeLogMalformed),
 			run: sent(func(b *box) error {
 				b.boot.RawLog = bytes.Repeat([]byte{0xff}, 4096)
 				return nil
 			}, nil),
 		},
 		{
-			Name: "log-of-endless-events", What: "a log whose counts and sizes promise gigabytes", Want: want(attest.CodeLogMalformed),
+			Name: "log-of-endless-events", What: "a log whose counts and sizes promise gigabytes",
+			Reference: "google/go-attestation#486, #490, #500, #513",
+			Want:      want(attest.CodeLogMalformed),
 			run: sent(func(b *box) error {
 				b.boot.RawLog = append(papertpm.EncodeLog(b.boot.Banks, b.boot.Measured), bytes.Repeat([]byte{4, 0, 0, 0, 3, 0, 0, 0x80, 0xff, 0xff, 0xff, 0x7f}, 100)...)
 				return nil
@@ -185,7 +212,9 @@ func logAttacks() []Attack {
 func bootAttacks() []Attack {
 	return []Attack{
 		{
-			Name: "secure-boot-off", What: "Secure Boot is off", Want: want(attest.CodeSecureBootOff),
+			Name: "secure-boot-off", What: "Secure Boot is off",
+			Reference: "UEFI Specification, Secure Boot; TCG PC Client Platform Firmware Profile, PCR 7",
+			Want:      want(attest.CodeSecureBootOff),
 			run: sent(func(b *box) error {
 				name := papertpm.EncodeVariable(papertpm.GlobalGUID(), "SecureBoot", nil)
 				i, err := b.at("variable SecureBoot", 0, func(m papertpm.Measurement) bool {
@@ -201,29 +230,38 @@ func bootAttacks() []Attack {
 			}, nil),
 		},
 		{
-			Name: "old-image", What: "an image that the policy allows no more", Reference: "bitpixie, CVE-2023-21563: an older boot loader with a valid signature", Want: want(attest.CodeImageUnknown, attest.CodeImageDenied),
-			run: sent(measured("boot application", 0, ofType(attest.EventBootApplication), replaced("the image of last year")), nil),
+			Name: "old-image", What: "an image that the policy allows no more",
+			Reference: "bitpixie, CVE-2023-21563: an older boot loader with a valid signature",
+			Want:      want(attest.CodeImageUnknown, attest.CodeImageDenied),
+			run:       sent(measured("boot application", 0, ofType(attest.EventBootApplication), replaced("the image of last year")), nil),
 		},
 		{
 			Name: "root-file-system-planted", What: "a command line that names another dm-verity root hash, for a root file system of the sender's",
-			Reference: "CVE-2026-32606", Want: want(attest.CodeCmdline),
+			Reference: "CVE-2026-32606; oddlama, Bypassing disk encryption on systems with automatic TPM2 unlock, 2025",
+			Want:      want(attest.CodeCmdline),
 			run: sent(measured("event of the load options", 0, func(m papertpm.Measurement) bool { return m.PCR == 9 && m.Type == attest.EventTag }, func(m *papertpm.Measurement) {
 				m.Measured, m.Digests = papertpm.EncodeUTF16("console=ttyS0 sealift.roothash="+string(bytes.Repeat([]byte("e"), 64))), nil
 			}), nil),
 		},
 		{
-			Name: "initrd-swapped", What: "another initrd", Want: want(attest.CodeEventUnknown, attest.CodeSection),
-			run: sent(measured("initrd in PCR 9", 1, func(m papertpm.Measurement) bool { return m.PCR == 9 && m.Type == attest.EventTag }, replaced("another initrd")), nil),
+			Name: "initrd-swapped", What: "another initrd",
+			Reference: "systemd/systemd#12716",
+			Want:      want(attest.CodeEventUnknown, attest.CodeSection),
+			run:       sent(measured("initrd in PCR 9", 1, func(m papertpm.Measurement) bool { return m.PCR == 9 && m.Type == attest.EventTag }, replaced("another initrd")), nil),
 		},
 		{
-			Name: "command-line-from-outside", What: "a command line, credential or addon is given to the stub, which measures it into PCR 12", Want: want(attest.CodePCRNotZero),
+			Name: "command-line-from-outside", What: "a command line, credential or addon is given to the stub, which measures it into PCR 12",
+			Reference: "systemd-stub(7): PCR 12",
+			Want:      want(attest.CodePCRNotZero),
 			run: sent(func(b *box) error {
 				b.boot.Unlogged = []papertpm.Measurement{{PCR: 12, Type: attest.EventIPL, Data: []byte("init=/bin/sh")}}
 				return nil
 			}, nil),
 		},
 		{
-			Name: "option-rom", What: "an option ROM that no policy names", Want: want(attest.CodeEventUnknown),
+			Name: "option-rom", What: "an option ROM that no policy names",
+			Reference: "Hudson, Rudolph, Thunderstrike: EFI firmware bootkits for Apple MacBooks, SYSTOR 2015",
+			Want:      want(attest.CodeEventUnknown),
 			run: sent(func(b *box) error {
 				i, err := b.at("separator in PCR 2", 0, func(m papertpm.Measurement) bool { return m.PCR == 2 && m.Type == attest.EventSeparator })
 				if err != nil {
@@ -235,11 +273,15 @@ func bootAttacks() []Attack {
 			}, nil),
 		},
 		{
-			Name: "firmware-unknown", What: "firmware that is no known build for the model", Want: want(attest.CodeFirmwareUnknown),
-			run: sent(allBlobs, nil),
+			Name: "firmware-unknown", What: "firmware that is no known build for the model",
+			Reference: "ESET, LoJax: First UEFI rootkit found in the wild, 2018",
+			Want:      want(attest.CodeFirmwareUnknown),
+			run:       sent(allBlobs, nil),
 		},
 		{
-			Name: "smbios-lies", What: "SMBIOS names another BIOS version than the one that was measured", Want: want(attest.CodeFirmwareClaim),
+			Name: "smbios-lies", What: "SMBIOS names another BIOS version than the one that was measured",
+			Reference: "Butterworth et al., BIOS Chronomancy: Fixing the Core Root of Trust for Measurement, Black Hat 2013; DSP0134, 7.1",
+			Want:      want(attest.CodeFirmwareClaim),
 			run: sent(func(b *box) error {
 				s, err := attest.ParseSMBIOS(b.boot.SMBIOS)
 				if err != nil {
@@ -250,7 +292,9 @@ func bootAttacks() []Attack {
 			}, nil),
 		},
 		{
-			Name: "capped-pcr", What: "the running system, whose boot was given its secrets and capped, asks again", Want: want(attest.CodePCRCapped),
+			Name: "capped-pcr", What: "the running system, whose boot was given its secrets and capped, asks again",
+			Reference: "oddlama, Bypassing disk encryption on systems with automatic TPM2 unlock, 2025",
+			Want:      want(attest.CodePCRCapped),
 			run: sent(func(b *box) error {
 				b.boot.Unlogged = []papertpm.Measurement{{PCR: 15, Type: attest.EventIPL, Data: []byte("volume key")}}
 				return nil

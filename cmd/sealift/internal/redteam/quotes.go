@@ -33,11 +33,15 @@ func quotes(change func(*tpm2.TPMSQuoteInfo)) func(*box) error {
 func quoteAttacks() []Attack {
 	return []Attack{
 		{
-			Name: "quote-over-no-pcr", What: "a quote that covers no PCR", Reference: "CVE-2022-0317", Want: want(attest.CodeQuoteSelection),
-			run: sent(quotes(func(q *tpm2.TPMSQuoteInfo) { q.PCRSelect = tpm2.TPMLPCRSelection{} }), nil),
+			Name: "quote-over-no-pcr", What: "a quote that covers no PCR",
+			Reference: "CVE-2022-0317",
+			Want:      want(attest.CodeQuoteEmpty),
+			run:       sent(quotes(func(q *tpm2.TPMSQuoteInfo) { q.PCRSelect = tpm2.TPMLPCRSelection{} }), nil),
 		},
 		{
-			Name: "quote-over-other-pcrs", What: "a quote that covers PCR 16 and 23, which software can reset", Reference: "CVE-2024-29039", Want: want(attest.CodeQuoteSelection),
+			Name: "quote-over-other-pcrs", What: "a quote that covers PCR 16 and 23, which software can reset",
+			Reference: "CVE-2024-29039",
+			Want:      want(attest.CodeQuoteSelection),
 			run: sent(quotes(func(q *tpm2.TPMSQuoteInfo) {
 				for i := range q.PCRSelect.PCRSelections {
 					q.PCRSelect.PCRSelections[i].PCRSelect = []byte{0, 0, 0x81}
@@ -45,7 +49,9 @@ func quoteAttacks() []Attack {
 			}), nil),
 		},
 		{
-			Name: "quote-over-fewer-pcrs", What: "a quote that leaves PCR 7 out", Want: want(attest.CodeQuoteSelection),
+			Name: "quote-over-fewer-pcrs", What: "a quote that leaves PCR 7 out",
+			Reference: "CVE-2022-0317",
+			Want:      want(attest.CodeQuoteSelection),
 			run: sent(quotes(func(q *tpm2.TPMSQuoteInfo) {
 				for i := range q.PCRSelect.PCRSelections {
 					q.PCRSelect.PCRSelections[i].PCRSelect[0] &^= 0x80
@@ -53,8 +59,9 @@ func quoteAttacks() []Attack {
 			}), nil),
 		},
 		{
-			Name: "quote-without-magic", What: "signed data that no TPM made, as it does not begin with TPM_GENERATED_VALUE", Reference: "CVE-2024-29038, CVE-2024-29040",
-			Want: want(attest.CodeQuoteFormat),
+			Name: "quote-without-magic", What: "signed data that no TPM made, as it does not begin with TPM_GENERATED_VALUE",
+			Reference: "CVE-2024-29038, CVE-2024-29040",
+			Want:      want(attest.CodeQuoteFormat),
 			run: sent(func(b *box) error {
 				b.tpm.RawQuote = func(q []byte) []byte {
 					q = slices.Clone(q)
@@ -65,7 +72,9 @@ func quoteAttacks() []Attack {
 			}, nil),
 		},
 		{
-			Name: "quote-is-a-certification", What: "a TPM2_CertifyCreation in the place of the quote", Want: want(attest.CodeQuoteFormat),
+			Name: "quote-is-a-certification", What: "a TPM2_CertifyCreation in the place of the quote",
+			Reference: "TPM 2.0 Library Part 2, 10.12.12: the type is part of what is signed",
+			Want:      want(attest.CodeQuoteFormat),
 			run: sent(nil, func(x *exchange) error {
 				for i := range x.request.Evidence.Quotes {
 					q := &x.request.Evidence.Quotes[i]
@@ -75,14 +84,18 @@ func quoteAttacks() []Attack {
 			}),
 		},
 		{
-			Name: "quote-of-an-unrestricted-key", What: "an attestation key that signs anything", Want: want(attest.CodeAKAttributes),
+			Name: "quote-of-an-unrestricted-key", What: "an attestation key that signs anything",
+			Reference: "google/go-attestation#112: TPM2_Sign to fake quotes",
+			Want:      want(attest.CodeAKAttributes),
 			run: sent(func(b *box) error {
 				b.tpm.AKPublic.ObjectAttributes.Restricted = false
 				return nil
 			}, nil),
 		},
 		{
-			Name: "quote-of-another-key", What: "a quote that another key signed", Want: want(attest.CodeQuoteSignature),
+			Name: "quote-of-another-key", What: "a quote that another key signed",
+			Reference: "CVE-2021-3406; TPM 2.0 Library Part 3, 18.4",
+			Want:      want(attest.CodeQuoteSignature),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -100,14 +113,18 @@ func quoteAttacks() []Attack {
 			},
 		},
 		{
-			Name: "sha1-signature", What: "a quote with a SHA-1 signature", Want: want(attest.CodeQuoteFormat),
+			Name: "sha1-signature", What: "a quote with a SHA-1 signature",
+			Reference: "Stevens et al., The first collision for full SHA-1, CRYPTO 2017",
+			Want:      want(attest.CodeQuoteFormat),
 			run: sent(func(b *box) error {
 				b.tpm.SignHash = tpm2.TPMAlgSHA1
 				return nil
 			}, nil),
 		},
 		{
-			Name: "sha1-downgrade", What: "only the SHA-1 bank is quoted", Reference: "a PCR that any one bank replays is taken by some verifiers", Want: want(attest.CodeQuoteMissing),
+			Name: "sha1-downgrade", What: "only the SHA-1 bank is quoted",
+			Reference: "google/go-attestation#112: a PCR counts as verified if one of its values replays",
+			Want:      want(attest.CodeQuoteDowngraded),
 			run: sent(func(b *box) error {
 				b.addBank("sha1")
 				return nil
@@ -118,7 +135,9 @@ func quoteAttacks() []Attack {
 			}),
 		},
 		{
-			Name: "bank-not-quoted", What: "an active bank that the log has is not quoted", Want: want(attest.CodeQuoteMissing),
+			Name: "bank-not-quoted", What: "an active bank that the log has is not quoted",
+			Reference: "CVE-2021-42299 (TPM Carte Blanche)",
+			Want:      want(attest.CodeQuoteMissing),
 			run: sent(func(b *box) error {
 				b.addBank("sha384")
 				return nil
@@ -130,7 +149,8 @@ func quoteAttacks() []Attack {
 		},
 		{
 			Name: "empty-bank", What: "a bank that firmware left empty, and that software fills as it likes",
-			Reference: "CVE-2021-42299 (TPM Carte Blanche)", Want: want(attest.CodeLogReplay, attest.CodeLogStructure, attest.CodeQuoteMissing),
+			Reference: "CVE-2021-42299 (TPM Carte Blanche)",
+			Want:      want(attest.CodeBankEmpty),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -148,7 +168,9 @@ func quoteAttacks() []Attack {
 			},
 		},
 		{
-			Name: "pcr-values-not-quoted", What: "other PCR values beside the quote than it covers", Want: want(attest.CodeQuoteDigest),
+			Name: "pcr-values-not-quoted", What: "other PCR values beside the quote than it covers",
+			Reference: "CVE-2022-0317",
+			Want:      want(attest.CodeQuoteDigest),
 			run: sent(nil, func(x *exchange) error {
 				for _, q := range x.request.Evidence.Quotes {
 					q.PCRs[7][0] ^= 1
@@ -157,28 +179,36 @@ func quoteAttacks() []Attack {
 			}),
 		},
 		{
-			Name: "transport-key-outlives-the-reset", What: "a transport key in the owner hierarchy", Want: want(attest.CodeTransport),
+			Name: "transport-key-outlives-the-reset", What: "a transport key in the owner hierarchy",
+			Reference: "TPM 2.0 Library Part 2, 15.1, and Part 3, 18.3: the parent is part of what is certified",
+			Want:      want(attest.CodeTransport),
 			run: sent(func(b *box) error {
 				b.tpm.OnCreation = func(c *tpm2.TPMSCreationData) { c.ParentName.Buffer = []byte{0x40, 0, 0, 1} }
 				return nil
 			}, nil),
 		},
 		{
-			Name: "transport-key-with-password", What: "a transport key that an authorization value opens in any state", Want: want(attest.CodeTransport),
+			Name: "transport-key-with-password", What: "a transport key that an authorization value opens in any state",
+			Reference: "TPM 2.0 Library Part 2, 8.3.2: userWithAuth",
+			Want:      want(attest.CodeTransport),
 			run: sent(func(b *box) error {
 				b.tpm.OnTransport = func(p *tpm2.TPMTPublic) { p.ObjectAttributes.UserWithAuth = true }
 				return nil
 			}, nil),
 		},
 		{
-			Name: "transport-key-in-software", What: "a transport key whose private half may leave the TPM", Want: want(attest.CodeTransport),
+			Name: "transport-key-in-software", What: "a transport key whose private half may leave the TPM",
+			Reference: "TPM 2.0 Library Part 2, 8.3.2: fixedTPM",
+			Want:      want(attest.CodeTransport),
 			run: sent(func(b *box) error {
 				b.tpm.OnTransport = func(p *tpm2.TPMTPublic) { p.ObjectAttributes.FixedTPM = false }
 				return nil
 			}, nil),
 		},
 		{
-			Name: "transport-key-swapped", What: "a transport key of the sender's own in place of the one that was quoted", Want: want(attest.CodeQuoteNonce, attest.CodeTransport),
+			Name: "transport-key-swapped", What: "a transport key of the sender's own in place of the one that was quoted",
+			Reference: "Goldman et al., Linking Remote Attestation to Secure Tunnel Endpoints, STC 2006",
+			Want:      want(attest.CodeQuoteNonce),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -190,7 +220,7 @@ func quoteAttacks() []Attack {
 				}
 				return b.attest(ctx, func(x *exchange) (err error) {
 					own.boot.Measure(own.tpm)
-					x.request.Evidence.Transport, err = own.tpm.MakeTransport(x.challenge.Nonce)
+					x.request.Evidence.Transport, err = own.tpm.MakeTransport(x.challenge.Nonce, x.session.Exporter())
 					return err
 				})
 			},
@@ -230,7 +260,8 @@ func identityAttacks() []Attack {
 	return []Attack{
 		{
 			Name: "ek-of-another-machine", What: "another machine's endorsement key and certificate, which are public, with an attestation key of the sender's",
-			Reference: "CVE-2021-3406", Want: want(attest.CodeActivation),
+			Reference: "CVE-2021-3406, CVE-2023-38201",
+			Want:      want(attest.CodeActivation),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				victim, err := l.box(ctx)
 				if err != nil {
@@ -245,7 +276,9 @@ func identityAttacks() []Attack {
 			},
 		},
 		{
-			Name: "ek-certificate-of-another-machine", What: "an own endorsement key under another machine's certificate", Reference: "CVE-2025-13609", Want: want(attest.CodeEKMismatch),
+			Name: "ek-certificate-of-another-machine", What: "an own endorsement key under another machine's certificate",
+			Reference: "CVE-2025-13609",
+			Want:      want(attest.CodeEKMismatch),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				victim, err := l.box(ctx)
 				if err != nil {
@@ -260,7 +293,9 @@ func identityAttacks() []Attack {
 			},
 		},
 		{
-			Name: "ak-swapped", What: "evidence of another attestation key than the challenge was made for", Reference: "CVE-2025-49707", Want: want(attest.CodeChallenge),
+			Name: "ak-swapped", What: "evidence of another attestation key than the challenge was made for",
+			Reference: "CVE-2025-49707",
+			Want:      want(attest.CodeChallengeKey),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -283,7 +318,9 @@ func identityAttacks() []Attack {
 			},
 		},
 		{
-			Name: "ak-changed", What: "a known machine comes with another attestation key", Want: want(attest.CodeAKChanged), Accepted: true,
+			Name: "ak-changed", What: "a known machine comes with another attestation key",
+			Reference: "CVE-2025-13609",
+			Want:      want(attest.CodeAKChanged), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, _, err := l.released(ctx)
 				if err != nil {
@@ -300,13 +337,15 @@ func identityAttacks() []Attack {
 			},
 		},
 		{
-			Name: "ek-chain-forged", What: "an endorsement certificate of an authority that only has the trusted one's name", Want: want(attest.CodeEKCertificate),
+			Name: "ek-chain-forged", What: "an endorsement certificate of an authority that only has the trusted one's name and key identifier",
+			Reference: "RFC 5280, 6.1; CVE-2021-3406",
+			Want:      want(attest.CodeEKNotSigned, attest.CodeEKCertificate),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				forger, err := papertpm.NewCA(time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 				if err != nil {
 					return nil, err
 				}
-				forger.Root.RawSubject, forger.Root.Subject = l.ca.Root.RawSubject, l.ca.Root.Subject
+				forger.Root.RawSubject, forger.Root.Subject, forger.Root.SubjectKeyId = l.ca.Root.RawSubject, l.ca.Root.Subject, l.ca.Root.SubjectKeyId
 				b, err := l.box(ctx)
 				if err != nil {
 					return nil, err
@@ -319,7 +358,9 @@ func identityAttacks() []Attack {
 			},
 		},
 		{
-			Name: "ek-certificate-is-an-authority", What: "a certificate that may sign others as endorsement certificate", Want: want(attest.CodeEKCertificate),
+			Name: "ek-certificate-is-an-authority", What: "a certificate that may sign others as endorsement certificate",
+			Reference: "RFC 5280, 4.2.1.9; TCG EK Credential Profile",
+			Want:      want(attest.CodeEKCertificate),
 			run: sent(func(b *box) error {
 				key, ok := b.tpm.EK.(crypto.Signer)
 				if !ok {
@@ -337,14 +378,18 @@ func identityAttacks() []Attack {
 			}, nil),
 		},
 		{
-			Name: "ek-without-certificate", What: "an endorsement key for which nobody vouches", Want: want(attest.CodeEKCertificate),
+			Name: "ek-without-certificate", What: "an endorsement key for which nobody vouches",
+			Reference: "CVE-2021-3406",
+			Want:      want(attest.CodeEKCertificate),
 			run: sent(func(b *box) error {
 				b.tpm.EKCertificates = nil
 				return nil
 			}, nil),
 		},
 		{
-			Name: "software-tpm", What: "a TPM in software where the policy wants hardware", Want: want(attest.CodeTPMClass, attest.CodeEKCertificate),
+			Name: "software-tpm", What: "a TPM in software where the policy wants hardware",
+			Reference: "Berger et al., vTPM: Virtualizing the Trusted Platform Module, USENIX Security 2006",
+			Want:      want(attest.CodeTPMClass, attest.CodeEKCertificate),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.stranger()
 				if err != nil {

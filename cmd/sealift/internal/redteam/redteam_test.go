@@ -139,12 +139,72 @@ func TestAttacksAreDescribed(t *testing.T) {
 			t.Errorf("%s is there twice", a.Name)
 		}
 		names = append(names, a.Name)
-		if a.What == "" || len(a.Want) == 0 || a.run == nil {
+		if a.What == "" || a.Reference == "" || len(a.Want) == 0 || a.run == nil {
 			t.Errorf("%s is not whole", a.Name)
 		}
 		row := "| `" + a.Name + "` | " + a.What + " | `" + strings.Join(a.Want, "` `") + "` | " + a.Reference + " |"
 		if !strings.Contains(string(doc), row) {
 			t.Errorf("docs/attacks.md lacks the row\n%s", row)
 		}
+	}
+}
+
+// Whoever is attacked learns from the code which of these it was.
+func TestAttacksOfDifferentKindsAreToldApart(t *testing.T) {
+	t.Parallel()
+	kinds := []string{
+		"quote-replayed", "release-replayed-after-reboot", "quote-over-no-pcr", "quote-over-other-pcrs", "quote-without-magic", "quote-of-an-unrestricted-key",
+		"sha1-downgrade", "empty-bank", "ak-swapped", "ek-of-another-machine", "ek-chain-forged", "software-tpm", "log-event-retyped", "log-separator-retyped",
+		"log-event-deleted", "log-events-reordered", "log-event-duplicated", "log-event-appended", "pcr7-log-deleted", "device-path-altered", "smbios-lies",
+		"capped-pcr", "relayed", "stolen-disk", "root-file-system-planted", "machine-revoked", "old-image", "two-releases-in-one-boot",
+		"operator-api-from-the-node-network",
+	}
+	by := map[string]string{}
+	for _, a := range Attacks() {
+		if !slices.Contains(kinds, a.Name) {
+			continue
+		}
+		kinds = slices.DeleteFunc(kinds, func(k string) bool { return k == a.Name })
+		for _, c := range a.Want {
+			// It stands in for other codes where the target trusts no authority of the lab's.
+			if c == string(attest.CodeEKCertificate) {
+				continue
+			}
+			if by[c] != "" {
+				t.Errorf("%s refuses both %s and %s", c, by[c], a.Name)
+			}
+			by[c] = a.Name
+		}
+	}
+	if len(kinds) > 0 {
+		t.Errorf("there are no attacks %q", kinds)
+	}
+}
+
+func TestWhyACodeIsSharedIsSaid(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../../../docs/attacks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(doc), "\nThese stay shared:\n")
+	shared := map[string][]string{}
+	for _, a := range Attacks() {
+		for _, c := range a.Want {
+			shared[c] = append(shared[c], a.Name)
+		}
+	}
+	rows := 0
+	for c, names := range shared {
+		if len(names) < 2 {
+			continue
+		}
+		rows++
+		if row := "\n| `" + c + "` | `" + strings.Join(names, "`, `") + "` | "; !strings.Contains(section, row) {
+			t.Errorf("docs/attacks.md lacks the row%s", row)
+		}
+	}
+	if n := strings.Count(section, "\n| `"); n != rows {
+		t.Errorf("docs/attacks.md gives reasons for %d codes, %d are shared", n, rows)
 	}
 }

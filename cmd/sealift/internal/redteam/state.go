@@ -26,7 +26,9 @@ const maxAnswer = 1 << 20
 func stateAttacks() []Attack {
 	return []Attack{
 		{
-			Name: "machine-unknown", What: "a machine that nobody enrolled", Want: want(attest.CodeMachineUnknown, attest.CodeMachinePending),
+			Name: "machine-unknown", What: "a machine that nobody enrolled",
+			Reference: "Parno, Bootstrapping Trust in a Trusted Platform, HotSec 2008",
+			Want:      want(attest.CodeMachineUnknown, attest.CodeMachinePending),
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.stranger()
 				if err != nil {
@@ -36,7 +38,9 @@ func stateAttacks() []Attack {
 			},
 		},
 		{
-			Name: "machine-revoked", What: "a machine that was revoked, in its next boot", Want: want(attest.CodeMachineRevoked), Accepted: true,
+			Name: "machine-revoked", What: "a machine that was revoked, in its next boot",
+			Reference: "Schear et al., Bootstrapping and Maintaining Trust in the Cloud, ACSAC 2016",
+			Want:      want(attest.CodeMachineRevoked), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.revoked(ctx)
 				if err != nil {
@@ -46,7 +50,9 @@ func stateAttacks() []Attack {
 			},
 		},
 		{
-			Name: "machine-revoked-in-between", What: "a machine that was revoked after it was given a challenge", Want: want(attest.CodeMachineRevoked), Accepted: true,
+			Name: "machine-revoked-in-between", What: "a machine that was revoked after it was given a challenge",
+			Reference: "CWE-367",
+			Want:      want(attest.CodeMachineRevoked), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -59,7 +65,9 @@ func stateAttacks() []Attack {
 			},
 		},
 		{
-			Name: "revoked-machine-installed-again", What: "an install record brings a revoked machine back", Want: []string{"conflict"}, Accepted: true,
+			Name: "revoked-machine-installed-again", What: "an install record brings a revoked machine back",
+			Reference: "CVE-2025-13609",
+			Want:      []string{"conflict"}, Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.revoked(ctx)
 				if err != nil {
@@ -77,7 +85,9 @@ func stateAttacks() []Attack {
 			},
 		},
 		{
-			Name: "two-releases-in-one-boot", What: "a machine asks again in the boot in which it was given its secrets", Want: want(attest.CodeReleaseRepeated), Accepted: true,
+			Name: "two-releases-in-one-boot", What: "a machine asks again in the boot in which it was given its secrets",
+			Reference: "CWE-837",
+			Want:      want(attest.CodeReleaseRepeated), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, _, err := l.released(ctx)
 				if err != nil {
@@ -88,7 +98,9 @@ func stateAttacks() []Attack {
 			},
 		},
 		{
-			Name: "two-releases-at-once", What: "a machine asks twice at the same time", Want: want(attest.CodeReleaseRepeated), Accepted: true,
+			Name: "two-releases-at-once", What: "a machine asks twice at the same time",
+			Reference: "CWE-362, CWE-837",
+			Want:      want(attest.CodeReleaseRepeated), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -128,7 +140,9 @@ func stateAttacks() []Attack {
 			},
 		},
 		{
-			Name: "counters-turned-back", What: "a TPM whose reset counter is lower than before: a copied state of a TPM in software", Want: want(attest.CodeClock), Accepted: true,
+			Name: "counters-turned-back", What: "a TPM whose reset counter is lower than before: a copied state of a TPM in software",
+			Reference: "Parno et al., Memoir: Practical State Continuity for Protected Modules, IEEE S&P 2011",
+			Want:      want(attest.CodeClock), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, _, err := l.released(ctx)
 				if err != nil {
@@ -139,7 +153,9 @@ func stateAttacks() []Attack {
 			},
 		},
 		{
-			Name: "tpm-firmware-turned-back", What: "a TPM with an older firmware than before", Want: want(attest.CodeTPMFirmware), Accepted: true,
+			Name: "tpm-firmware-turned-back", What: "a TPM with an older firmware than before",
+			Reference: "CVE-2017-15361 (ROCA), CVE-2025-2884: what an older firmware of the TPM has",
+			Want:      want(attest.CodeTPMFirmware), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, _, err := l.released(ctx)
 				if err != nil {
@@ -151,7 +167,9 @@ func stateAttacks() []Attack {
 			},
 		},
 		{
-			Name: "stolen-disk", What: "a disk in another box than the one it was installed in", Want: want(attest.CodeDiskForeign), Accepted: true,
+			Name: "stolen-disk", What: "a disk in another box than the one it was installed in",
+			Reference: "Microsoft, BitLocker overview: a disk that is moved to another computer",
+			Want:      want(attest.CodeDiskForeign), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				victim, _, err := l.released(ctx)
 				if err != nil {
@@ -166,7 +184,9 @@ func stateAttacks() []Attack {
 			},
 		},
 		{
-			Name: "disk-claimed", What: "a machine says that it booted from another disk than firmware measured", Want: want(attest.CodeDiskForeign),
+			Name: "disk-claimed", What: "a machine says that it booted from another disk than firmware measured",
+			Reference: "TCG PC Client Platform Firmware Profile, EV_EFI_GPT_EVENT",
+			Want:      want(attest.CodeDiskForeign),
 			run: sent(func(b *box) error {
 				b.boot.Disk.GUID = newGUID()
 				return nil
@@ -174,7 +194,8 @@ func stateAttacks() []Attack {
 		},
 		{
 			Name: "state-planted", What: "the state partition with its LUKS2 header is gone, so that a new one would be made or an own one be taken",
-			Reference: "CVE-2025-59054, CVE-2025-58356", Want: want(attest.CodeStateLost), Accepted: true,
+			Reference: "CVE-2025-59054, CVE-2025-58356",
+			Want:      want(attest.CodeStateLost), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.box(ctx)
 				if err != nil {
@@ -218,8 +239,9 @@ func (l *lab) revoked(ctx context.Context) (*box, error) {
 func serviceAttacks() []Attack {
 	return []Attack{
 		{
-			Name: "operator-api-from-the-node-network", What: "the operator API is asked for on the listener of the nodes", Reference: "CVE-2026-1709",
-			Want: []string{codeNoRoute},
+			Name: "operator-api-from-the-node-network", What: "the operator API is asked for on the listener of the nodes",
+			Reference: "CVE-2026-1709",
+			Want:      []string{codeNoRoute},
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				var all []string
 				for _, path := range []string{api.PathMachines, api.PathAudit, api.PathCampaigns, api.PathInstalls} {
@@ -238,7 +260,9 @@ func serviceAttacks() []Attack {
 			},
 		},
 		{
-			Name: "operator-api-without-identity", What: "the operator API is asked without a client certificate or token", Want: []string{codeNoIdentity},
+			Name: "operator-api-without-identity", What: "the operator API is asked without a client certificate or token",
+			Reference: "CVE-2026-1709",
+			Want:      []string{codeNoIdentity},
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				if l.Operators == "" {
 					return nil, notRun("the operator API is not known: give --server")
@@ -256,7 +280,9 @@ func serviceAttacks() []Attack {
 			},
 		},
 		{
-			Name: "release-confirmed-by-a-stranger", What: "a release is confirmed without its transport secret", Want: []string{"confirm-refused"}, Accepted: true,
+			Name: "release-confirmed-by-a-stranger", What: "a release is confirmed without its transport secret",
+			Reference: "CWE-639",
+			Want:      []string{"confirm-refused"}, Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				_, r, err := l.released(ctx)
 				if err != nil {
@@ -273,19 +299,25 @@ func serviceAttacks() []Attack {
 			},
 		},
 		{
-			Name: "evidence-of-megabytes", What: "a body that is larger than any evidence", Want: []string{"too-large"},
+			Name: "evidence-of-megabytes", What: "a body that is larger than any evidence",
+			Reference: "CWE-770",
+			Want:      []string{"too-large"},
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				return l.post(ctx, api.PathEvidence, bytes.Repeat([]byte(" "), api.MaxEvidenceBody+1))
 			},
 		},
 		{
-			Name: "json-bomb", What: "a small body of a million values", Want: []string{"bad-request"},
+			Name: "json-bomb", What: "a small body of a million values",
+			Reference: "CVE-2019-11253",
+			Want:      []string{"bad-request"},
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				return l.post(ctx, api.PathEvidence, []byte(`{"evidence":{"quotes":[`+strings.Repeat("{},", 1<<20)+`{}]}}`))
 			},
 		},
 		{
-			Name: "trailing-bytes", What: "structures of the TPM with bytes behind their end", Want: want(attest.CodeMalformed),
+			Name: "trailing-bytes", What: "structures of the TPM with bytes behind their end",
+			Reference: "CVE-2006-4339",
+			Want:      want(attest.CodeMalformed),
 			run: sent(nil, func(x *exchange) error {
 				for i := range x.request.Evidence.Quotes {
 					x.request.Evidence.Quotes[i].Signature = append(x.request.Evidence.Quotes[i].Signature, 0)
@@ -294,7 +326,9 @@ func serviceAttacks() []Attack {
 			}),
 		},
 		{
-			Name: "noise", What: "random bytes in each field of the evidence", Want: want(attest.CodeMalformed, attest.CodeChallenge),
+			Name: "noise", What: "random bytes in each field of the evidence",
+			Reference: "GHSA-hcm6-rjfh-f25p (go-attestation)",
+			Want:      want(attest.CodeMalformed, attest.CodeChallenge),
 			run: sent(nil, func(x *exchange) error {
 				ev := &x.request.Evidence
 				for _, field := range []*[]byte{
@@ -309,7 +343,9 @@ func serviceAttacks() []Attack {
 			}),
 		},
 		{
-			Name: "key-that-is-no-key", What: "a challenge for an endorsement key whose point is not on its curve", Want: []string{"bad-request"},
+			Name: "key-that-is-no-key", What: "a challenge for an endorsement key whose point is not on its curve",
+			Reference: "CVE-2015-7940",
+			Want:      []string{"bad-request"},
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, err := l.stranger()
 				if err != nil {
