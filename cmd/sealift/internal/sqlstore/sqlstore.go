@@ -258,11 +258,33 @@ func build(ctx context.Context, path string, fill func(temp string) error) (err 
 	if err := fill(temp); err != nil {
 		return err
 	}
+	if err := checkpoint(ctx, temp); err != nil {
+		return err
+	}
 	// Unlike a rename, a link does not replace what came meanwhile.
 	if err := os.Link(temp, path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// checkpoint moves what is in the write-ahead log into the file itself. Closing
+// the last connection does so too, but says nothing if there is no room for it.
+func checkpoint(ctx context.Context, path string) (err error) {
+	db, err := sql.Open("sqlite", dsn(path))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	db.SetMaxOpenConns(1)
+	var busy, frames, moved int64
+	if err := db.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &frames, &moved); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	if busy != 0 || frames != moved {
+		return fmt.Errorf("checkpoint: %d of %d pages moved, busy %d", moved, frames, busy)
+	}
+	return nil
 }
 
 func removeIfThere(path string) error {
@@ -281,8 +303,7 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// initialise writes the schema into an empty file. Closing the last connection
-// checkpoints the write-ahead log and removes it, so the file is whole.
+// initialise writes the schema into an empty file.
 func initialise(ctx context.Context, path string) (err error) {
 	db, err := sql.Open("sqlite", dsn(path))
 	if err != nil {
