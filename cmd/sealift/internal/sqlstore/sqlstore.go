@@ -233,11 +233,20 @@ func Fill(ctx context.Context, path string, records iter.Seq2[server.Record, err
 	return nil
 }
 
+// errOldLog: beside the name there is what SQLite would take for the log of the
+// database of that name, and write into it.
+var errOldLog = errors.New("there is the log of a database that is not there: put the database back, or move the log away if another store is wanted")
+
 // build makes a database, has fill put into it what belongs there, and gives it
 // its name.
 func build(ctx context.Context, path string, fill func(temp string) error) (err error) {
 	if _, err := os.Lstat(path); err == nil {
 		return fs.ErrExist
+	}
+	for _, suffix := range []string{"-wal", "-journal"} {
+		if _, err := os.Lstat(path + suffix); !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(fmt.Errorf("%s: %w", path+suffix, errOldLog), err)
+		}
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*") // mode 0600
 	if err != nil {
