@@ -180,6 +180,7 @@ type Store struct {
 	read  *sql.DB     // sees what was committed last
 	write *sql.DB     // one connection, used by the writer only
 	tx    *tx         // on that connection; of the writer, nil if there is none
+	known line        // of the tx that was there before
 
 	prepared sync.Map // query to *sql.Stmt of read
 
@@ -519,6 +520,7 @@ func (s *Store) commit(batch []*pending) {
 	}
 	if err != nil {
 		if s.tx != nil {
+			s.known = s.tx.known
 			err = errors.Join(err, s.tx.discard())
 			s.tx = nil
 		}
@@ -535,7 +537,7 @@ func (s *Store) commit(batch []*pending) {
 
 func (s *Store) transact(ctx context.Context, batch []*pending, results []error) (err error) {
 	if s.tx == nil {
-		if s.tx, err = newTx(ctx, s.write); err != nil {
+		if s.tx, err = newTx(ctx, s.write, s.known); err != nil {
 			return err
 		}
 	}
