@@ -508,11 +508,43 @@ func TestADatabaseThatWentBackIsNotWritten(t *testing.T) {
 	// As after a failover to a standby that had not everything yet.
 	pg.SQL(t, nameOf(dsn), `WITH gone AS (DELETE FROM sealift.audit WHERE seq = 3)
 		UPDATE sealift.head SET seq = 2, hash = (SELECT decode(convert_from(line, 'UTF8')::json->>'hash', 'hex') FROM sealift.audit WHERE seq = 2)`)
-	if err := s.Commit(t.Context(), logged("more")); err == nil || !strings.Contains(err.Error(), "went back") {
-		t.Errorf("got %v, want an error that says that the log went back", err)
+	wantWentBack := func() {
+		t.Helper()
+		if err := s.Commit(t.Context(), logged("more")); err == nil || !strings.Contains(err.Error(), "went back") {
+			t.Errorf("got %v, want an error that says that the log went back", err)
+		}
 	}
+	wantWentBack()
 	if got := entries(t, s); len(got) != 2 {
 		t.Errorf("%d audit entries, want 2", len(got))
+	}
+	// A replica that was started since makes the log as long again, and longer.
+	other := open(t, dsn)
+	for i := range 2 {
+		if err := other.Commit(t.Context(), logged(fmt.Sprint("other ", i))); err != nil {
+			t.Fatal(err)
+		}
+		wantWentBack()
+	}
+	if err := other.Commit(t.Context(), logged("more")); err != nil {
+		t.Error(err)
+	}
+}
+
+// A replica of an earlier version is left running when another brings the tables
+// to its own.
+func TestTablesOfALaterVersionAreNotWritten(t *testing.T) {
+	pg := pgtest.Start(t)
+	dsn := pg.Database(t)
+	s := open(t, dsn)
+	if err := s.Commit(t.Context(), logged("first")); err != nil {
+		t.Fatal(err)
+	}
+	pg.SQL(t, nameOf(dsn), "UPDATE sealift.version SET version = version + 1")
+	for _, c := range []*server.Change{logged("more"), {Evidence: []byte("evidence")}} {
+		if err := s.Commit(t.Context(), c); !errors.Is(err, errVersion) {
+			t.Errorf("got %v, want %v", err, errVersion)
+		}
 	}
 }
 
