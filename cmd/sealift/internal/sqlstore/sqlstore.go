@@ -524,10 +524,10 @@ func (s *Store) commit(batch []*pending) {
 			err = errors.Join(err, s.tx.discard())
 			s.tx = nil
 		}
+		// Also of those that failed by themselves: what they met may have been of
+		// this transaction, and is not there.
 		for i := range results {
-			if results[i] == nil {
-				results[i] = fmt.Errorf("database %s: %w", s.path, err)
-			}
+			results[i] = fmt.Errorf("database %s: %w", s.path, err)
 		}
 	}
 	for i, p := range batch {

@@ -468,3 +468,35 @@ func BenchmarkReleases(b *testing.B) {
 		}
 	})
 }
+
+// What a change met in a transaction that was lost then is no answer: what was in
+// its way is not there.
+func TestALostTransactionAnswersNobody(t *testing.T) {
+	s := create(t)
+	pendings := make([]*pending, 3)
+	first, second := release("a"), release("b") // of one boot
+	for i, do := range []func(context.Context, *tx) error{
+		func(ctx context.Context, tx *tx) error { return putRelease(ctx, tx, first, "{}") },
+		func(ctx context.Context, tx *tx) error { return putRelease(ctx, tx, second, "{}") },
+		func(ctx context.Context, tx *tx) error {
+			_, err := tx.exec(ctx, "ROLLBACK") // as SQLite does it by itself, for want of room
+			return err
+		},
+	} {
+		pendings[i] = &pending{ctx: t.Context(), do: do, result: make(chan error, 1)}
+	}
+	// The writer has nothing to do meanwhile.
+	s.commit(pendings)
+	for i, p := range pendings {
+		if err := <-p.result; err == nil || errors.Is(err, server.ErrReleased) {
+			t.Errorf("%d: got %v, want that nothing is known", i, err)
+		}
+	}
+	if err := s.Commit(t.Context(), &server.Change{Release: second}); err != nil {
+		t.Errorf("the next: %v", err)
+	}
+}
+
+func release(id string) *server.Release {
+	return &server.Release{ID: id, Machine: attest.MachineID{1}, ResetCount: 1}
+}
