@@ -578,7 +578,7 @@ func (s *Store) plainly(ctx context.Context, batch []*pending, results []error) 
 		if failed := p.do(ctx, s.tx); failed != nil {
 			// SQLite itself may have given up the transaction, for want of room.
 			if err := s.tx.rollback(ctx); err != nil {
-				return false, errors.Join(failed, err)
+				return false, fmt.Errorf("%w, after: %v", err, failed) // which is no answer any more
 			}
 			clear(results)
 			return false, nil

@@ -472,28 +472,41 @@ func BenchmarkReleases(b *testing.B) {
 // What a change met in a transaction that was lost then is no answer: what was in
 // its way is not there.
 func TestALostTransactionAnswersNobody(t *testing.T) {
-	s := create(t)
-	pendings := make([]*pending, 3)
 	first, second := release("a"), release("b") // of one boot
-	for i, do := range []func(context.Context, *tx) error{
-		func(ctx context.Context, tx *tx) error { return putRelease(ctx, tx, first, "{}") },
-		func(ctx context.Context, tx *tx) error { return putRelease(ctx, tx, second, "{}") },
-		func(ctx context.Context, tx *tx) error {
-			_, err := tx.exec(ctx, "ROLLBACK") // as SQLite does it by itself, for want of room
-			return err
-		},
-	} {
-		pendings[i] = &pending{ctx: t.Context(), do: do, result: make(chan error, 1)}
+	put := func(r *server.Release) func(context.Context, *tx) error {
+		return func(ctx context.Context, tx *tx) error { return putRelease(ctx, tx, r, "{}") }
 	}
-	// The writer has nothing to do meanwhile.
-	s.commit(pendings)
-	for i, p := range pendings {
-		if err := <-p.result; err == nil || errors.Is(err, server.ErrReleased) {
-			t.Errorf("%d: got %v, want that nothing is known", i, err)
+	// As SQLite does it by itself, for want of room.
+	undone := func(then error) func(context.Context, *tx) error {
+		return func(ctx context.Context, tx *tx) error {
+			_, err := tx.exec(ctx, "ROLLBACK")
+			return errors.Join(err, then)
 		}
 	}
-	if err := s.Commit(t.Context(), &server.Change{Release: second}); err != nil {
-		t.Errorf("the next: %v", err)
+	for name, last := range map[string]error{"the last is as good": nil, "the last fails": server.ErrReleased} {
+		for _, again := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, again %t", name, again), func(t *testing.T) {
+				s := create(t)
+				var batch []*pending
+				for _, do := range []func(context.Context, *tx) error{put(first), put(second), undone(last)} {
+					if again {
+						// All is made again in savepoints if one fails: here the first.
+						batch = append(batch, &pending{ctx: t.Context(), do: undone(last), again: true, result: make(chan error, 1)})
+						break
+					}
+					batch = append(batch, &pending{ctx: t.Context(), do: do, result: make(chan error, 1)})
+				}
+				s.commit(batch) // the writer has nothing to do meanwhile
+				for i, p := range batch {
+					if err := <-p.result; err == nil || errors.Is(err, server.ErrReleased) {
+						t.Errorf("%d: got %v, want that nothing is known", i, err)
+					}
+				}
+				if err := s.Commit(t.Context(), &server.Change{Release: second}); err != nil {
+					t.Errorf("the next: %v", err)
+				}
+			})
+		}
 	}
 }
 

@@ -166,7 +166,7 @@ func (t *tx) savepoint(ctx context.Context, do func(context.Context, *tx) error)
 		t.head, t.last = head, last
 		t.parts.Drop()
 		if _, err := t.exec(ctx, "ROLLBACK TO one"); err != nil {
-			return result, fmt.Errorf("roll back: %w", errors.Join(err, result))
+			return result, fmt.Errorf("roll back: %w, after: %v", err, result)
 		}
 	}
 	if _, err := t.exec(ctx, "RELEASE one"); err != nil {
