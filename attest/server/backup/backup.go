@@ -149,6 +149,15 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 	err = dump(func(r server.Record) error {
 		m.Count.add(r)
 		l := new(line)
+		// What Load refuses, or a Reader, must show before the backup is needed.
+		switch {
+		case r.Machine != nil && r.Machine.Revision < 1:
+			return fmt.Errorf("machine %s: altered, its revision is %d", r.Machine.ID, r.Machine.Revision)
+		case r.Document != nil && r.Document.Revision < 1:
+			return fmt.Errorf("%s %s: altered, its revision is %d", r.Document.Kind, r.Document.Name, r.Document.Revision)
+		case r.Evidence != nil && len(r.Evidence) == 0:
+			return errors.New("altered: evidence of nothing")
+		}
 		switch {
 		case r.Machine != nil:
 			l.Machine, l.Revision = r.Machine, r.Machine.Revision
@@ -180,6 +189,8 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 				return err
 			}
 			l.Entry = b[:len(b)-1]
+		default:
+			return errors.New("a record of nothing")
 		}
 		return put(l)
 	})

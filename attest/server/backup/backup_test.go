@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
@@ -263,29 +262,18 @@ func FuzzReader(f *testing.F) {
 // A backup that nobody can restore is found when it is made: whoever can write to
 // the database, or a disk that fails, could see to it otherwise.
 func TestWhatCannotBeRestoredIsNotBackedUp(t *testing.T) {
-	m := func(id byte, name, disk string, revision int64) server.Record {
-		return server.Record{Machine: &server.Machine{Machine: api.Machine{ID: attest.MachineID{id}, NodeName: name, DiskGUID: disk}, Revision: revision}}
+	m := func(revision int64) server.Record {
+		return server.Record{Machine: &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n"}, Revision: revision}}
 	}
-	r := func(id string, machine byte, reset uint32) server.Record {
-		return server.Record{Release: &server.Release{ID: id, Machine: attest.MachineID{machine}, ResetCount: reset}}
-	}
-	d := func(name string, revision int64) server.Record {
-		return server.Record{Document: &server.Document{Kind: "k", Name: name, Revision: revision, Body: []byte("{}")}}
+	d := func(revision int64) server.Record {
+		return server.Record{Document: &server.Document{Kind: "k", Name: "n", Revision: revision, Body: []byte("{}")}}
 	}
 	for name, records := range map[string][]server.Record{
 		"evidence of nothing":         {{Evidence: []byte{}}},
 		"a record of nothing":         {{}},
-		"a machine without revision":  {m(1, "a", "", 0)},
-		"a negative revision":         {m(1, "a", "", -1)},
-		"a machine twice":             {m(1, "a", "", 1), m(1, "b", "", 1)},
-		"a node name twice":           {m(1, "a", "", 1), m(2, "a", "", 1)},
-		"a disk twice":                {m(1, "a", "d", 1), m(2, "b", "d", 1)},
-		"a release twice":             {r("r", 1, 1), r("r", 1, 2)},
-		"two releases of a boot":      {r("r", 1, 1), r("s", 1, 1)},
-		"a document without revision": {d("n", 0)},
-		"a document twice":            {d("n", 1), d("n", 2)},
-		"evidence twice":              {{Evidence: []byte("e")}, {Evidence: []byte("e")}},
-		"evidence pruned and there":   {{Evidence: []byte("e")}, {Pruned: &server.PrunedEvidence{Digest: sha256.Sum256([]byte("e"))}}},
+		"a machine without revision":  {m(0)},
+		"a negative revision":         {m(-1)},
+		"a document without revision": {d(0)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Write(io.Discard, newKey(t), Manifest{}, func(each func(server.Record) error) error {
@@ -300,14 +288,5 @@ func TestWhatCannotBeRestoredIsNotBackedUp(t *testing.T) {
 				t.Error("no error")
 			}
 		})
-	}
-	if _, err := Write(io.Discard, newKey(t), Manifest{}, func(each func(server.Record) error) error {
-		var err error
-		for _, rec := range []server.Record{m(1, "a", "", 1), m(2, "b", "", 1), m(3, "c", "d", 2), r("r", 1, 1), r("s", 1, 2), r("t", 2, 1), d("n", 1), d("o", 1), {Evidence: []byte("e")}, {Evidence: []byte("f")}} {
-			err = errors.Join(err, each(rec))
-		}
-		return err
-	}); err != nil {
-		t.Error(err)
 	}
 }

@@ -289,6 +289,39 @@ func TestAPartThatIsLostOrAlteredIsFound(t *testing.T) {
 	}
 }
 
+// A row whose columns and record say two things makes a backup that cannot be
+// restored: names that are unique in the columns may not be so in the records.
+func TestARowThatContradictsItsRecordIsNotDumped(t *testing.T) {
+	pg := pgtest.Start(t)
+	for name, query := range map[string]string{
+		"a node name":        "UPDATE sealift.machine SET node_name = 'x'",
+		"a disk":             "UPDATE sealift.machine SET disk_guid = NULL",
+		"a machine's id":     "UPDATE sealift.machine SET id = 'x'",
+		"a release's id":     "UPDATE sealift.release SET id = 'x'",
+		"another machine's":  "UPDATE sealift.release SET machine = 'x'",
+		"another generation": "UPDATE sealift.release SET generation = 8",
+		"another reset":      "UPDATE sealift.release SET reset_count = 8",
+		"another restart":    "UPDATE sealift.release SET restart_count = 8",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dsn := pg.Database(t)
+			s := open(t, dsn)
+			m := &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n", DiskGUID: "d"}}
+			if err := s.Commit(t.Context(), &server.Change{Machine: m, Release: &server.Release{ID: "r", Machine: m.ID, ResetCount: 1}}); err != nil {
+				t.Fatal(err)
+			}
+			dump := func() error { return s.Dump(t.Context(), func(server.Record) error { return nil }) }
+			if err := dump(); err != nil {
+				t.Fatal(err)
+			}
+			pg.SQL(t, nameOf(dsn), query)
+			if err := dump(); err == nil || !strings.Contains(err.Error(), "altered") {
+				t.Errorf("got %v, want an error that says that it was altered", err)
+			}
+		})
+	}
+}
+
 // nameOf returns the name of the database of a DSN.
 func nameOf(dsn string) string {
 	u, err := url.Parse(dsn)

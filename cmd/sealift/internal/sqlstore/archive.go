@@ -43,17 +43,31 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) (err e
 		what, query string
 		scan        func(*sql.Rows) (server.Record, error)
 	}{
-		{"machines", "SELECT revision, body FROM machine ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
-			rec.Machine, err = scanMachine(r)
+		// What is unique is unique by the columns: a record that says something else
+		// could make a backup that cannot be restored.
+		{"machines", "SELECT revision, body, id, node_name, coalesce(disk_guid, '') FROM machine ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
+			var id []byte
+			var name, disk string
+			m, err := scanMachine(r, &id, &name, &disk)
+			if err == nil && (!bytes.Equal(id, m.ID[:]) || name != m.NodeName || disk != m.DiskGUID) {
+				err = fmt.Errorf("machine %x: altered, its record is of machine %s, node %q, disk %q, its row of node %q, disk %q", id, m.ID, m.NodeName, m.DiskGUID, name, disk)
+			}
+			rec.Machine = m
 			return rec, err
 		}},
-		{"releases", "SELECT body FROM release ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
+		{"releases", "SELECT body, id, machine, generation, reset_count, restart_count FROM release ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
 			var body string
-			if err := r.Scan(&body); err != nil {
+			var row server.Release
+			var machine []byte
+			if err := r.Scan(&body, &row.ID, &machine, &row.Generation, &row.ResetCount, &row.RestartCount); err != nil {
 				return rec, err
 			}
 			rec.Release = new(server.Release)
-			return rec, json.Unmarshal([]byte(body), rec.Release)
+			err = json.Unmarshal([]byte(body), rec.Release)
+			if rel := rec.Release; err == nil && (rel.ID != row.ID || !bytes.Equal(machine, rel.Machine[:]) || rel.Generation != row.Generation || rel.ResetCount != row.ResetCount || rel.RestartCount != row.RestartCount) {
+				err = fmt.Errorf("release %s: altered, its record is not of the boot that its row names", row.ID)
+			}
+			return rec, err
 		}},
 		{"documents", "SELECT kind, name, revision, body FROM document ORDER BY kind, name", func(r *sql.Rows) (rec server.Record, err error) {
 			d := new(server.Document)

@@ -218,6 +218,37 @@ func TestAnAlteredRowIsFound(t *testing.T) {
 	}
 }
 
+// A row whose columns and record say two things makes a backup that cannot be
+// restored: names that are unique in the columns may not be so in the records.
+func TestARowThatContradictsItsRecordIsNotDumped(t *testing.T) {
+	for name, query := range map[string]string{
+		"a node name":        "UPDATE machine SET node_name = 'x'",
+		"a disk":             "UPDATE machine SET disk_guid = NULL",
+		"a machine's id":     "UPDATE machine SET id = x'78'",
+		"a release's id":     "UPDATE release SET id = 'x'",
+		"another machine's":  "UPDATE release SET machine = x'78'",
+		"another generation": "UPDATE release SET generation = 8",
+		"another reset":      "UPDATE release SET reset_count = 8",
+		"another restart":    "UPDATE release SET restart_count = 8",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := create(t)
+			m := &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n", DiskGUID: "d"}}
+			if err := s.Commit(t.Context(), &server.Change{Machine: m, Release: &server.Release{ID: "r", Machine: m.ID, ResetCount: 1}}); err != nil {
+				t.Fatal(err)
+			}
+			dump := func() error { return s.Dump(t.Context(), func(server.Record) error { return nil }) }
+			if err := dump(); err != nil {
+				t.Fatal(err)
+			}
+			tamper(t, s, query)
+			if err := dump(); err == nil || !strings.Contains(err.Error(), "altered") {
+				t.Errorf("got %v, want an error that says that it was altered", err)
+			}
+		})
+	}
+}
+
 // TestAFileOfAnEarlierSchemaIsBroughtToOurs makes a file of each version: the
 // fifth had machines and releases without rowids, the third had challenges, the second
 // no parts of evidence either, and in the first campaigns had a table of their own,

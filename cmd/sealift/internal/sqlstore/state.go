@@ -32,11 +32,11 @@ func (s *Store) Machine(ctx context.Context, id attest.MachineID) (*server.Machi
 	return m, nil
 }
 
-// scanMachine reads a row of revision and body.
-func scanMachine(row interface{ Scan(...any) error }) (*server.Machine, error) {
+// scanMachine reads a row of revision, body, and more.
+func scanMachine(row interface{ Scan(...any) error }, more ...any) (*server.Machine, error) {
 	var revision int64
 	var body string
-	if err := row.Scan(&revision, &body); err != nil {
+	if err := row.Scan(append([]any{&revision, &body}, more...)...); err != nil {
 		return nil, err
 	}
 	m := new(server.Machine)
