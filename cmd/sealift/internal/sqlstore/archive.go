@@ -135,7 +135,7 @@ func dumpPart(ctx context.Context, conn *sql.Conn, query string, scan func(*sql.
 
 // Load implements server.Archive. It is one transaction.
 func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error]) error {
-	return s.submit(ctx, func(ctx context.Context, tx *tx) error {
+	return s.submit(ctx, false, func(ctx context.Context, tx *tx) error {
 		var used bool
 		if err := tx.get(ctx, &used, `SELECT EXISTS (SELECT 1 FROM machine) OR EXISTS (SELECT 1 FROM release) OR
 			EXISTS (SELECT 1 FROM document) OR EXISTS (SELECT 1 FROM evidence) OR EXISTS (SELECT 1 FROM audit)`); err != nil {

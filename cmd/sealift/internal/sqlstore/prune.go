@@ -99,7 +99,7 @@ func (s *Store) IndexEvidence(ctx context.Context, limit int) (n int, err error)
 	if err != nil || len(rows) == 0 {
 		return 0, err
 	}
-	err = s.submit(ctx, func(ctx context.Context, tx *tx) error {
+	err = s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
 		for _, f := range rows {
 			if _, err := tx.exec(ctx, "UPDATE evidence SET machine = ?, received = ? WHERE digest = ? AND received IS NULL", f.about.machine, f.about.received, f.digest); err != nil {
 				return fmt.Errorf("note when evidence %x was received: %w", f.digest, err)
@@ -203,9 +203,11 @@ func (s *Store) OldEvidence(ctx context.Context, before time.Time, after *server
 
 // Prune implements server.Pruner.
 func (s *Store) Prune(ctx context.Context, refs []server.EvidenceRef, entry func([]server.EvidenceRef) audit.Event) (gone []server.EvidenceRef, err error) {
-	err = s.submit(ctx, func(ctx context.Context, tx *tx) error {
+	err = s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
+		gone = nil
 		n := newNeeding(func(query string, arg []byte) ([]string, error) { return tx.texts(ctx, query, arg) })
 		for _, ref := range refs {
+			var err error
 			if ref.Needed, err = n.need(&ref); err != nil {
 				return err
 			}
@@ -272,7 +274,7 @@ const compactPage = 256
 // become, the parts that they refer to.
 func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int64) error) error {
 	var before int64
-	err := s.submit(ctx, func(ctx context.Context, tx *tx) error {
+	err := s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
 		err := tx.get(ctx, &before, `SELECT coalesce((SELECT epoch FROM evidence INDEXED BY evidence_received
 			WHERE pruned IS NULL AND received >= 0 AND received >= ? ORDER BY received, digest LIMIT 1), (SELECT epoch + 1 FROM epoch))`, since.UnixNano())
 		if err == nil {
@@ -330,7 +332,8 @@ func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int
 		}
 		last = rows[len(rows)-1].at
 		n, bytes := 0, int64(0)
-		err = s.submit(ctx, func(ctx context.Context, tx *tx) error {
+		err = s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
+			n, bytes = 0, 0
 			for _, p := range rows {
 				if _, ok := used[manifest.SHA256(p.digest)]; ok {
 					continue

@@ -464,9 +464,10 @@ func (s *Store) Close() error {
 
 // submit has the writer run do, and waits until that is durable or failed. It
 // waits even if ctx ends, because do may refer to the caller's memory; ctx only
-// keeps a write from starting.
-func (s *Store) submit(ctx context.Context, do func(context.Context, *tx) error) error {
-	return s.await(&pending{ctx: ctx, do: do, result: make(chan error, 1)})
+// keeps a write from starting. again: do may be called once more after its work
+// was undone.
+func (s *Store) submit(ctx context.Context, again bool, do func(context.Context, *tx) error) error {
+	return s.await(&pending{ctx: ctx, do: do, again: again, result: make(chan error, 1)})
 }
 
 func (s *Store) await(p *pending) error {

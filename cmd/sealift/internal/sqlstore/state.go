@@ -140,7 +140,7 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 	if c.Evidence != nil {
 		ev = newEvidence(c.Evidence)
 	}
-	return s.await(&pending{ctx: ctx, again: true, result: make(chan error, 1), do: func(ctx context.Context, tx *tx) error {
+	return s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
 		if c.Machine != nil {
 			if err := putMachine(ctx, tx, c.Machine, machine); err != nil {
 				return fmt.Errorf("store machine %s: %w", c.Machine.ID, err)
@@ -167,7 +167,7 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 			}
 		}
 		return tx.appendAudit(ctx, c.Events)
-	}})
+	})
 }
 
 // encoded returns v as JSON, or nothing for nothing.
