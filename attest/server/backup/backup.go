@@ -118,6 +118,10 @@ func preAuth(payload []byte) []byte {
 	return fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(manifestType), manifestType, len(payload), payload)
 }
 
+// ErrDamaged: evidence was altered, or a part of it is lost. It is not backed up
+// under our signature.
+var ErrDamaged = errors.New("altered")
+
 // Write writes what dump gives to w and signs it with key, ECDSA P-256. m has
 // Taken and Program; Write returns it with the rest.
 func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(server.Record) error) error) (*Manifest, error) {
@@ -189,6 +193,8 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 				return err
 			}
 			l.Entry = b[:len(b)-1]
+		case r.Damaged != nil:
+			return fmt.Errorf("evidence %s is not as it was stored: %w", r.Damaged, ErrDamaged)
 		default:
 			return errors.New("a record of nothing")
 		}

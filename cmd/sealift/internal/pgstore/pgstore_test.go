@@ -23,6 +23,7 @@ import (
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/cmd/sealift/internal/pgtest"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 func open(t testing.TB, dsn string) *Store {
@@ -272,19 +273,21 @@ func TestAPartThatIsLostOrAlteredIsFound(t *testing.T) {
 	for name, query := range map[string]string{
 		"altered": "UPDATE sealift.evidence_part SET body = 'x'",
 		"lost":    "DELETE FROM sealift.evidence_part",
-		"row":     "UPDATE sealift.evidence SET body = decode('01ff', 'hex')",
+		"row":     "UPDATE sealift.evidence SET body = decode('01ff', 'hex') WHERE octet_length(body) > 5",
 	} {
 		dsn := pg.Database(t)
 		s := open(t, dsn)
-		if err := s.Commit(t.Context(), &server.Change{Evidence: body}); err != nil {
-			t.Fatal(err)
+		for _, b := range [][]byte{body, []byte("whole")} {
+			if err := s.Commit(t.Context(), &server.Change{Evidence: b}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		pg.SQL(t, nameOf(dsn), query)
 		if got, err := s.Evidence(t.Context(), sha256.Sum256(body)); err == nil || errors.Is(err, server.ErrNotFound) {
 			t.Errorf("%s: got %d bytes, %v", name, len(got), err)
 		}
-		if err := s.Dump(t.Context(), func(server.Record) error { return nil }); err == nil {
-			t.Errorf("%s: it was dumped", name)
+		if got := damaged(t, s); len(got) != 1 || got[0] != sha256.Sum256(body) {
+			t.Errorf("%s: dumped as damaged: %v", name, got)
 		}
 	}
 }
@@ -320,6 +323,26 @@ func TestARowThatContradictsItsRecordIsNotDumped(t *testing.T) {
 			}
 		})
 	}
+}
+
+// damaged returns what a dump says of evidence that is not as it was stored. The
+// rest of it must be there: the evidence "whole".
+func damaged(t *testing.T, s server.Archive) (all []manifest.SHA256) {
+	t.Helper()
+	whole := false
+	if err := s.Dump(t.Context(), func(r server.Record) error {
+		if r.Damaged != nil {
+			all = append(all, *r.Damaged)
+		}
+		whole = whole || string(r.Evidence) == "whole"
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if !whole {
+		t.Error("what is not damaged is not in the dump")
+	}
+	return all
 }
 
 // nameOf returns the name of the database of a DSN.
