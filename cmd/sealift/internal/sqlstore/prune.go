@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -264,6 +265,40 @@ func (t *tx) texts(ctx context.Context, query string, arg []byte) (out []string,
 	return out, rows.Err()
 }
 
+// at is where a row of evidence, or of a part, is in the order of their epochs.
+type at struct{ epoch, row int64 }
+
+// part is a row of a part.
+type part struct {
+	at
+	digest []byte
+	size   int64
+}
+
+// removeParts removes those of the parts that are of an epoch before that one still:
+// a row that was written since they were looked at may refer to them.
+func (s *Store) removeParts(ctx context.Context, unused []part, before int64) (n int, bytes int64, err error) {
+	if len(unused) == 0 {
+		return 0, 0, nil
+	}
+	err = s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
+		n, bytes = 0, 0
+		for _, p := range unused {
+			r, err := tx.exec(ctx, "DELETE FROM evidence_part WHERE digest = ? AND epoch < ?", p.digest, before)
+			if err != nil {
+				return fmt.Errorf("remove part %x: %w", p.digest, err)
+			}
+			if gone, err := r.RowsAffected(); err != nil {
+				return err
+			} else if gone == 1 {
+				n, bytes = n+1, bytes+p.size
+			}
+		}
+		return nil
+	})
+	return n, bytes, err
+}
+
 // compactPage is how many rows Compact reads, and removes, at a time.
 const compactPage = 256
 
@@ -289,7 +324,6 @@ func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int
 		return err
 	}
 	used := map[manifest.SHA256]struct{}{}
-	type at struct{ epoch, row int64 }
 	var last at
 	for {
 		rows, err := collect(ctx, s, `SELECT epoch, rowid, body FROM evidence INDEXED BY evidence_epoch
@@ -313,11 +347,6 @@ func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int
 			return err
 		}
 	}
-	type part struct {
-		at
-		digest []byte
-		size   int64
-	}
 	for last = (at{-1, 0}); ; {
 		rows, err := collect(ctx, s, `SELECT epoch, rowid, digest, length(body) FROM evidence_part INDEXED BY evidence_part_epoch
 			WHERE epoch < ? AND (epoch, rowid) > (?, ?) ORDER BY epoch, rowid LIMIT ?`,
@@ -331,26 +360,8 @@ func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int
 			return nil
 		}
 		last = rows[len(rows)-1].at
-		n, bytes := 0, int64(0)
-		err = s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
-			n, bytes = 0, 0
-			for _, p := range rows {
-				if _, ok := used[manifest.SHA256(p.digest)]; ok {
-					continue
-				}
-				// It may be of the present epoch by now.
-				r, err := tx.exec(ctx, "DELETE FROM evidence_part WHERE digest = ? AND epoch < ?", p.digest, before)
-				if err != nil {
-					return fmt.Errorf("remove part %x: %w", p.digest, err)
-				}
-				if gone, err := r.RowsAffected(); err != nil {
-					return err
-				} else if gone == 1 {
-					n, bytes = n+1, bytes+p.size
-				}
-			}
-			return nil
-		})
+		unused := slices.DeleteFunc(rows, func(p part) bool { _, ok := used[manifest.SHA256(p.digest)]; return ok })
+		n, bytes, err := s.removeParts(ctx, unused, before)
 		if err != nil {
 			return err
 		}
