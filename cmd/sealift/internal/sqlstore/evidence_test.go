@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -127,4 +128,26 @@ func BenchmarkPrune(b *testing.B) { storetest.BenchmarkPrune(b, openBench(b)) }
 
 func BenchmarkReleasesBesidePrune(b *testing.B) {
 	storetest.BenchmarkReleasesBesidePrune(b, openBench(b))
+}
+
+// The parts of one write are those of its own transaction, whatever became of the
+// writes that it was first made together with.
+func TestPartsAreWrittenAgainIfAnotherWriteFails(t *testing.T) {
+	s := create(t)
+	body := []byte(`{"log":"` + log("x") + `"}`)
+	failure := errors.New("fails")
+	var batch []*pending
+	for _, do := range []func(context.Context, *tx) error{
+		func(ctx context.Context, tx *tx) error { return tx.putEvidence(ctx, newEvidence(body)) },
+		func(context.Context, *tx) error { return failure },
+	} {
+		batch = append(batch, &pending{ctx: t.Context(), do: do, again: true, result: make(chan error, 1)})
+	}
+	s.commit(batch) // the writer has nothing to do meanwhile
+	if first, second := <-batch[0].result, <-batch[1].result; first != nil || !errors.Is(second, failure) {
+		t.Fatalf("got %v and %v", first, second)
+	}
+	if got, err := s.Evidence(t.Context(), sha256.Sum256(body)); err != nil || !bytes.Equal(got, body) {
+		t.Errorf("got %d bytes, %v", len(got), err)
+	}
 }
