@@ -581,7 +581,6 @@ func (s *Store) plainly(ctx context.Context, batch []*pending, results []error) 
 			if err := s.tx.rollback(ctx); err != nil {
 				return false, fmt.Errorf("%w, after: %v", err, failed) // which is no answer any more
 			}
-			clear(results)
 			return false, nil
 		}
 	}

@@ -147,6 +147,26 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// What a loss of power takes can only be seen with one: that each commit is synced
+// is a setting of the connection that writes (PRAGMA synchronous, 2 is FULL).
+func TestEachCommitIsSynced(t *testing.T) {
+	s := create(t)
+	if err := s.Commit(t.Context(), &server.Change{Evidence: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // also of the connection after one that was given up
+		for pragma, want := range map[string]string{"synchronous": "2", "journal_mode": "wal"} {
+			var got string
+			if err := s.submit(t.Context(), false, func(ctx context.Context, tx *tx) error { return tx.get(ctx, &got, "PRAGMA "+pragma) }); err != nil || got != want {
+				t.Errorf("%s is %s, %v, want %s", pragma, got, err, want)
+			}
+		}
+		if err := s.submit(t.Context(), false, func(ctx context.Context, tx *tx) error { _, err := tx.exec(ctx, "ROLLBACK"); return err }); err == nil {
+			t.Error("a transaction that was lost gives no error")
+		}
+	}
+}
+
 func TestAWriteAfterCloseFails(t *testing.T) {
 	s := create(t)
 	s.Close()
