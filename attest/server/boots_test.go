@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
 )
 
@@ -45,5 +46,21 @@ func TestAConfirmationOfAFormerInstallMakesNoState(t *testing.T) {
 	}
 	if m := s.machine(b); m.StateMade || m.DiskGUID != otherDisk {
 		t.Errorf("record is %+v", m)
+	}
+}
+
+// A report of a change locks out a machine that is enrolled. One that was revoked
+// must not become quarantined by it, which is less.
+func TestAReportOfAChangeLeavesARevokedMachineRevoked(t *testing.T) {
+	s, b, verdict := reporting(t, nil)
+	if _, err := s.operatorClient().Revoke(t.Context(), b.id, "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	verdict(attest.Report{Genuine: true, Changed: true}, attest.CodePCRChanged)
+	if status, _ := s.reportPaper(b); status != 403 {
+		t.Errorf("HTTP %d", status)
+	}
+	if m := s.machine(b); m.State != attest.StateRevoked || m.Reason != "stolen" {
+		t.Errorf("the machine is %s: %s", m.State, m.Reason)
 	}
 }
