@@ -216,6 +216,11 @@ func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *fail
 	if err != nil {
 		return nil, unavailable("the store", err)
 	}
+	if m.ID != id {
+		// The keys in a record are sealed for the machine that it names: whoever
+		// can write to the database could have them opened for another.
+		return nil, internal(fmt.Errorf("machine %s: its row holds the record of machine %s", id, m.ID))
+	}
 	return m, nil
 }
 

@@ -41,6 +41,16 @@ func (s *Server) AppraiseReport(f func(*attest.Evidence, *attest.Challenge, *att
 	s.appraiseReport = f
 }
 
+// Heard returns since when a service that looked at those times could hear of
+// machines.
+func Heard(first time.Time, then ...time.Time) time.Time {
+	l := listening{first, first}
+	for _, now := range then {
+		l.since(now)
+	}
+	return l.up
+}
+
 // Sweep looks once for stale machines, as a service that runs since up.
 func (s *Server) Sweep(ctx context.Context, up time.Time) error { return s.sweep(ctx, up) }
 

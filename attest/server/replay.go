@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -389,7 +390,7 @@ func (r *Recovery) identity(m *Machine, id *audit.Identity) error {
 // kinds.
 func (r *Recovery) bindings(all []audit.Binding) error {
 	for _, b := range all {
-		if b.Kind != serialKind && b.Kind != expectedKind || b.Name == "" || b.Body == nil {
+		if b.Kind != serialKind && b.Kind != expectedKind || b.Name == "" || !bytes.HasPrefix(b.Body, []byte("{")) {
 			return fmt.Errorf("a binding of kind %q, name %q, is not one of a serial number or of an expected machine", b.Kind, b.Name)
 		}
 		r.document(b.Kind, b.Name, b.Body)

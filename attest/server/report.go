@@ -197,8 +197,7 @@ const (
 // nodes of those that were locked out, until ctx ends. Any number of replicas
 // may watch at once: each change is made once.
 func (s *Server) Watch(ctx context.Context) error {
-	up := s.wall()
-	last := up
+	heard := listening{s.wall(), s.wall()}
 	t := time.NewTicker(sweepEvery)
 	defer t.Stop()
 	for {
@@ -212,17 +211,23 @@ func (s *Server) Watch(ctx context.Context) error {
 			continue
 		case <-t.C:
 		}
-		now := s.wall()
-		if now.Sub(last) > 3*sweepEvery || now.Before(last) {
-			// The service stood still, or its clock was set: that nobody was
-			// heard of is then no machine's fault.
-			up = now
-		}
-		last = now
-		if err := s.sweep(ctx, up); err != nil && ctx.Err() == nil {
+		if err := s.sweep(ctx, heard.since(s.wall())); err != nil && ctx.Err() == nil {
 			s.c.Log.Error("stale machines not found, trying again", "error", err)
 		}
 	}
+}
+
+// listening is since when a service could hear of machines, and when it last looked.
+type listening struct{ up, last time.Time }
+
+// since returns since when it could, at a time now: not from before it stood still, or
+// before its clock was set. That nobody was heard of is then no machine's fault.
+func (l *listening) since(now time.Time) time.Time {
+	if now.Sub(l.last) > 3*sweepEvery || now.Before(l.last) {
+		l.up = now
+	}
+	l.last = now
+	return l.up
 }
 
 // wall returns the time that records have. Without the monotonic reading, which

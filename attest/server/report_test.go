@@ -552,3 +552,23 @@ func TestWatchGoesByTheTimeThatCanBeSet(t *testing.T) {
 		t.Errorf("the time has a monotonic reading: %v", now)
 	}
 }
+
+// A clock that was ahead for days and is set right must not keep the fleet from being
+// stale for days.
+func TestAServiceThatStoodStillHasHeardOfNobody(t *testing.T) {
+	first := time.Unix(1_000_000, 0)
+	at := func(d time.Duration) time.Time { return first.Add(d) }
+	for name, tt := range map[string]struct {
+		then []time.Time
+		want time.Duration
+	}{
+		"it looks once a minute":      {[]time.Time{at(time.Minute), at(2 * time.Minute), at(5 * time.Minute)}, 0},
+		"it stood still for an hour":  {[]time.Time{at(time.Minute), at(time.Hour), at(61 * time.Minute)}, time.Hour},
+		"its clock was set back":      {[]time.Time{at(time.Minute), at(-time.Hour), at(-59 * time.Minute)}, -time.Hour},
+		"by less than it looks again": {[]time.Time{at(time.Minute), at(59 * time.Second), at(2 * time.Minute)}, 59 * time.Second},
+	} {
+		if got := server.Heard(first, tt.then...).Sub(first); got != tt.want {
+			t.Errorf("%s: since %v, want %v", name, got, tt.want)
+		}
+	}
+}

@@ -133,11 +133,11 @@ func (s *Server) logPruned(r api.PruneReport, by string) {
 	}
 }
 
-// Rest waits as long as the work before took, so that no more than half of the
-// store's time is spent on it. It is for PruneOrder.
+// Rest waits four times as long as the work before took, so that no more than a
+// fifth of the store's time is spent on it. It is for PruneOrder.
 func Rest(ctx context.Context, took time.Duration) error {
 	select {
-	case <-time.After(min(took, time.Second)):
+	case <-time.After(min(4*took, 4*time.Second)):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

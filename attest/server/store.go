@@ -209,6 +209,7 @@ type Record struct {
 	Document *Document // with its Revision
 	Evidence []byte
 	Pruned   *PrunedEvidence
+	Damaged  *manifest.SHA256 // of evidence that is not as it was stored; only of a Dump
 	Entry    *audit.Entry
 }
 

@@ -280,18 +280,19 @@ func eventBody(typ string, e *audit.Entry) ([]byte, error) {
 		Result  *attest.Result `json:"result,omitempty"`
 	}
 	if e.Kind == audit.KindVerdict || e.Kind == audit.KindReport {
-		if err := json.Unmarshal(e.Data, &verdict); err != nil {
-			return nil, err
-		}
-		if r := verdict.Result; r != nil {
+		// One that cannot be read, of a later program, must not hold up the others.
+		err := json.Unmarshal(e.Data, &verdict)
+		if r := verdict.Result; err == nil && r != nil {
 			r.Facts = []attest.Fact{}
 			if len(r.Findings) > maxWebhookFindings {
 				r.Findings, d.Truncated = r.Findings[:maxWebhookFindings], true
 			}
 		}
-		var err error
-		if d.Details, err = json.Marshal(verdict); err != nil {
-			return nil, err
+		if err == nil {
+			d.Details, err = json.Marshal(verdict)
+		}
+		if err != nil {
+			d.Details, d.Truncated = nil, true
 		}
 	}
 	if len(d.Details) > maxWebhookDetails {

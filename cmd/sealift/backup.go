@@ -27,6 +27,7 @@ import (
 
 func newBackupCommand(e *env) *cobra.Command {
 	var config, out string
+	var leaveOut bool
 	cmd := &cobra.Command{
 		Use:   "backup",
 		Short: "Copy the service's state into one file",
@@ -37,6 +38,9 @@ keep the key directory, or the key service, as well: without it no disk opens.
 
 The head that is printed is the last entry of the audit log in the backup. What the
 service decides later is not in it: export the audit log often, and keep it elsewhere.
+
+Evidence that is not as it was stored ends it: somebody altered the database, or its
+disk fails. --leave-out-damaged makes a backup of the rest, and names what it lacks.
 
 Example:
   sealift backup --config serve.yaml --out sealift-backup.zst` + exitStatus,
@@ -62,13 +66,22 @@ Example:
 			var m *backup.Manifest
 			err = writeFile(out, 0o600, func(w io.Writer) (err error) {
 				m, err = backup.Write(w, key, backup.Manifest{Taken: e.now().UTC(), Program: version()}, func(each func(server.Record) error) error {
-					return store.Dump(cmd.Context(), each)
+					return store.Dump(cmd.Context(), func(r server.Record) error {
+						if r.Damaged == nil || !leaveOut {
+							return each(r)
+						}
+						fmt.Fprintf(e.err, "sealift: left out: evidence %s, which is damaged\n", r.Damaged)
+						return nil
+					})
 				})
 				if err == nil && m.Head.Seq == 0 {
 					return fmt.Errorf("%s is empty: no service was ever started on it", storeName(c.Store))
 				}
 				return err
 			})
+			if errors.Is(err, backup.ErrDamaged) {
+				return withHint(err, "find out who altered the database, or whether its disk fails; --leave-out-damaged makes a backup of the rest")
+			}
 			if err != nil {
 				return err
 			}
@@ -77,6 +90,7 @@ Example:
 	}
 	cmd.Flags().StringVar(&config, "config", "", "configuration `file` of the service (required)")
 	cmd.Flags().StringVar(&out, "out", "", "`file` to write (required)")
+	cmd.Flags().BoolVar(&leaveOut, "leave-out-damaged", false, "leave out evidence that is not as it was stored")
 	required(cmd, "config", "out")
 	return cmd
 }

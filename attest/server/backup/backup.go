@@ -118,6 +118,10 @@ func preAuth(payload []byte) []byte {
 	return fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(manifestType), manifestType, len(payload), payload)
 }
 
+// ErrDamaged: evidence was altered, or a part of it is lost. It is not backed up
+// under our signature.
+var ErrDamaged = errors.New("altered")
+
 // Write writes what dump gives to w and signs it with key, ECDSA P-256. m has
 // Taken and Program; Write returns it with the rest.
 func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(server.Record) error) error) (*Manifest, error) {
@@ -149,6 +153,15 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 	err = dump(func(r server.Record) error {
 		m.Count.add(r)
 		l := new(line)
+		// What Load refuses, or a Reader, must show before the backup is needed.
+		switch {
+		case r.Machine != nil && r.Machine.Revision < 1:
+			return fmt.Errorf("machine %s: altered, its revision is %d", r.Machine.ID, r.Machine.Revision)
+		case r.Document != nil && r.Document.Revision < 1:
+			return fmt.Errorf("%s %s: altered, its revision is %d", r.Document.Kind, r.Document.Name, r.Document.Revision)
+		case r.Evidence != nil && len(r.Evidence) == 0:
+			return errors.New("altered: evidence of nothing")
+		}
 		switch {
 		case r.Machine != nil:
 			l.Machine, l.Revision = r.Machine, r.Machine.Revision
@@ -180,6 +193,10 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 				return err
 			}
 			l.Entry = b[:len(b)-1]
+		case r.Damaged != nil:
+			return fmt.Errorf("evidence %s is not as it was stored: %w", r.Damaged, ErrDamaged)
+		default:
+			return errors.New("a record of nothing")
 		}
 		return put(l)
 	})

@@ -258,3 +258,35 @@ func FuzzReader(f *testing.F) {
 		}
 	})
 }
+
+// A backup that nobody can restore is found when it is made: whoever can write to
+// the database, or a disk that fails, could see to it otherwise.
+func TestWhatCannotBeRestoredIsNotBackedUp(t *testing.T) {
+	m := func(revision int64) server.Record {
+		return server.Record{Machine: &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n"}, Revision: revision}}
+	}
+	d := func(revision int64) server.Record {
+		return server.Record{Document: &server.Document{Kind: "k", Name: "n", Revision: revision, Body: []byte("{}")}}
+	}
+	for name, records := range map[string][]server.Record{
+		"evidence of nothing":         {{Evidence: []byte{}}},
+		"a record of nothing":         {{}},
+		"a machine without revision":  {m(0)},
+		"a negative revision":         {m(-1)},
+		"a document without revision": {d(0)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Write(io.Discard, newKey(t), Manifest{}, func(each func(server.Record) error) error {
+				for _, rec := range records {
+					if err := each(rec); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err == nil {
+				t.Error("no error")
+			}
+		})
+	}
+}

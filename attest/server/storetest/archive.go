@@ -35,6 +35,9 @@ func dump(t *testing.T, s server.Archive) []server.Record {
 	t.Helper()
 	var all []server.Record
 	if err := s.Dump(t.Context(), func(r server.Record) error {
+		if r.Damaged != nil {
+			return fmt.Errorf("evidence %s is damaged", r.Damaged)
+		}
 		all = append(all, r)
 		return nil
 	}); err != nil {

@@ -88,6 +88,9 @@ func CheckChurn(t *testing.T, s server.Pruner, durable []manifest.SHA256) {
 	}
 	// Dump reads everything, and checks it.
 	if err := s.(server.Archive).Dump(t.Context(), func(r server.Record) error {
+		if r.Damaged != nil {
+			t.Errorf("evidence %s is damaged", r.Damaged)
+		}
 		if r.Pruned != nil && pruned[r.Pruned.Digest] == 0 {
 			t.Errorf("evidence %s is gone, and no entry names it", r.Pruned.Digest)
 		}

@@ -80,14 +80,16 @@ func Cut(body []byte) (row []byte, parts []Part) {
 	return append(append(row, literal...), 0), parts
 }
 
+// ErrDamaged: a row does not refer to parts as Cut wrote it.
+var ErrDamaged = errors.New("altered: the row does not refer to parts as it was written")
+
 // Join is the inverse of Cut. get returns the part of a digest; its error is
-// returned.
+// returned. The error of a row is ErrDamaged.
 func Join(row []byte, get func(digest []byte) ([]byte, error)) ([]byte, error) {
 	if len(row) == 0 || row[0] != cutMark {
 		return row, nil
 	}
 	var body []byte
-	damaged := errors.New("altered: the row does not refer to parts as it was written")
 	number := func(limit int) (int, bool) {
 		n, size := binary.Uvarint(row)
 		if size <= 0 || n > uint64(limit) {
@@ -99,12 +101,12 @@ func Join(row []byte, get func(digest []byte) ([]byte, error)) ([]byte, error) {
 	for row = row[1:]; len(row) > 0; {
 		n, ok := number(len(row))
 		if !ok || n > len(row) {
-			return nil, damaged
+			return nil, ErrDamaged
 		}
 		body = append(body, row[:n]...)
 		row = row[n:]
 		if n, ok = number(len(row) / sha256.Size); !ok || n*sha256.Size > len(row) {
-			return nil, damaged
+			return nil, ErrDamaged
 		}
 		for range n {
 			p, err := get(row[:sha256.Size])
@@ -115,7 +117,7 @@ func Join(row []byte, get func(digest []byte) ([]byte, error)) ([]byte, error) {
 			row = row[sha256.Size:]
 		}
 		if len(body) > maxEvidence {
-			return nil, damaged
+			return nil, ErrDamaged
 		}
 	}
 	return body, nil

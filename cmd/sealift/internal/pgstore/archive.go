@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,22 +30,33 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) error 
 			what, query string
 			scan        func(pgx.Rows) (server.Record, error)
 		}{
-			{"machines", "SELECT revision, body FROM sealift.machine ORDER BY id", func(r pgx.Rows) (rec server.Record, err error) {
+			// What is unique is unique by the columns: a record that says something
+			// else could make a backup that cannot be restored.
+			{"machines", "SELECT revision, body, id, node_name, coalesce(disk_guid, '') FROM sealift.machine ORDER BY id", func(r pgx.Rows) (rec server.Record, err error) {
 				var revision int64
-				var body []byte
-				if err := r.Scan(&revision, &body); err != nil {
+				var body, id, name, disk []byte
+				if err := r.Scan(&revision, &body, &id, &name, &disk); err != nil {
 					return rec, err
 				}
-				rec.Machine, err = decodeMachine(revision, body)
+				m, err := decodeMachine(revision, body)
+				if err == nil && (!bytes.Equal(id, m.ID[:]) || string(name) != m.NodeName || string(disk) != m.DiskGUID) {
+					err = fmt.Errorf("machine %x: altered, its record is of machine %s, node %q, disk %q, its row of node %q, disk %q", id, m.ID, m.NodeName, m.DiskGUID, name, disk)
+				}
+				rec.Machine = m
 				return rec, err
 			}},
-			{"releases", "SELECT body FROM sealift.release ORDER BY id", func(r pgx.Rows) (rec server.Record, err error) {
-				var body []byte
-				if err := r.Scan(&body); err != nil {
+			{"releases", "SELECT body, id, machine, generation, reset_count, restart_count FROM sealift.release ORDER BY id", func(r pgx.Rows) (rec server.Record, err error) {
+				var body, id, machine []byte
+				var generation, reset, restart int64
+				if err := r.Scan(&body, &id, &machine, &generation, &reset, &restart); err != nil {
 					return rec, err
 				}
 				rec.Release = new(server.Release)
-				return rec, json.Unmarshal(body, rec.Release)
+				err = json.Unmarshal(body, rec.Release)
+				if rel := rec.Release; err == nil && (rel.ID != string(id) || !bytes.Equal(machine, rel.Machine[:]) || rel.Generation != generation || int64(rel.ResetCount) != reset || int64(rel.RestartCount) != restart) {
+					err = fmt.Errorf("release %q: altered, its record is not of the boot that its row names", id)
+				}
+				return rec, err
 			}},
 			{"documents", "SELECT kind, name, revision, body FROM sealift.document ORDER BY kind, name", func(r pgx.Rows) (rec server.Record, err error) {
 				var kind, name []byte

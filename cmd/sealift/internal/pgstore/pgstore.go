@@ -93,7 +93,7 @@ type Store struct {
 	done   chan struct{} // closed by the writer when it ends
 
 	// last is the head of the audit log that the writer saw last. A database
-	// whose log is shorter, or another, has lost decisions.
+	// without that entry has lost decisions.
 	last audit.Head
 	// store is the name of the store that was opened, or loaded.
 	store atomic.Pointer[string]

@@ -23,6 +23,7 @@ import (
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/cmd/sealift/internal/pgtest"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 func open(t testing.TB, dsn string) *Store {
@@ -272,21 +273,76 @@ func TestAPartThatIsLostOrAlteredIsFound(t *testing.T) {
 	for name, query := range map[string]string{
 		"altered": "UPDATE sealift.evidence_part SET body = 'x'",
 		"lost":    "DELETE FROM sealift.evidence_part",
-		"row":     "UPDATE sealift.evidence SET body = decode('01ff', 'hex')",
+		"row":     "UPDATE sealift.evidence SET body = decode('01ff', 'hex') WHERE octet_length(body) > 5",
 	} {
 		dsn := pg.Database(t)
 		s := open(t, dsn)
-		if err := s.Commit(t.Context(), &server.Change{Evidence: body}); err != nil {
-			t.Fatal(err)
+		for _, b := range [][]byte{body, []byte("whole")} {
+			if err := s.Commit(t.Context(), &server.Change{Evidence: b}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		pg.SQL(t, nameOf(dsn), query)
 		if got, err := s.Evidence(t.Context(), sha256.Sum256(body)); err == nil || errors.Is(err, server.ErrNotFound) {
 			t.Errorf("%s: got %d bytes, %v", name, len(got), err)
 		}
-		if err := s.Dump(t.Context(), func(server.Record) error { return nil }); err == nil {
-			t.Errorf("%s: it was dumped", name)
+		if got := damaged(t, s); len(got) != 1 || got[0] != sha256.Sum256(body) {
+			t.Errorf("%s: dumped as damaged: %v", name, got)
 		}
 	}
+}
+
+// A row whose columns and record say two things makes a backup that cannot be
+// restored: names that are unique in the columns may not be so in the records.
+func TestARowThatContradictsItsRecordIsNotDumped(t *testing.T) {
+	pg := pgtest.Start(t)
+	for name, query := range map[string]string{
+		"a node name":        "UPDATE sealift.machine SET node_name = 'x'",
+		"a disk":             "UPDATE sealift.machine SET disk_guid = NULL",
+		"a machine's id":     "UPDATE sealift.machine SET id = 'x'",
+		"a release's id":     "UPDATE sealift.release SET id = 'x'",
+		"another machine's":  "UPDATE sealift.release SET machine = 'x'",
+		"another generation": "UPDATE sealift.release SET generation = 8",
+		"another reset":      "UPDATE sealift.release SET reset_count = 8",
+		"another restart":    "UPDATE sealift.release SET restart_count = 8",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dsn := pg.Database(t)
+			s := open(t, dsn)
+			m := &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n", DiskGUID: "d"}}
+			if err := s.Commit(t.Context(), &server.Change{Machine: m, Release: &server.Release{ID: "r", Machine: m.ID, ResetCount: 1}}); err != nil {
+				t.Fatal(err)
+			}
+			dump := func() error { return s.Dump(t.Context(), func(server.Record) error { return nil }) }
+			if err := dump(); err != nil {
+				t.Fatal(err)
+			}
+			pg.SQL(t, nameOf(dsn), query)
+			if err := dump(); err == nil || !strings.Contains(err.Error(), "altered") {
+				t.Errorf("got %v, want an error that says that it was altered", err)
+			}
+		})
+	}
+}
+
+// damaged returns what a dump says of evidence that is not as it was stored. The
+// rest of it must be there: the evidence "whole".
+func damaged(t *testing.T, s server.Archive) (all []manifest.SHA256) {
+	t.Helper()
+	whole := false
+	if err := s.Dump(t.Context(), func(r server.Record) error {
+		if r.Damaged != nil {
+			all = append(all, *r.Damaged)
+		}
+		whole = whole || string(r.Evidence) == "whole"
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if !whole {
+		t.Error("what is not damaged is not in the dump")
+	}
+	return all
 }
 
 // nameOf returns the name of the database of a DSN.
@@ -508,11 +564,43 @@ func TestADatabaseThatWentBackIsNotWritten(t *testing.T) {
 	// As after a failover to a standby that had not everything yet.
 	pg.SQL(t, nameOf(dsn), `WITH gone AS (DELETE FROM sealift.audit WHERE seq = 3)
 		UPDATE sealift.head SET seq = 2, hash = (SELECT decode(convert_from(line, 'UTF8')::json->>'hash', 'hex') FROM sealift.audit WHERE seq = 2)`)
-	if err := s.Commit(t.Context(), logged("more")); err == nil || !strings.Contains(err.Error(), "went back") {
-		t.Errorf("got %v, want an error that says that the log went back", err)
+	wantWentBack := func() {
+		t.Helper()
+		if err := s.Commit(t.Context(), logged("more")); err == nil || !strings.Contains(err.Error(), "went back") {
+			t.Errorf("got %v, want an error that says that the log went back", err)
+		}
 	}
+	wantWentBack()
 	if got := entries(t, s); len(got) != 2 {
 		t.Errorf("%d audit entries, want 2", len(got))
+	}
+	// A replica that was started since makes the log as long again, and longer.
+	other := open(t, dsn)
+	for i := range 2 {
+		if err := other.Commit(t.Context(), logged(fmt.Sprint("other ", i))); err != nil {
+			t.Fatal(err)
+		}
+		wantWentBack()
+	}
+	if err := other.Commit(t.Context(), logged("more")); err != nil {
+		t.Error(err)
+	}
+}
+
+// A replica of an earlier version is left running when another brings the tables
+// to its own.
+func TestTablesOfALaterVersionAreNotWritten(t *testing.T) {
+	pg := pgtest.Start(t)
+	dsn := pg.Database(t)
+	s := open(t, dsn)
+	if err := s.Commit(t.Context(), logged("first")); err != nil {
+		t.Fatal(err)
+	}
+	pg.SQL(t, nameOf(dsn), "UPDATE sealift.version SET version = version + 1")
+	for _, c := range []*server.Change{logged("more"), {Evidence: []byte("evidence")}} {
+		if err := s.Commit(t.Context(), c); !errors.Is(err, errVersion) {
+			t.Errorf("got %v, want %v", err, errVersion)
+		}
 	}
 }
 

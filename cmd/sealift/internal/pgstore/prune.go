@@ -212,6 +212,20 @@ func (s *Store) Prune(ctx context.Context, refs []server.EvidenceRef, entry func
 	return gone, nil
 }
 
+// removeParts removes those of the parts that are of an epoch before that one still:
+// a row that was written since they were looked at may refer to them. It holds the
+// lock of the head.
+func (s *Store) removeParts(ctx context.Context, digests [][]byte, before int64) (n int, bytes int64, err error) {
+	if len(digests) == 0 {
+		return 0, 0, nil
+	}
+	err = s.submit(ctx, &pending{ctx: ctx, do: func(ctx context.Context, tx pgx.Tx, _ audit.Head) ([]audit.Event, error) {
+		return nil, tx.QueryRow(ctx, `WITH gone AS (DELETE FROM sealift.evidence_part WHERE digest = ANY($1) AND epoch < $2 RETURNING pg_column_size(body) AS size)
+			SELECT count(*), coalesce(sum(size), 0) FROM gone`, digests, before).Scan(&n, &bytes)
+	}})
+	return n, bytes, err
+}
+
 // compactPage is how many rows Compact reads, and removes, at a time.
 const compactPage = 256
 
@@ -282,17 +296,9 @@ func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int
 				digests = append(digests, p.digest)
 			}
 		}
-		n, bytes := 0, int64(0)
-		if len(digests) > 0 {
-			// Under the lock of the head, and only if it is not of the present
-			// epoch by now.
-			err = s.submit(ctx, &pending{ctx: ctx, do: func(ctx context.Context, tx pgx.Tx, _ audit.Head) ([]audit.Event, error) {
-				return nil, tx.QueryRow(ctx, `WITH gone AS (DELETE FROM sealift.evidence_part WHERE digest = ANY($1) AND epoch < $2 RETURNING pg_column_size(body) AS size)
-					SELECT count(*), coalesce(sum(size), 0) FROM gone`, digests, before).Scan(&n, &bytes)
-			}})
-			if err != nil {
-				return fmt.Errorf("remove parts that are not in use: %w", err)
-			}
+		n, bytes, err := s.removeParts(ctx, digests, before)
+		if err != nil {
+			return fmt.Errorf("remove parts that are not in use: %w", err)
 		}
 		if err := step(n, bytes); err != nil {
 			return err

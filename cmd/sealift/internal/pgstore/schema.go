@@ -147,7 +147,13 @@ func migrate(ctx context.Context, pool *pgxpool.Pool) error {
 			return fmt.Errorf("the tables are of version %d, want at most %d: a later program made them", version, len(migrations))
 		}
 		if version < len(migrations) {
-			// It takes as long as there are records.
+			// It takes as long as there are records. Who writes has this row locked: none
+			// is then between having looked at the version and its end.
+			if version > 0 {
+				if _, err := tx.Exec(ctx, "SELECT seq FROM sealift.head FOR UPDATE"); err != nil {
+					return fmt.Errorf("bring the tables to version %d: %w", len(migrations), err)
+				}
+			}
 			if _, err := tx.Exec(ctx, "SELECT set_config('statement_timeout', '0', true)"); err != nil {
 				return fmt.Errorf("bring the tables to version %d: %w", len(migrations), err)
 			}

@@ -234,11 +234,15 @@ func lost(err error) bool {
 		// 57P: the server shuts down, crashed, or cannot be used yet.
 		return pg.Code[:min(3, len(pg.Code))] == "57P" || pg.Severity == "FATAL"
 	}
-	return !errors.As(err, new(refusal)) && !errors.As(err, new(*pgconn.ConnectError)) && !errors.Is(err, errWentBack) && !errors.Is(err, errAnother)
+	return !errors.As(err, new(refusal)) && !errors.As(err, new(*pgconn.ConnectError)) && !errors.Is(err, errWentBack) && !errors.Is(err, errVersion) && !errors.Is(err, errAnother)
 }
 
 // errWentBack: the database is not the one that this replica wrote to.
 var errWentBack = errors.New("the audit log went back: a failover or a restore has lost decisions, and this replica must not go on with it")
+
+// errVersion: a program of another version has brought the tables to its own, and
+// what this one would write may lack what the others look for.
+var errVersion = errors.New("the tables are of another version of this program: start this replica again with that")
 
 // errAnother: the same of a database whose log goes on. What this replica has
 // read, and remembers, may not be so in it: that nothing is held, for one.
@@ -261,9 +265,6 @@ func (s *Store) attempt(ctx context.Context, batch []*pending) (asked bool, err 
 	head, err := s.lockAndWrite(ctx, tx, batch)
 	if err != nil {
 		return false, err
-	}
-	if head.Seq < s.last.Seq || head.Seq == s.last.Seq && head.Hash != s.last.Hash {
-		return false, fmt.Errorf("entry %d comes after entry %d: %w", head.Seq, s.last.Seq, errWentBack)
 	}
 	for _, p := range batch {
 		if p.do != nil {
@@ -293,6 +294,9 @@ var errEpoch = errors.New("the store is in another epoch")
 func (s *Store) lockAndWrite(ctx context.Context, tx pgx.Tx, batch []*pending) (head audit.Head, err error) {
 	b := new(pgx.Batch)
 	b.Queue("SELECT seq, hash, epoch, store::text FROM sealift.head FOR UPDATE")
+	// In a statement of its own, which sees what is there once the row is locked.
+	// A line ends with the entry's hash, before a quote and a brace.
+	b.Queue(`SELECT version, (SELECT substring(line FROM octet_length(line) - 65 FOR 64) FROM sealift.audit WHERE seq = $1) FROM sealift.version`, s.last.Seq)
 	var missing []parts.Part
 	for _, p := range batch {
 		for _, part := range p.parts {
@@ -329,6 +333,17 @@ func (s *Store) lockAndWrite(ctx context.Context, tx pgx.Tx, batch []*pending) (
 		return head, fmt.Errorf("the head of the audit log has a hash of %d bytes", len(hash))
 	}
 	head.Hash = manifest.SHA256(hash)
+	var version int
+	var there []byte // of entry s.last.Seq
+	if err := results.QueryRow().Scan(&version, &there); err != nil {
+		return head, fmt.Errorf("look for audit entry %d: %w", s.last.Seq, err)
+	}
+	if version != len(migrations) {
+		return head, fmt.Errorf("the tables are of version %d, want %d: %w", version, len(migrations), errVersion)
+	}
+	if s.last.Seq > 0 && string(there) != s.last.Hash.String() || head.Seq < s.last.Seq || head.Seq == s.last.Seq && head.Hash != s.last.Hash {
+		return head, fmt.Errorf("the log ends at entry %d, and entry %d is not there as it was: %w", head.Seq, s.last.Seq, errWentBack)
+	}
 	if epoch != s.parts.Epoch() {
 		s.parts.Begin(epoch)
 		return head, errEpoch

@@ -13,6 +13,7 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/parts"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 var _ server.Archive = (*Store)(nil)
@@ -43,17 +44,31 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) (err e
 		what, query string
 		scan        func(*sql.Rows) (server.Record, error)
 	}{
-		{"machines", "SELECT revision, body FROM machine ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
-			rec.Machine, err = scanMachine(r)
+		// What is unique is unique by the columns: a record that says something else
+		// could make a backup that cannot be restored.
+		{"machines", "SELECT revision, body, id, node_name, coalesce(disk_guid, '') FROM machine ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
+			var id []byte
+			var name, disk string
+			m, err := scanMachine(r, &id, &name, &disk)
+			if err == nil && (!bytes.Equal(id, m.ID[:]) || name != m.NodeName || disk != m.DiskGUID) {
+				err = fmt.Errorf("machine %x: altered, its record is of machine %s, node %q, disk %q, its row of node %q, disk %q", id, m.ID, m.NodeName, m.DiskGUID, name, disk)
+			}
+			rec.Machine = m
 			return rec, err
 		}},
-		{"releases", "SELECT body FROM release ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
+		{"releases", "SELECT body, id, machine, generation, reset_count, restart_count FROM release ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
 			var body string
-			if err := r.Scan(&body); err != nil {
+			var row server.Release
+			var machine []byte
+			if err := r.Scan(&body, &row.ID, &machine, &row.Generation, &row.ResetCount, &row.RestartCount); err != nil {
 				return rec, err
 			}
 			rec.Release = new(server.Release)
-			return rec, json.Unmarshal([]byte(body), rec.Release)
+			err = json.Unmarshal([]byte(body), rec.Release)
+			if rel := rec.Release; err == nil && (rel.ID != row.ID || !bytes.Equal(machine, rel.Machine[:]) || rel.Generation != row.Generation || rel.ResetCount != row.ResetCount || rel.RestartCount != row.RestartCount) {
+				err = fmt.Errorf("release %s: altered, its record is not of the boot that its row names", row.ID)
+			}
+			return rec, err
 		}},
 		{"documents", "SELECT kind, name, revision, body FROM document ORDER BY kind, name", func(r *sql.Rows) (rec server.Record, err error) {
 			d := new(server.Document)
@@ -75,12 +90,13 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) (err e
 			rec.Evidence, err = parts.Join(row, func(digest []byte) (body []byte, err error) {
 				return body, part.QueryRowContext(ctx, digest).Scan(&body)
 			})
-			if err != nil {
+			switch got := sha256.Sum256(rec.Evidence); {
+			case errors.Is(err, sql.ErrNoRows), errors.Is(err, parts.ErrDamaged), err == nil && !bytes.Equal(got[:], digest):
+				// A backup is signed: what was altered must not get into it.
+				damaged := manifest.SHA256(digest)
+				return server.Record{Damaged: &damaged}, nil
+			case err != nil:
 				return rec, fmt.Errorf("evidence %x: %w", digest, err)
-			}
-			// A backup is signed: what was altered must not get into it.
-			if got := sha256.Sum256(rec.Evidence); !bytes.Equal(got[:], digest) {
-				return rec, fmt.Errorf("evidence %x: altered, its digest is %x", digest, got)
 			}
 			return rec, nil
 		}},
@@ -121,7 +137,7 @@ func dumpPart(ctx context.Context, conn *sql.Conn, query string, scan func(*sql.
 
 // Load implements server.Archive. It is one transaction.
 func (s *Store) Load(ctx context.Context, records iter.Seq2[server.Record, error]) error {
-	return s.submit(ctx, func(ctx context.Context, tx *tx) error {
+	return s.submit(ctx, false, func(ctx context.Context, tx *tx) error {
 		var used bool
 		if err := tx.get(ctx, &used, `SELECT EXISTS (SELECT 1 FROM machine) OR EXISTS (SELECT 1 FROM release) OR
 			EXISTS (SELECT 1 FROM document) OR EXISTS (SELECT 1 FROM evidence) OR EXISTS (SELECT 1 FROM audit)`); err != nil {

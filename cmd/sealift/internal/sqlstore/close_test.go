@@ -43,7 +43,7 @@ func TestADiscardedTransactionHoldsNoLock(t *testing.T) {
 	}
 	defer again.Close()
 	// As the writer has one after it failed, of a kind that leaves it open.
-	broken, err := newTx(t.Context(), again.write)
+	broken, err := newTx(t.Context(), again.write, line{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -99,7 +100,7 @@ func (s *Store) IndexEvidence(ctx context.Context, limit int) (n int, err error)
 	if err != nil || len(rows) == 0 {
 		return 0, err
 	}
-	err = s.submit(ctx, func(ctx context.Context, tx *tx) error {
+	err = s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
 		for _, f := range rows {
 			if _, err := tx.exec(ctx, "UPDATE evidence SET machine = ?, received = ? WHERE digest = ? AND received IS NULL", f.about.machine, f.about.received, f.digest); err != nil {
 				return fmt.Errorf("note when evidence %x was received: %w", f.digest, err)
@@ -203,9 +204,11 @@ func (s *Store) OldEvidence(ctx context.Context, before time.Time, after *server
 
 // Prune implements server.Pruner.
 func (s *Store) Prune(ctx context.Context, refs []server.EvidenceRef, entry func([]server.EvidenceRef) audit.Event) (gone []server.EvidenceRef, err error) {
-	err = s.submit(ctx, func(ctx context.Context, tx *tx) error {
+	err = s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
+		gone = nil
 		n := newNeeding(func(query string, arg []byte) ([]string, error) { return tx.texts(ctx, query, arg) })
 		for _, ref := range refs {
+			var err error
 			if ref.Needed, err = n.need(&ref); err != nil {
 				return err
 			}
@@ -262,6 +265,40 @@ func (t *tx) texts(ctx context.Context, query string, arg []byte) (out []string,
 	return out, rows.Err()
 }
 
+// at is where a row of evidence, or of a part, is in the order of their epochs.
+type at struct{ epoch, row int64 }
+
+// part is a row of a part.
+type part struct {
+	at
+	digest []byte
+	size   int64
+}
+
+// removeParts removes those of the parts that are of an epoch before that one still:
+// a row that was written since they were looked at may refer to them.
+func (s *Store) removeParts(ctx context.Context, unused []part, before int64) (n int, bytes int64, err error) {
+	if len(unused) == 0 {
+		return 0, 0, nil
+	}
+	err = s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
+		n, bytes = 0, 0
+		for _, p := range unused {
+			r, err := tx.exec(ctx, "DELETE FROM evidence_part WHERE digest = ? AND epoch < ?", p.digest, before)
+			if err != nil {
+				return fmt.Errorf("remove part %x: %w", p.digest, err)
+			}
+			if gone, err := r.RowsAffected(); err != nil {
+				return err
+			} else if gone == 1 {
+				n, bytes = n+1, bytes+p.size
+			}
+		}
+		return nil
+	})
+	return n, bytes, err
+}
+
 // compactPage is how many rows Compact reads, and removes, at a time.
 const compactPage = 256
 
@@ -272,7 +309,7 @@ const compactPage = 256
 // become, the parts that they refer to.
 func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int64) error) error {
 	var before int64
-	err := s.submit(ctx, func(ctx context.Context, tx *tx) error {
+	err := s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
 		err := tx.get(ctx, &before, `SELECT coalesce((SELECT epoch FROM evidence INDEXED BY evidence_received
 			WHERE pruned IS NULL AND received >= 0 AND received >= ? ORDER BY received, digest LIMIT 1), (SELECT epoch + 1 FROM epoch))`, since.UnixNano())
 		if err == nil {
@@ -287,7 +324,6 @@ func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int
 		return err
 	}
 	used := map[manifest.SHA256]struct{}{}
-	type at struct{ epoch, row int64 }
 	var last at
 	for {
 		rows, err := collect(ctx, s, `SELECT epoch, rowid, body FROM evidence INDEXED BY evidence_epoch
@@ -311,11 +347,6 @@ func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int
 			return err
 		}
 	}
-	type part struct {
-		at
-		digest []byte
-		size   int64
-	}
 	for last = (at{-1, 0}); ; {
 		rows, err := collect(ctx, s, `SELECT epoch, rowid, digest, length(body) FROM evidence_part INDEXED BY evidence_part_epoch
 			WHERE epoch < ? AND (epoch, rowid) > (?, ?) ORDER BY epoch, rowid LIMIT ?`,
@@ -329,25 +360,8 @@ func (s *Store) Compact(ctx context.Context, since time.Time, step func(int, int
 			return nil
 		}
 		last = rows[len(rows)-1].at
-		n, bytes := 0, int64(0)
-		err = s.submit(ctx, func(ctx context.Context, tx *tx) error {
-			for _, p := range rows {
-				if _, ok := used[manifest.SHA256(p.digest)]; ok {
-					continue
-				}
-				// It may be of the present epoch by now.
-				r, err := tx.exec(ctx, "DELETE FROM evidence_part WHERE digest = ? AND epoch < ?", p.digest, before)
-				if err != nil {
-					return fmt.Errorf("remove part %x: %w", p.digest, err)
-				}
-				if gone, err := r.RowsAffected(); err != nil {
-					return err
-				} else if gone == 1 {
-					n, bytes = n+1, bytes+p.size
-				}
-			}
-			return nil
-		})
+		unused := slices.DeleteFunc(rows, func(p part) bool { _, ok := used[manifest.SHA256(p.digest)]; return ok })
+		n, bytes, err := s.removeParts(ctx, unused, before)
 		if err != nil {
 			return err
 		}

@@ -2,16 +2,21 @@ package sqlstore
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/storetest"
+	"github.com/sealift/sealift/cmd/sealift/internal/parts"
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -121,5 +126,41 @@ func TestVacuum(t *testing.T) {
 	}
 	if err := Vacuum(t.Context(), filepath.Join(t.TempDir(), "none", "x")); err == nil {
 		t.Error("no error where there is nothing")
+	}
+}
+
+// Between the look at which parts are in use and their removal somebody writes
+// evidence that refers to one.
+func TestAPartThatIsUsedAgainIsNotRemoved(t *testing.T) {
+	s := create(t)
+	again, gone := []byte(`{"log":"`+strings.Repeat("a", 3000)+`"}`), []byte(`{"log":"`+strings.Repeat("b", 3000)+`"}`)
+	for _, b := range [][]byte{again, gone} {
+		if err := s.Commit(t.Context(), &server.Change{Evidence: b}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := append(append([]byte{}, again...), ' ')
+	once := true
+	if err := s.Compact(t.Context(), time.Unix(0, 0), func(int, int64) error {
+		if !once {
+			return nil
+		}
+		once = false // in the new epoch
+		return s.Commit(t.Context(), &server.Change{Evidence: other})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	_, cutAgain := parts.Cut(again)
+	_, cutGone := parts.Cut(gone)
+	var epoch int64
+	if err := s.read.QueryRowContext(t.Context(), "SELECT epoch FROM epoch").Scan(&epoch); err != nil {
+		t.Fatal(err)
+	}
+	n, _, err := s.removeParts(t.Context(), []part{{digest: cutAgain[0].Digest[:]}, {digest: cutGone[0].Digest[:]}}, epoch)
+	if err != nil || n != 1 {
+		t.Errorf("%d were removed, %v", n, err)
+	}
+	if got, err := s.Evidence(t.Context(), sha256.Sum256(other)); err != nil || !bytes.Equal(got, other) {
+		t.Errorf("got %d bytes, %v", len(got), err)
 	}
 }

@@ -1,6 +1,8 @@
 package sqlstore
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,5 +53,15 @@ func TestAFileThatIsNoLongerThereIsNotWritten(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The file goes while a transaction is under way: what was committed to it is lost.
+func TestAFileThatGoesDuringACommit(t *testing.T) {
+	s := create(t)
+	p := &pending{ctx: t.Context(), result: make(chan error, 1), do: func(context.Context, *tx) error { return os.Remove(s.path) }}
+	s.commit([]*pending{p}) // the writer has nothing to do meanwhile
+	if err := <-p.result; !errors.Is(err, errReplaced) {
+		t.Errorf("got %v, want %v", err, errReplaced)
 	}
 }

@@ -180,6 +180,7 @@ type Store struct {
 	read  *sql.DB     // sees what was committed last
 	write *sql.DB     // one connection, used by the writer only
 	tx    *tx         // on that connection; of the writer, nil if there is none
+	known line        // of the tx that was there before
 
 	prepared sync.Map // query to *sql.Stmt of read
 
@@ -233,11 +234,20 @@ func Fill(ctx context.Context, path string, records iter.Seq2[server.Record, err
 	return nil
 }
 
+// errOldLog: beside the name there is what SQLite would take for the log of the
+// database of that name, and write into it.
+var errOldLog = errors.New("there is the log of a database that is not there: put the database back, or move the log away if another store is wanted")
+
 // build makes a database, has fill put into it what belongs there, and gives it
 // its name.
 func build(ctx context.Context, path string, fill func(temp string) error) (err error) {
 	if _, err := os.Lstat(path); err == nil {
 		return fs.ErrExist
+	}
+	for _, suffix := range []string{"-wal", "-journal"} {
+		if _, err := os.Lstat(path + suffix); !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(fmt.Errorf("%s: %w", path+suffix, errOldLog), err)
+		}
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*") // mode 0600
 	if err != nil {
@@ -258,11 +268,33 @@ func build(ctx context.Context, path string, fill func(temp string) error) (err 
 	if err := fill(temp); err != nil {
 		return err
 	}
+	if err := checkpoint(ctx, temp); err != nil {
+		return err
+	}
 	// Unlike a rename, a link does not replace what came meanwhile.
 	if err := os.Link(temp, path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// checkpoint moves what is in the write-ahead log into the file itself. Closing
+// the last connection does so too, but says nothing if there is no room for it.
+func checkpoint(ctx context.Context, path string) (err error) {
+	db, err := sql.Open("sqlite", dsn(path))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	db.SetMaxOpenConns(1)
+	var busy, frames, moved int64
+	if err := db.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &frames, &moved); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	if busy != 0 || frames != moved {
+		return fmt.Errorf("checkpoint: %d of %d pages moved, busy %d", moved, frames, busy)
+	}
+	return nil
 }
 
 func removeIfThere(path string) error {
@@ -281,8 +313,7 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// initialise writes the schema into an empty file. Closing the last connection
-// checkpoints the write-ahead log and removes it, so the file is whole.
+// initialise writes the schema into an empty file.
 func initialise(ctx context.Context, path string) (err error) {
 	db, err := sql.Open("sqlite", dsn(path))
 	if err != nil {
@@ -433,9 +464,10 @@ func (s *Store) Close() error {
 
 // submit has the writer run do, and waits until that is durable or failed. It
 // waits even if ctx ends, because do may refer to the caller's memory; ctx only
-// keeps a write from starting.
-func (s *Store) submit(ctx context.Context, do func(context.Context, *tx) error) error {
-	return s.await(&pending{ctx: ctx, do: do, result: make(chan error, 1)})
+// keeps a write from starting. again: do may be called once more after its work
+// was undone.
+func (s *Store) submit(ctx context.Context, again bool, do func(context.Context, *tx) error) error {
+	return s.await(&pending{ctx: ctx, do: do, again: again, result: make(chan error, 1)})
 }
 
 func (s *Store) await(p *pending) error {
@@ -489,13 +521,14 @@ func (s *Store) commit(batch []*pending) {
 	}
 	if err != nil {
 		if s.tx != nil {
+			s.known = s.tx.known
 			err = errors.Join(err, s.tx.discard())
 			s.tx = nil
 		}
+		// Also of those that failed by themselves: what they met may have been of
+		// this transaction, and is not there.
 		for i := range results {
-			if results[i] == nil {
-				results[i] = fmt.Errorf("database %s: %w", s.path, err)
-			}
+			results[i] = fmt.Errorf("database %s: %w", s.path, err)
 		}
 	}
 	for i, p := range batch {
@@ -505,7 +538,7 @@ func (s *Store) commit(batch []*pending) {
 
 func (s *Store) transact(ctx context.Context, batch []*pending, results []error) (err error) {
 	if s.tx == nil {
-		if s.tx, err = newTx(ctx, s.write); err != nil {
+		if s.tx, err = newTx(ctx, s.write, s.known); err != nil {
 			return err
 		}
 	}
@@ -546,9 +579,8 @@ func (s *Store) plainly(ctx context.Context, batch []*pending, results []error) 
 		if failed := p.do(ctx, s.tx); failed != nil {
 			// SQLite itself may have given up the transaction, for want of room.
 			if err := s.tx.rollback(ctx); err != nil {
-				return false, errors.Join(failed, err)
+				return false, fmt.Errorf("%w, after: %v", err, failed) // which is no answer any more
 			}
-			clear(results)
 			return false, nil
 		}
 	}

@@ -147,6 +147,26 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// What a loss of power takes can only be seen with one: that each commit is synced
+// is a setting of the connection that writes (PRAGMA synchronous, 2 is FULL).
+func TestEachCommitIsSynced(t *testing.T) {
+	s := create(t)
+	if err := s.Commit(t.Context(), &server.Change{Evidence: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // also of the connection after one that was given up
+		for pragma, want := range map[string]string{"synchronous": "2", "journal_mode": "wal"} {
+			var got string
+			if err := s.submit(t.Context(), false, func(ctx context.Context, tx *tx) error { return tx.get(ctx, &got, "PRAGMA "+pragma) }); err != nil || got != want {
+				t.Errorf("%s is %s, %v, want %s", pragma, got, err, want)
+			}
+		}
+		if err := s.submit(t.Context(), false, func(ctx context.Context, tx *tx) error { _, err := tx.exec(ctx, "ROLLBACK"); return err }); err == nil {
+			t.Error("a transaction that was lost gives no error")
+		}
+	}
+}
+
 func TestAWriteAfterCloseFails(t *testing.T) {
 	s := create(t)
 	s.Close()
@@ -213,6 +233,37 @@ func TestAnAlteredRowIsFound(t *testing.T) {
 			var broken *audit.BrokenError
 			if !errors.As(err, &broken) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want a *BrokenError with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// A row whose columns and record say two things makes a backup that cannot be
+// restored: names that are unique in the columns may not be so in the records.
+func TestARowThatContradictsItsRecordIsNotDumped(t *testing.T) {
+	for name, query := range map[string]string{
+		"a node name":        "UPDATE machine SET node_name = 'x'",
+		"a disk":             "UPDATE machine SET disk_guid = NULL",
+		"a machine's id":     "UPDATE machine SET id = x'78'",
+		"a release's id":     "UPDATE release SET id = 'x'",
+		"another machine's":  "UPDATE release SET machine = x'78'",
+		"another generation": "UPDATE release SET generation = 8",
+		"another reset":      "UPDATE release SET reset_count = 8",
+		"another restart":    "UPDATE release SET restart_count = 8",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := create(t)
+			m := &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n", DiskGUID: "d"}}
+			if err := s.Commit(t.Context(), &server.Change{Machine: m, Release: &server.Release{ID: "r", Machine: m.ID, ResetCount: 1}}); err != nil {
+				t.Fatal(err)
+			}
+			dump := func() error { return s.Dump(t.Context(), func(server.Record) error { return nil }) }
+			if err := dump(); err != nil {
+				t.Fatal(err)
+			}
+			tamper(t, s, query)
+			if err := dump(); err == nil || !strings.Contains(err.Error(), "altered") {
+				t.Errorf("got %v, want an error that says that it was altered", err)
 			}
 		})
 	}
@@ -467,4 +518,49 @@ func BenchmarkReleases(b *testing.B) {
 			}
 		}
 	})
+}
+
+// What a change met in a transaction that was lost then is no answer: what was in
+// its way is not there.
+func TestALostTransactionAnswersNobody(t *testing.T) {
+	first, second := release("a"), release("b") // of one boot
+	put := func(r *server.Release) func(context.Context, *tx) error {
+		return func(ctx context.Context, tx *tx) error { return putRelease(ctx, tx, r, "{}") }
+	}
+	// As SQLite does it by itself, for want of room.
+	undone := func(then error) func(context.Context, *tx) error {
+		return func(ctx context.Context, tx *tx) error {
+			_, err := tx.exec(ctx, "ROLLBACK")
+			return errors.Join(err, then)
+		}
+	}
+	for name, last := range map[string]error{"the last is as good": nil, "the last fails": server.ErrReleased} {
+		for _, again := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, again %t", name, again), func(t *testing.T) {
+				s := create(t)
+				var batch []*pending
+				for _, do := range []func(context.Context, *tx) error{put(first), put(second), undone(last)} {
+					if again {
+						// All is made again in savepoints if one fails: here the first.
+						batch = append(batch, &pending{ctx: t.Context(), do: undone(last), again: true, result: make(chan error, 1)})
+						break
+					}
+					batch = append(batch, &pending{ctx: t.Context(), do: do, result: make(chan error, 1)})
+				}
+				s.commit(batch) // the writer has nothing to do meanwhile
+				for i, p := range batch {
+					if err := <-p.result; err == nil || errors.Is(err, server.ErrReleased) {
+						t.Errorf("%d: got %v, want that nothing is known", i, err)
+					}
+				}
+				if err := s.Commit(t.Context(), &server.Change{Release: second}); err != nil {
+					t.Errorf("the next: %v", err)
+				}
+			})
+		}
+	}
+}
+
+func release(id string) *server.Release {
+	return &server.Release{ID: id, Machine: attest.MachineID{1}, ResetCount: 1}
 }

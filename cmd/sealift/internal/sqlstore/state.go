@@ -32,11 +32,11 @@ func (s *Store) Machine(ctx context.Context, id attest.MachineID) (*server.Machi
 	return m, nil
 }
 
-// scanMachine reads a row of revision and body.
-func scanMachine(row interface{ Scan(...any) error }) (*server.Machine, error) {
+// scanMachine reads a row of revision, body, and more.
+func scanMachine(row interface{ Scan(...any) error }, more ...any) (*server.Machine, error) {
 	var revision int64
 	var body string
-	if err := row.Scan(&revision, &body); err != nil {
+	if err := row.Scan(append([]any{&revision, &body}, more...)...); err != nil {
 		return nil, err
 	}
 	m := new(server.Machine)
@@ -140,7 +140,7 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 	if c.Evidence != nil {
 		ev = newEvidence(c.Evidence)
 	}
-	return s.await(&pending{ctx: ctx, again: true, result: make(chan error, 1), do: func(ctx context.Context, tx *tx) error {
+	return s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
 		if c.Machine != nil {
 			if err := putMachine(ctx, tx, c.Machine, machine); err != nil {
 				return fmt.Errorf("store machine %s: %w", c.Machine.ID, err)
@@ -167,7 +167,7 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 			}
 		}
 		return tx.appendAudit(ctx, c.Events)
-	}})
+	})
 }
 
 // encoded returns v as JSON, or nothing for nothing.

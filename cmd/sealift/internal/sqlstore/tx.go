@@ -21,10 +21,12 @@ type tx struct {
 	// head is that of the audit log as this transaction has it, nil before it
 	// was read. Nobody else writes while the transaction is open.
 	head *audit.Head
-	// last is the last line that was read or written, and lastHead what it is
-	// the head of: the line need not be read as an entry again.
-	last     []byte
-	lastHead audit.Head
+	// last is the last line that was read or written: it need not be read as an
+	// entry again.
+	last line
+	// known is the last line that was there when a transaction was committed. A
+	// database without it has lost decisions.
+	known line
 
 	// parts are those of evidence that are in the database. inEpoch: this
 	// transaction has told them the epoch.
@@ -32,12 +34,18 @@ type tx struct {
 	inEpoch bool
 }
 
-func newTx(ctx context.Context, db *sql.DB) (*tx, error) {
+// line is a line of the audit log. The zero line is none.
+type line struct {
+	text []byte
+	head audit.Head // the entry that it is
+}
+
+func newTx(ctx context.Context, db *sql.DB, known line) (*tx, error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &tx{conn: conn, prepared: map[string]*sql.Stmt{}, parts: parts.NewSet()}, nil
+	return &tx{conn: conn, prepared: map[string]*sql.Stmt{}, last: known, known: known, parts: parts.NewSet()}, nil
 }
 
 // stmt prepares each statement once: its text is a constant of this package.
@@ -71,11 +79,31 @@ func (t *tx) get(ctx context.Context, dest any, query string, args ...any) error
 }
 
 // begin takes the write lock, so that no transaction fails halfway because
-// another writer was faster.
+// another writer was faster. After an error the connection is of no use.
 func (t *tx) begin(ctx context.Context) error {
 	t.head, t.inEpoch = nil, false
 	if _, err := t.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("begin: %w", err)
+	}
+	var version int64
+	if err := t.get(ctx, &version, "PRAGMA user_version"); err != nil {
+		return fmt.Errorf("read the schema version: %w", err)
+	}
+	if version != schemaVersion {
+		return fmt.Errorf("schema version is %d, want %d: %w", version, schemaVersion, errVersion)
+	}
+	if t.known.text == nil {
+		return nil
+	}
+	if head, err := t.auditHead(ctx); err != nil || head == t.known.head {
+		return err
+	}
+	var there []byte
+	if err := t.get(ctx, &there, "SELECT line FROM audit WHERE seq = ?", t.known.head.Seq); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("read audit entry %d: %w", t.known.head.Seq, err)
+	}
+	if !bytes.Equal(there, t.known.text) {
+		return fmt.Errorf("audit entry %d is not there as it was: %w", t.known.head.Seq, errWentBack)
 	}
 	return nil
 }
@@ -85,12 +113,13 @@ func (t *tx) commit(ctx context.Context) error {
 		return fmt.Errorf("commit: %w", err)
 	}
 	t.parts.Keep()
+	t.known = t.last
 	return nil
 }
 
 // rollback undoes the transaction.
 func (t *tx) rollback(ctx context.Context) error {
-	t.last, t.lastHead = nil, audit.Head{}
+	t.last = t.known
 	t.parts.Drop()
 	if _, err := t.exec(ctx, "ROLLBACK"); err != nil {
 		return fmt.Errorf("roll back: %w", err)
@@ -132,12 +161,12 @@ func (t *tx) savepoint(ctx context.Context, do func(context.Context, *tx) error)
 	if _, err := t.exec(ctx, "SAVEPOINT one"); err != nil {
 		return nil, fmt.Errorf("savepoint: %w", err)
 	}
-	head, last, lastHead := t.head, t.last, t.lastHead
+	head, last := t.head, t.last
 	if result = do(ctx, t); result != nil {
-		t.head, t.last, t.lastHead = head, last, lastHead
+		t.head, t.last = head, last
 		t.parts.Drop()
 		if _, err := t.exec(ctx, "ROLLBACK TO one"); err != nil {
-			return result, fmt.Errorf("roll back: %w", errors.Join(err, result))
+			return result, fmt.Errorf("roll back: %w, after: %v", err, result)
 		}
 	}
 	if _, err := t.exec(ctx, "RELEASE one"); err != nil {
@@ -151,20 +180,21 @@ func (t *tx) auditHead(ctx context.Context) (audit.Head, error) {
 	if t.head != nil {
 		return *t.head, nil
 	}
-	var line []byte
+	var text []byte
 	var head audit.Head
-	switch err := t.get(ctx, &line, "SELECT line FROM audit ORDER BY seq DESC LIMIT 1"); {
+	switch err := t.get(ctx, &text, "SELECT line FROM audit ORDER BY seq DESC LIMIT 1"); {
 	case errors.Is(err, sql.ErrNoRows):
 	case err != nil:
 		return head, fmt.Errorf("read the head of the audit log: %w", err)
-	case t.last != nil && bytes.Equal(line, t.last):
-		head = t.lastHead
+	case bytes.Equal(text, t.last.text):
+		head = t.last.head
 	default:
-		last, err := audit.ParseLine(line)
+		last, err := audit.ParseLine(text)
 		if err != nil {
 			return head, fmt.Errorf("read the head of the audit log: %w", err)
 		}
 		head = last.Head()
+		t.last = line{text, head}
 	}
 	t.head = &head
 	return head, nil
@@ -184,16 +214,16 @@ func (t *tx) appendAudit(ctx context.Context, events []audit.Event) error {
 		if err != nil {
 			return err
 		}
-		line, err := audit.AppendLine(nil, e)
+		text, err := audit.AppendLine(nil, e)
 		if err != nil {
 			return err
 		}
-		line = line[:len(line)-1]
-		if _, err := t.exec(ctx, "INSERT INTO audit (seq, line) VALUES (?, ?)", e.Seq, line); err != nil {
+		text = text[:len(text)-1]
+		if _, err := t.exec(ctx, "INSERT INTO audit (seq, line) VALUES (?, ?)", e.Seq, text); err != nil {
 			return fmt.Errorf("append audit entry %d: %w", e.Seq, err)
 		}
 		head = e.Head()
-		t.last, t.lastHead = line, head
+		t.last = line{text, head}
 	}
 	t.head = &head
 	return nil
