@@ -168,7 +168,7 @@ func (b *measuredBoot) unknown(e *Event, what, hint string) {
 
 // retyped adds a finding about a known digest under another type.
 func (b *measuredBoot) retyped(e *Event, what string) {
-	if b.v.full(CodeLogStructure, "") {
+	if b.v.full(CodeLogRetyped, "") {
 		b.v.dropped++
 		return
 	}

@@ -518,7 +518,7 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 		"an action under another type": {
 			before: func(s *scene) {
 				s.insertAfter(isSeparatorOf(4), papertpm.Measurement{PCR: 4, Type: EventBootApplication, Data: []byte(ActionCalling)})
-			}, want: []Code{CodeLogStructure}, says: "the digest of the action"},
+			}, want: []Code{CodeLogRetyped}, says: "the digest of the action"},
 		"the partition table of another disk, logged as that of the machine's": {
 			before: func(s *scene) {
 				i := slices.IndexFunc(s.Measured, func(m papertpm.Measurement) bool { return m.Type == EventGPT })
@@ -581,7 +581,7 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 		"a section under another type": {
 			before: func(s *scene) {
 				s.replace(of("contents of .initrd"), func(m *papertpm.Measurement) { m.Type = EventAction })
-			}, want: []Code{CodeLogStructure}, says: "the digest of section .initrd"},
+			}, want: []Code{CodeLogRetyped}, says: "the digest of section .initrd"},
 		"something else in PCR 11": {
 			before: func(s *scene) {
 				s.insertAfter(of("contents of .initrd"), papertpm.Measurement{PCR: 11, Type: EventIPL, Data: []byte("x"), Measured: []byte("enter-initrd")})
@@ -596,7 +596,7 @@ func TestEachAttackIsRefusedWithItsFinding(t *testing.T) {
 			}, want: []Code{CodeEventUnknown}, says: "for a second time"},
 		"the initrd under another type": {
 			before: func(s *scene) { s.replace(of("initrd"), func(m *papertpm.Measurement) { m.Type = EventIPL }) },
-			want:   []Code{CodeLogStructure}, says: "the digest of the initrd"},
+			want:   []Code{CodeLogRetyped}, says: "the digest of the initrd"},
 		"another command line in PCR 9 only": {
 			before: func(s *scene) {
 				s.replace(of(string(papertpm.EncodeUTF16(papertpm.Cmdline))), func(m *papertpm.Measurement) { m.Measured = papertpm.EncodeUTF16("init=/bin/sh") })
