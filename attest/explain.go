@@ -240,7 +240,7 @@ func mends(c Code) (component, command string) {
 		return "the machine's enrolment", "sealift machine approve ID --reason TEXT"
 	case CodePCRChanged, CodeLogChanged:
 		return "the running system", "ipmitool -H BMC chassis power cycle"
-	case CodeSerialMismatch, CodeSerialTaken:
+	case CodeSerialMismatch, CodeSerialTaken, CodeTPMTaken:
 		return "the machine's serial number", "sealift machine show ID"
 	case CodeMachineRevoked, CodeQuarantined:
 		return "the machine's enrolment", "sealift machine reinstate ID --reason TEXT"
