@@ -38,7 +38,7 @@ func (b *measuredBoot) appraisePlatform() {
 		case m != nil:
 			b.retyped(e, fmt.Sprintf("the UKI of image %s, in PCR 1", imageName(m)))
 		case !known[e.UntrustedType]:
-			if name, ok := b.v.component(1, e.reference()); ok {
+			if name, ok := b.v.component(1, e); ok {
 				b.v.fact("component", "PCR 1: "+name, TrustQuoted)
 				continue
 			}
