@@ -328,8 +328,7 @@ func oneTPM(a, b *Machine) bool {
 // that which was seen last; an alarm says so.
 func (s *Server) indexTPMs(ctx context.Context) error {
 	_, err := s.c.Store.Document(ctx, tpmKind, tpmIndexed)
-	for n := 0; errors.Is(err, ErrNotFound) || errors.Is(err, ErrConflict) && n < attempts; n++ {
-		// Another replica does the same, or has released meanwhile.
+	if errors.Is(err, ErrNotFound) {
 		err = s.index(ctx)
 	}
 	if err != nil {
@@ -338,10 +337,27 @@ func (s *Server) indexTPMs(ctx context.Context) error {
 	return nil
 }
 
-// index is one attempt of indexTPMs.
+// note commits documents that are not there. One that another replica wrote
+// meanwhile, which does the same or has released, stays.
+func (s *Server) note(ctx context.Context, docs []*Document) error {
+	if len(docs) == 0 {
+		return nil
+	}
+	err := s.c.Store.Commit(ctx, &Change{Documents: docs})
+	if !errors.Is(err, ErrConflict) {
+		return err
+	}
+	for _, d := range docs {
+		if err := s.c.Store.Commit(ctx, &Change{Documents: []*Document{d}}); err != nil && !errors.Is(err, ErrConflict) {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *Server) index(ctx context.Context) error {
 	owners := map[string]*Machine{}
-	change := &Change{}
+	var events []audit.Event
 	for query := (Query{Limit: 1000}); ; {
 		some, err := s.c.Store.Machines(ctx, query)
 		if err != nil {
@@ -357,7 +373,7 @@ func (s *Server) index(ctx context.Context) error {
 			name := akDocument(m.AKName)
 			o := owners[name]
 			if o != nil && o.ReplacedBy != m.ID && m.ReplacedBy != o.ID {
-				change.Events = append(change.Events, alarm(m.ID, s.c.Clock(), audit.Alarm{
+				events = append(events, alarm(m.ID, s.c.Clock(), audit.Alarm{
 					Name: misused, What: fmt.Sprintf("%s: machine %s and machine %s are one TPM", attest.CodeTPMTaken, o.ID, m.ID),
 				}))
 			}
@@ -367,38 +383,34 @@ func (s *Server) index(ctx context.Context) error {
 		}
 		query.After = some[len(some)-1].ID
 	}
-	add := func(name string, body any) error {
-		b, err := json.Marshal(body)
-		change.Documents = append(change.Documents, &Document{Kind: tpmKind, Name: name, Body: b})
-		return err
-	}
+	var docs []*Document
 	for _, name := range slices.Sorted(maps.Keys(owners)) {
-		_, err := s.c.Store.Document(ctx, tpmKind, name)
-		if err == nil {
-			continue
-		}
-		if !errors.Is(err, ErrNotFound) {
+		body, err := json.Marshal(&tpmKey{Machine: owners[name].ID})
+		if err != nil {
 			return err
 		}
-		if err := add(name, &tpmKey{Machine: owners[name].ID}); err != nil {
-			return err
+		if docs = append(docs, &Document{Kind: tpmKind, Name: name, Body: body}); len(docs) == 100 {
+			if err := s.note(ctx, docs); err != nil {
+				return err
+			}
+			docs = nil
 		}
-		if len(change.Documents) < 100 {
-			continue
-		}
-		if err := s.c.Store.Commit(ctx, &Change{Documents: change.Documents}); err != nil {
-			return err
-		}
-		change.Documents = nil
 	}
-	if err := add(tpmIndexed, map[string]time.Time{"at": s.c.Clock().UTC()}); err != nil {
+	if err := s.note(ctx, docs); err != nil {
 		return err
 	}
-	if err := s.c.Store.Commit(ctx, change); err != nil {
+	body, err := json.Marshal(map[string]time.Time{"at": s.c.Clock().UTC()})
+	if err != nil {
 		return err
 	}
-	s.sound(change.Events)
-	return nil
+	err = s.c.Store.Commit(ctx, &Change{Documents: []*Document{{Kind: tpmKind, Name: tpmIndexed, Body: body}}, Events: events})
+	if errors.Is(err, ErrConflict) {
+		return nil // another replica has told the alarms
+	}
+	if err == nil {
+		s.sound(events)
+	}
+	return err
 }
 
 // claims reports whether m rather than o is the machine that their TPM is.

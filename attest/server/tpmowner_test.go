@@ -1,13 +1,16 @@
 package server_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -511,5 +514,42 @@ func TestDuplicatesOfAnEarlierVersionBecomeOneMachine(t *testing.T) {
 	}
 	if _, err := s.operatorClient().ReEnrol(t.Context(), second.id, stranger.id, "another box"); err == nil {
 		t.Error("a machine with another TPM, which is in use, took the place of this one")
+	}
+}
+
+func TestReplicasIndexTheirStoreAtOnce(t *testing.T) {
+	s := newScene(t, nil)
+	for round := range 5 {
+		memory := new(storetest.Memory)
+		var servers []*server.Server
+		for i := range 300 {
+			m := &server.Machine{AKName: fmt.Append(nil, "ak ", i), Machine: api.Machine{ID: attest.MachineID{1, byte(i), byte(i >> 8)}, State: attest.StateEnrolled, NodeName: fmt.Sprint("n", i)}}
+			if err := memory.Commit(t.Context(), &server.Change{Machine: m}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 3 {
+			srv, err := server.New(server.Config{
+				Store: memory, KEK: bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: s.release, Log: slog.New(slog.DiscardHandler),
+				Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			servers = append(servers, srv)
+		}
+		var wg sync.WaitGroup
+		for i, srv := range servers {
+			wg.Go(func() {
+				if err := srv.Start(t.Context()); err != nil {
+					t.Errorf("round %d, replica %d: %v", round, i, err)
+				}
+			})
+		}
+		wg.Wait()
+		docs, err := memory.Documents(t.Context(), audit.BindingTPM, "", 0)
+		if err != nil || len(docs) != 301 {
+			t.Errorf("round %d: %d documents, %v; want one for each of 300 machines, and that it is done", round, len(docs), err)
+		}
 	}
 }
