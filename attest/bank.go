@@ -124,6 +124,17 @@ func (v *verification) knownDigests(from, to string, fromHash, toHash crypto.Has
 	for _, s := range []string{separator0, separatorF, actionCalling, actionReturning, actionExit, actionExitDone, actionExitFailed} {
 		add([]byte(s))
 	}
+	for i := range v.p.Models {
+		r := &v.p.Models[i]
+		if v.smbios == nil || !r.forModel(v.smbios) {
+			continue
+		}
+		for _, c := range r.Components {
+			if pair := map[string]digest{"sha256": digest(c.SHA256[:]), "sha384": digest(c.SHA384)}; len(c.SHA384) > 0 && !c.SHA256.IsZero() && pair[from] != "" && pair[to] != "" {
+				known[pair[from]] = pair[to]
+			}
+		}
+	}
 	for _, m := range v.p.Images {
 		if m == nil {
 			continue

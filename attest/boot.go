@@ -344,7 +344,7 @@ func (b *measuredBoot) appraisePartitions() {
 		if e.isSeparator() || b.isAction(e, actionExit, actionExitDone, actionExitFailed) {
 			continue
 		}
-		if name, ok := b.v.component(5, e.reference()); ok {
+		if name, ok := b.v.component(5, e); ok {
 			b.v.fact("component", "PCR 5: "+name, TrustQuoted)
 			continue
 		}
@@ -377,7 +377,7 @@ func (b *measuredBoot) appraiseNothingElse(pcr int) {
 		return
 	}
 	for _, e := range b.log.ForPCR(pcr) {
-		if name, ok := b.v.component(pcr, e.reference()); ok {
+		if name, ok := b.v.component(pcr, e); ok {
 			b.v.fact("component", fmt.Sprintf("PCR %d: %s", pcr, name), TrustQuoted)
 		} else if !e.isSeparator() {
 			b.unknown(e, map[int]string{

@@ -404,51 +404,6 @@ func checkEKUsage(c *x509.Certificate) error {
 	return nil
 }
 
-// Limits of the keys of the authorities that a machine sends, bits. No maker's
-// authority has more.
-const (
-	maxSentRSA = 4096
-	maxSentECC = 384
-)
-
-// links returns those of the authorities that a machine sent which may be links of
-// its chain: one of each name, that whose key identifier is asked for if there are
-// several (RFC 5280, 4.2.1.1), and none with a key that takes long to verify with.
-// Whoever makes up authorities need not have a TPM: eight that all bear one name are
-// tried as the issuer of each other a hundred times, and a certificate has room for
-// an RSA key of 60,000 bits.
-func links(leaf *x509.Certificate, sent []*x509.Certificate) []*x509.Certificate {
-	asked := func(c *x509.Certificate) bool {
-		below := func(b *x509.Certificate) bool {
-			return bytes.Equal(b.RawIssuer, c.RawSubject) && len(c.SubjectKeyId) > 0 && bytes.Equal(b.AuthorityKeyId, c.SubjectKeyId)
-		}
-		return below(leaf) || slices.ContainsFunc(sent, below)
-	}
-	var out []*x509.Certificate
-	for _, c := range sent {
-		switch k := c.PublicKey.(type) {
-		case *rsa.PublicKey:
-			if k.N.BitLen() > maxSentRSA {
-				continue
-			}
-		case *ecdsa.PublicKey:
-			if k.Params().BitSize > maxSentECC {
-				continue
-			}
-		default:
-			continue
-		}
-		i := slices.IndexFunc(out, func(o *x509.Certificate) bool { return bytes.Equal(o.RawSubject, c.RawSubject) })
-		switch {
-		case i < 0:
-			out = append(out, c)
-		case !asked(out[i]) && asked(c):
-			out[i] = c
-		}
-	}
-	return out
-}
-
 // buildChains returns the chains from a certificate to roots of the policy.
 func (p *TPMPolicy) buildChains(leaf *x509.Certificate, sent []*x509.Certificate, expired bool, now time.Time) ([][]*x509.Certificate, error) {
 	// The TPM's make and model are in a critical subject alternative name of
@@ -481,17 +436,31 @@ func (p *TPMPolicy) buildChains(leaf *x509.Certificate, sent []*x509.Certificate
 	if n == 0 {
 		return nil, errors.New("the policy has no trusted root")
 	}
-	for _, s := range links(leaf, sent) {
-		opts.Intermediates.AddCert(s)
+	var chains [][]*x509.Certificate
+	var err error
+	own := opts.Intermediates
+	for _, path := range p.sentPaths(leaf, sent, now) {
+		opts.Intermediates = own.Clone()
+		for _, s := range path {
+			opts.Intermediates.AddCert(s)
+		}
+		more, fault := c.Verify(opts)
+		if fault != nil {
+			err = fault
+		}
+		chains = append(chains, more...)
 	}
-	return c.Verify(opts)
+	if len(chains) > 0 {
+		return chains, nil
+	}
+	return nil, err
 }
 
 // notSignedBy returns the authority of the policy that a certificate, or one that may
 // be a link of its chain, names as its issuer, by name and key identifier (RFC 5280,
 // 4.2.1.1), and whose key did not sign it; nil if there is none.
 func (p *TPMPolicy) notSignedBy(leaf *x509.Certificate, sent []*x509.Certificate) *x509.Certificate {
-	for _, c := range append(links(leaf, sent), leaf) {
+	for _, c := range append(usable(sent), leaf) {
 		var named *x509.Certificate
 		signed := false
 		for _, r := range p.Roots {

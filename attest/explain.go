@@ -287,7 +287,7 @@ func mends(c Code) (component, command string) {
 		return "the machine's enrolment", "sealift machine approve ID --reason TEXT"
 	case CodePCRChanged, CodeLogChanged:
 		return "the running system", commandRestart
-	case CodeSerialMismatch, CodeSerialTaken:
+	case CodeSerialMismatch, CodeSerialTaken, CodeTPMTaken:
 		return "the machine's serial number", "sealift machine show ID"
 	case CodeMachineRevoked, CodeQuarantined:
 		return "the machine's enrolment", "sealift machine reinstate ID --reason TEXT"

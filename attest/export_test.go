@@ -2,7 +2,9 @@ package attest
 
 import (
 	"bytes"
+	"crypto/x509"
 	"slices"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -120,4 +122,11 @@ func Disagreements(l *EventLog) []Finding {
 	}
 	v.checkAgreement(l, sound, banks)
 	return v.r.Findings
+}
+
+// SentPaths is how many sets of authorities are tried, and how many signatures it
+// took to find them.
+func (p *TPMPolicy) SentPaths(leaf *x509.Certificate, sent []*x509.Certificate, now time.Time) (paths, checks int) {
+	s := p.search(leaf, sent, now)
+	return len(s.paths), len(s.checked)
 }

@@ -18,6 +18,9 @@ type measuredFirmware struct {
 	crtm   string   // text of EV_S_CRTM_VERSION, empty if it was not measured as text
 	blobs  []digest // digest of every other event but the separator, in order, in the bank that is appraised
 	events []*Event // of blobs
+	// elsewhere has the digests of blobs in the other appraisal banks, as far as
+	// they are known: unset where not.
+	elsewhere map[string][]digest
 }
 
 // readFirmware decodes PCR 0. A type is not authenticated, so whatever is not
@@ -40,6 +43,32 @@ func readFirmware(l *EventLog) *measuredFirmware {
 		f.blobs = append(f.blobs, e.digest())
 	}
 	return f
+}
+
+// readElsewhere finds what the digests of the blobs are in the other appraisal banks:
+// those in the log, if the bank is quoted, or those of the data that was measured. Of
+// a firmware volume the log has no data.
+func (f *measuredFirmware) readElsewhere(l *EventLog, banks []*quoted) {
+	f.elsewhere = map[string][]digest{}
+	for _, bank := range appraisalBanks() {
+		hash, ok := bankHash(bank)
+		if bank == l.main || !ok {
+			continue
+		}
+		index := slices.Index(l.Banks, bank)
+		if !slices.ContainsFunc(banks, func(q *quoted) bool { return q.bank == bank }) {
+			index = -1
+		}
+		ds := make([]digest, len(f.events))
+		for i, e := range f.events {
+			if index >= 0 {
+				ds[i] = digest(e.digests[index])
+			} else if data, verified := e.VerifiedData(); verified {
+				ds[i] = hashOf(hash, data)
+			}
+		}
+		f.elsewhere[bank] = ds
+	}
 }
 
 // versionText reads a version that is UTF-16 (edk2) or ASCII.
@@ -79,15 +108,8 @@ func (r *FirmwareReference) matches(bank string, blobs []digest) bool {
 	if len(want) == 0 || len(blobs) != len(want)+r.Unpinned {
 		return false
 	}
-	rest := slices.Clone(blobs)
-	for _, d := range want {
-		i := slices.Index(rest, d)
-		if i < 0 {
-			return false
-		}
-		rest = slices.Delete(rest, i, i+1)
-	}
-	return true
+	_, missing := remove(blobs, want)
+	return missing == 0
 }
 
 // forModel reports whether the reference is of the model that is claimed.
@@ -95,10 +117,116 @@ func (r *FirmwareReference) forModel(s *SMBIOS) bool {
 	return (r.Vendor == "" || r.Vendor == s.Manufacturer) && (r.Product == "" || r.Product == s.Product)
 }
 
+// textOnly reports whether a build is known by its version alone.
+func (r *FirmwareReference) textOnly() bool { return len(r.Digests) == 0 && len(r.SHA384) == 0 }
+
+// comparable reports whether a build is known by digests in a bank.
+func (r *FirmwareReference) comparable(bank string) bool { return len(r.digests(bank)) > 0 }
+
+// remove takes each digest of some out of all, once, and returns what is left of all,
+// and how many were not there.
+func remove(all, some []digest) (rest []digest, missing int) {
+	rest = slices.Clone(all)
+	for _, d := range some {
+		if i := slices.Index(rest, d); i >= 0 {
+			rest = slices.Delete(rest, i, i+1)
+		} else {
+			missing++
+		}
+	}
+	return rest, missing
+}
+
+// couldBe reports whether what was measured could be the build r, whose digests are
+// of another bank than the one that is appraised, and whether it is certain. found is
+// the build that was found by the bank that is appraised, nil if none was.
+func (m *measuredFirmware) couldBe(r *FirmwareReference, main, other string, found *FirmwareReference) (could, certain bool) {
+	want := r.digests(other)
+	if len(want) == 0 {
+		return true, false // its digests cannot be read
+	}
+	if len(m.blobs) != len(want)+r.Unpinned {
+		return false, false
+	}
+	var known []digest
+	for _, d := range m.elsewhere[other] {
+		if !d.IsZero() {
+			known = append(known, d)
+		}
+	}
+	if len(known) < len(m.blobs) && found != nil && found.comparable(main) && found.comparable(other) {
+		// The volumes of the build that was found are known in both banks.
+		known = known[:0]
+		pinned := found.digests(main)
+		for i, d := range m.blobs {
+			if k := slices.Index(pinned, d); k >= 0 {
+				pinned = slices.Delete(pinned, k, k+1)
+			} else if e := m.elsewhere[other][i]; !e.IsZero() {
+				known = append(known, e)
+			}
+		}
+		known = append(known, found.digests(other)...)
+	}
+	unknown := len(m.blobs) - len(known)
+	_, missing := remove(known, want)
+	return missing <= unknown, unknown == 0
+}
+
+// notExcluded returns a denied build for the model that is known by digests of another
+// bank than the one that is appraised, and that what was measured is, for certain, or
+// could be. A build that could not be compared is not known to be another.
+func (m *measuredFirmware) notExcluded(refs []FirmwareReference, main string, found *FirmwareReference, verdict FirmwareVerdict, s *SMBIOS) (ref *FirmwareReference, certain bool) {
+	for i := range refs {
+		r := &refs[i]
+		if r.Status == FirmwareAllowed || r.textOnly() || r.comparable(main) || !r.forModel(s) {
+			continue
+		}
+		if main == "sha256" && len(r.Digests) > 0 || main == "sha384" && len(r.SHA384) > 0 {
+			ref = r // it has digests of this bank, which cannot be read
+			continue
+		}
+		for _, other := range appraisalBanks() {
+			if other == main || len(r.Digests) == 0 && other == "sha256" || len(r.SHA384) == 0 && other == "sha384" {
+				continue
+			}
+			could, sure := m.couldBe(r, main, other, found)
+			switch {
+			case could && sure:
+				return r, true
+			case could && verdict == FirmwareCrossChecked && !sameVersion(m.crtm, r.Version):
+				// The version text that was measured is another's.
+			case could && ref == nil:
+				ref = r
+			}
+		}
+	}
+	return ref, false
+}
+
 // findReference returns the reference of what was measured, or of what is only
 // claimed, and how far that is proven. Denied references win over allowed ones of
-// the same build.
-func findReference(refs []FirmwareReference, bank string, m *measuredFirmware, s *SMBIOS) (*FirmwareReference, FirmwareVerdict) {
+// the same build. If what was measured could as well be a denied build that is
+// known only in another bank, it is unknown, and that build is returned as unsure.
+func findReference(refs []FirmwareReference, bank string, m *measuredFirmware, s *SMBIOS) (ref *FirmwareReference, verdict FirmwareVerdict, unsure *FirmwareReference) {
+	ref, verdict = findCompared(refs, bank, m, s)
+	if ref != nil && ref.Status != FirmwareAllowed {
+		return ref, verdict, nil
+	}
+	switch denied, certain := m.notExcluded(refs, bank, ref, verdict, s); {
+	case denied == nil:
+		return ref, verdict, nil
+	case certain:
+		return denied, FirmwareMeasured, nil
+	case ref == nil:
+		return nil, verdict, nil
+	default:
+		return nil, FirmwareUnknown, denied
+	}
+}
+
+// findCompared finds the reference among those that can be compared in a bank, and
+// those without digests.
+func findCompared(refs []FirmwareReference, bank string, m *measuredFirmware, s *SMBIOS) (*FirmwareReference, FirmwareVerdict) {
 	var best *FirmwareReference
 	for i := range refs {
 		r := &refs[i]
@@ -114,7 +242,7 @@ func findReference(refs []FirmwareReference, bank string, m *measuredFirmware, s
 	// "N32ET68W" and "N32ET68W (1.44 )".
 	for i := range refs {
 		r := &refs[i]
-		if len(r.Digests) == 0 && m.crtm != "" && r.forModel(s) && sameVersion(m.crtm, r.Version) && sameVersion(m.crtm, s.BIOSVersion) &&
+		if r.textOnly() && m.crtm != "" && r.forModel(s) && sameVersion(m.crtm, r.Version) && sameVersion(m.crtm, s.BIOSVersion) &&
 			(best == nil || r.Status != FirmwareAllowed) {
 			best = r
 		}
@@ -148,6 +276,7 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, banks [
 		return
 	}
 	m := readFirmware(l)
+	m.readElsewhere(l, banks)
 	v.fact("firmware.crtm", m.crtm, TrustQuoted)
 	for _, d := range m.blobs[:min(maxFindings, len(m.blobs))] {
 		if l.main == "sha256" {
@@ -155,9 +284,18 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, banks [
 		}
 		v.fact("firmware.digest", d.String(), TrustDigest)
 	}
-	ref, verdict := findReference(v.p.Firmware.References, l.main, m, s)
+	ref, verdict, unsure := findReference(v.p.Firmware.References, l.main, m, s)
 	fw.Verdict = verdict
 	switch released := v.p.Firmware.releases(verdict); {
+	case unsure != nil:
+		v.findPCR(0, Finding{
+			Code: CodeFirmwareUnknown,
+			Message: fmt.Sprintf("PCR 0: what was measured (%s) could be firmware version %s, which is denied%s: that build is known by no digest of the bank %s",
+				listDigests(m.blobs), unsure.Version, because(unsure.Reason), l.main),
+			Got:  listDigests(m.blobs),
+			Hint: "add the build's digests of this bank to the catalogue, from the same files: sealift firmware catalogue add",
+		})
+		return
 	case ref == nil || verdict == FirmwareClaimedOnly && !released:
 		claim := "claims no version"
 		if s.BIOSVersion != "" {
@@ -165,8 +303,8 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, banks [
 		}
 		v.findPCR(0, Finding{
 			Code: CodeFirmwareUnknown,
-			Message: fmt.Sprintf("PCR 0: the firmware of %q %q %s, but what was measured (%s) is none of %d known builds",
-				s.Manufacturer, s.Product, claim, listDigests(m.blobs), len(v.p.Firmware.References)),
+			Message: fmt.Sprintf("PCR 0: the firmware of %q %q %s, but what was measured (%s) is none of %d known builds%s",
+				s.Manufacturer, s.Product, claim, listDigests(m.blobs), len(v.p.Firmware.References), notComparable(v.p.Firmware.References, l.main, s)),
 			Got: listDigests(m.blobs), Want: expectedDigests(v.p.Firmware.References, l.main, s),
 			Hint: "compare with the known builds: sealift firmware catalogue; add this one if you trust it",
 		})
@@ -187,13 +325,9 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, banks [
 	v.fact("firmware.version", ref.Version, trust)
 	if ref.Status != FirmwareAllowed {
 		fw.Verdict = FirmwareVerdictDenied
-		reason := ""
-		if ref.Reason != "" {
-			reason = ": " + ref.Reason
-		}
 		v.findPCR(0, Finding{
 			Code:    CodeFirmwareDenied,
-			Message: fmt.Sprintf("PCR 0: firmware version %s, as %s, is not allowed%s", ref.Version, verdict, reason),
+			Message: fmt.Sprintf("PCR 0: firmware version %s, as %s, is not allowed%s", ref.Version, verdict, because(ref.Reason)),
 			Got:     ref.Version, Want: strings.Join(allowedVersions(v.p.Firmware.References, s), " "),
 			Hint: "update the firmware, or allow this version: sealift firmware campaign create",
 		})
@@ -221,11 +355,15 @@ func (v *verification) appraiseFirmware(l *EventLog, sound map[int]bool, banks [
 // to be the same by those of another, as checkAgreement does of what images
 // measure: the digest of a firmware volume is of nothing that the log has, so that
 // only the reference can tell. Of a bank in which the build is not known nothing
-// can be said.
+// can be said, and a fact says so.
 func (v *verification) checkFirmwareAgreement(l *EventLog, m *measuredFirmware, ref *FirmwareReference, banks []*quoted) {
 	for _, bank := range appraisalBanks() {
 		index := slices.Index(l.Banks, bank)
-		if bank == l.main || index < 0 || !slices.ContainsFunc(banks, func(q *quoted) bool { return q.bank == bank }) || len(ref.digests(bank)) == 0 {
+		if bank == l.main || index < 0 || !slices.ContainsFunc(banks, func(q *quoted) bool { return q.bank == bank }) {
+			continue
+		}
+		if !ref.comparable(bank) {
+			v.fact("firmware.bank.uncompared", bank, TrustRecorded)
 			continue
 		}
 		var blobs []digest
@@ -243,6 +381,29 @@ func (v *verification) checkFirmwareAgreement(l *EventLog, m *measuredFirmware, 
 			Hint: "one of the banks was not extended by the firmware: deactivate all banks but one in the firmware's setup; if it stays, keep the evidence",
 		})
 	}
+}
+
+// because is a reason after a message, if there is one.
+func because(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return ": " + reason
+}
+
+// notComparable says how many of the builds that are known for the model could not be
+// compared, as they have digests in another bank only.
+func notComparable(refs []FirmwareReference, bank string, s *SMBIOS) string {
+	n := 0
+	for i := range refs {
+		if r := &refs[i]; r.forModel(s) && !r.textOnly() && !r.comparable(bank) {
+			n++
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d for this model have no digests of the bank %s)", n, bank)
 }
 
 func listDigests(ds []digest) string {

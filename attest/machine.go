@@ -7,6 +7,7 @@ import "fmt"
 func (v *verification) checkMachine(proof *Verified) {
 	v.fact("machine.state", stateName(v.known.State), TrustRecorded)
 	v.checkState()
+	v.checkTPMOwner()
 	v.checkDisk()
 	if proof != nil && v.known.Released && proof.resetCount == v.known.ResetCount && proof.restartCount == v.known.RestartCount {
 		v.find(Finding{
@@ -48,6 +49,32 @@ func (v *verification) checkState() {
 		f.Message = fmt.Sprintf("machine %s is not enrolled: no install record names its endorsement key", id)
 	}
 	v.find(f)
+}
+
+// checkTPMOwner refuses a TPM that is another machine already. A TPM can have several
+// endorsement keys, each with a certificate, and each would be a machine of its own:
+// one box could be enrolled twice, and one that was locked out come back. That two
+// keys are in one TPM no certificate says. What proves it is one attestation key that
+// was activated with both (Part 1, "Credential Protection").
+func (v *verification) checkTPMOwner() {
+	for _, id := range v.known.OtherKeys {
+		v.fact("tpm.key.other", id.String(), TrustRecorded)
+	}
+	owner := v.known.TPMOwner
+	if owner.IsZero() || owner == v.r.Machine {
+		return
+	}
+	state := stateName(v.known.TPMOwnerState)
+	hint := fmt.Sprintf("let the agent use the machine's own endorsement key: it does so by itself if the image is of this version; if the key is to change: sealift machine re-enrol --old %s --new %s --reason TEXT", owner, v.r.Machine)
+	if v.known.TPMOwnerState != StateEnrolled {
+		hint = fmt.Sprintf("the lock-out is of the hardware, whichever of its keys it shows: sealift machine show %s", owner)
+	}
+	v.find(Finding{
+		Code:    CodeTPMTaken,
+		Message: fmt.Sprintf("the TPM of machine %s is that of machine %s, which is %s: this is another endorsement key of the same TPM", v.r.Machine.Short(), owner.Short(), state),
+		Got:     v.r.Machine.String(), Want: owner.String(),
+		Hint: hint,
+	})
 }
 
 func (v *verification) checkDisk() {

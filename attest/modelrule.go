@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"crypto"
 	"fmt"
 	"regexp"
 	"slices"
@@ -49,7 +50,11 @@ type FirmwareDenial struct {
 type Component struct {
 	PCR    int
 	SHA256 manifest.SHA256 // of the event in the SHA-256 bank
-	Name   string          // for people
+	// SHA384 is its digest in the SHA-384 bank, 48 bytes, for machines that are
+	// appraised by it. Optional; without it the event is known there only if its data
+	// is what was measured.
+	SHA384 []byte
+	Name   string // for people
 }
 
 // releases reports whether secrets are released with a verdict.
@@ -108,12 +113,6 @@ func (r *ModelRule) compare(version, ruled string) (int, error) {
 // as FirmwareDate reads it, and what it wants instead. It returns nothing for a
 // build that it allows.
 func (r *ModelRule) Judge(version, date string) (reason, want string) {
-	because := func(s string) string {
-		if s == "" {
-			return ""
-		}
-		return ": " + s
-	}
 	for _, d := range r.Denied {
 		if c, err := r.compare(version, d.Version); err == nil && c == 0 || version == d.Version {
 			return fmt.Sprintf("firmware %s is denied by the policy%s", version, because(d.Reason)), ""
@@ -166,15 +165,16 @@ func (v *verification) applyModelRules(ref *FirmwareReference, verdict FirmwareV
 }
 
 // component returns the policy's name for an event that it allows in a PCR on
-// this model, or false.
-func (v *verification) component(pcr int, d manifest.SHA256) (string, bool) {
+// this model, or false. What cannot be compared is not allowed.
+func (v *verification) component(pcr int, e *Event) (string, bool) {
+	d := e.reference()
 	for i := range v.p.Models {
 		r := &v.p.Models[i]
-		if v.smbios == nil || d.IsZero() || !r.forModel(v.smbios) {
+		if v.smbios == nil || !r.forModel(v.smbios) {
 			continue
 		}
 		for _, c := range r.Components {
-			if c.PCR == pcr && c.SHA256 == d {
+			if c.PCR == pcr && (!d.IsZero() && c.SHA256 == d || e.hash == crypto.SHA384 && len(c.SHA384) > 0 && e.digest() == digest(c.SHA384)) {
 				return c.Name, true
 			}
 		}
@@ -193,7 +193,7 @@ func (b *measuredBoot) appraiseConfiguration() {
 		if e.isSeparator() {
 			continue
 		}
-		if _, ok := b.v.component(1, e.reference()); !ok {
+		if _, ok := b.v.component(1, e); !ok {
 			b.unknown(e, "a setting or table that the policy does not list for this model", "set the firmware's setup back, or add the event to the policy: sealift attest log shows it")
 		}
 	}

@@ -41,7 +41,7 @@ func (b *measuredBoot) appraisePlatform() {
 				Got: e.digest().String(), Hint: hintInspectLog,
 			})
 		case !known[e.UntrustedType]:
-			if name, ok := b.v.component(1, e.reference()); ok {
+			if name, ok := b.v.component(1, e); ok {
 				b.v.fact("component", "PCR 1: "+name, TrustQuoted)
 				continue
 			}

@@ -169,6 +169,12 @@ type Known struct {
 	// enrolled beforehand and has not shown up.
 	SerialExpected bool
 	Released       bool // a release was already made in the boot named by ResetCount and RestartCount
+	// TPMOwner is the machine that this TPM is already, by another of its
+	// endorsement keys, and TPMOwnerState where that stands. Unset if it is none.
+	TPMOwner      MachineID
+	TPMOwnerState EnrolmentState
+	// OtherKeys are the other endorsement keys that are proven to be in this TPM.
+	OtherKeys []MachineID
 }
 
 // Challenge is the service's memory of a challenge that this evidence answers.

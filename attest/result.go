@@ -104,6 +104,7 @@ const (
 	CodeLogChanged      Code = "report.log-changed"      // the event log is not that of the release
 	CodeSerialMismatch  Code = "machine.serial-mismatch" // SMBIOS says another serial number than the pre-enrolment
 	CodeSerialTaken     Code = "machine.serial-taken"    // the serial number belongs to another endorsement key
+	CodeTPMTaken        Code = "machine.tpm-taken"       // the TPM is another machine's, by another of its endorsement keys
 )
 
 // Finding is one failed check. Any finding refuses the evidence.

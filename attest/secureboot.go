@@ -177,7 +177,7 @@ func (b *measuredBoot) appraiseAuthorities(sb *secureBoot) {
 	want := b.reference.SecureBoot.Authority
 	seen := false
 	for _, e := range sb.authorities {
-		if name, ok := b.v.component(7, e.reference()); ok {
+		if name, ok := b.v.component(7, e); ok {
 			b.v.fact("component", "PCR 7: "+name, TrustQuoted)
 			continue
 		}

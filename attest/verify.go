@@ -67,8 +67,8 @@ type verification struct {
 //   - the firmware: the digests of an allowed build in PCR 0, and a machine
 //     that claims the same version;
 //   - the policy's own rules for the model: versions, dates, components;
-//   - the machine: enrolled, its own disk, its state partition, no second
-//     release in this boot.
+//   - the machine: enrolled, not another machine by another endorsement key of
+//     its TPM, its own disk, its state partition, no second release in this boot.
 //
 // It goes on after a failed check and lists all that can be judged: PCRs are
 // judged only where a quote by the attestation key covers them and the log

@@ -2,6 +2,7 @@ package profiles
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"reflect"
 	"regexp"
@@ -134,6 +135,9 @@ func (m *PolicyModel) validate(r report, field string) {
 	for i, c := range m.Components {
 		if !slices.Contains([]int{1, 2, 3, 5, 6, 7}, c.PCR) {
 			r(fmt.Sprintf("%s.components[%d].pcr", field, i), fmt.Sprintf("nothing can be allowed in PCR %d", c.PCR), "use 1, 2, 3, 5, 6 or 7")
+		}
+		if d, err := hex.DecodeString(c.SHA384); c.SHA384 != "" && (err != nil || len(d) != 48) {
+			r(fmt.Sprintf("%s.components[%d].sha384", field, i), "it is not 96 hex digits", "sealift attest log prints the digest of each bank")
 		}
 	}
 }

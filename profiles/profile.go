@@ -361,7 +361,11 @@ type PolicyMinimum struct {
 
 // PolicyComponent is one event that is allowed.
 type PolicyComponent struct {
-	PCR    int    `yaml:"pcr"`            // 1, 2, 3, 5, 6, or 7 for the certificate that verified an option ROM
-	SHA256 string `yaml:"sha256"`         // digest of the event, as sealift attest log shows it
+	PCR    int    `yaml:"pcr"`    // 1, 2, 3, 5, 6, or 7 for the certificate that verified an option ROM
+	SHA256 string `yaml:"sha256"` // digest of the event, as sealift attest log shows it
+	// SHA384 is its digest in the SHA-384 bank, for machines that are appraised by it.
+	// Optional; without it such a machine is refused, unless the event's data is what
+	// was measured.
+	SHA384 string `yaml:"sha384,omitempty"`
 	Name   string `yaml:"name,omitempty"` // for people
 }

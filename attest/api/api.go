@@ -19,6 +19,7 @@ const (
 	PathChallenge = "/v1/challenge" // POST ChallengeRequest
 	PathEvidence  = "/v1/evidence"  // POST EvidenceRequest, on the connection whose exporter was quoted
 	PathConfirm   = "/v1/confirm"   // POST ConfirmRequest
+	PathKey       = "/v1/key"       // POST KeyRequest, on the connection that has the challenge
 )
 
 // Limits of request bodies, bytes.
@@ -55,13 +56,34 @@ type Challenge struct {
 	// ProveBanks asks for Evidence.Banks whatever banks are active. It saves
 	// machines a signature that no policy wants; what counts is the policy.
 	ProveBanks bool `json:"proveBanks,omitempty"`
+	// Machine is what this TPM is to the service by another of its endorsement
+	// keys, which is the one to use: the agent asks again with that. Unset: it is
+	// none.
+	Machine attest.MachineID `json:"machine,omitzero"`
+	// ProveKeys asks for the TPM's other endorsement keys, see KeyRequest. It is
+	// advice: what was not proven is asked for in the next boot again.
+	ProveKeys bool `json:"proveKeys,omitempty"`
 }
+
+// KeyRequest answers a Challenge not with evidence but only with the proof that
+// the endorsement key is in one TPM with the attestation key. The service remembers
+// it with the connection. The answer is empty.
+type KeyRequest struct {
+	ChallengeID     string `json:"challengeID"`
+	ActivationProof []byte `json:"activationProof"`
+}
+
+// MaxKeys is how many KeyRequests a connection has room for.
+const MaxKeys = 8
 
 // EvidenceRequest answers a Challenge.
 type EvidenceRequest struct {
 	ChallengeID     string          `json:"challengeID"`
 	ActivationProof []byte          `json:"activationProof"`
 	Evidence        attest.Evidence `json:"evidence"`
+	// KeysProven: the agent proved every other endorsement key for which the TPM
+	// holds a certificate, over this connection.
+	KeysProven bool `json:"keysProven,omitempty"`
 }
 
 // EvidenceResponse carries the verdict. Release is set only if it was allowed.
@@ -213,6 +235,8 @@ type Machine struct {
 	// ReplacedBy is the machine that took over the name and the serial number
 	// of this one.
 	ReplacedBy attest.MachineID `json:"replacedBy,omitzero"`
+	// OtherKeys are the other endorsement keys that are proven to be in its TPM.
+	OtherKeys []attest.MachineID `json:"otherKeys,omitempty"`
 }
 
 // Candidate is an install of a machine that is enrolled already, as an install

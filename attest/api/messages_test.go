@@ -20,6 +20,9 @@ func FuzzDecodeMessages(f *testing.F) {
 		`{"challengeID":"c","activationProof":"AA==","evidence":{"noBanks":"it cannot"}}`,
 		`{"challengeID":"c","activationProof":"AA==","evidence":{"quotes":[{"bank":"sha256","attest":"AA==","pcrs":{"0":"AA=="}}],"disk":{"guid":"x"}}}`,
 		`{"result":{"machine":"","findings":[{"code":"quote.nonce","pcr":7,"message":"m"}],"facts":[]},"release":{"payloadType":"t","payload":"AA==","signatures":[{"keyid":"k","sig":"AA=="}]}}`,
+		`{"id":"c","nonce":"AA==","pcrs":[0],"expires":"2026-01-02T03:04:05Z","machine":"` + string(bytes.Repeat([]byte("ab"), 32)) + `","proveKeys":true}`,
+		`{"challengeID":"c","activationProof":"AA==","keysProven":true,"evidence":{}}`,
+		`{"challengeID":"c","activationProof":"AA=="}`,
 		`{"releaseID":"r","outcome":"unlocked","proof":"AA=="}`,
 		`{"id":"r","machine":"` + string(bytes.Repeat([]byte("ab"), 32)) + `","issued":"2026-01-02T03:04:05Z","key":{"public":"AA=="},"sealed":"AA=="}`,
 		`{"diskKey":"AA==","nodeName":"n","join":{"server":"https://x","ca":"AA==","token":"AA=="}}`,
@@ -50,6 +53,7 @@ func FuzzDecodeMessages(f *testing.F) {
 		roundTrip[Challenge](t, b)
 		roundTrip[EvidenceRequest](t, b)
 		roundTrip[EvidenceResponse](t, b)
+		roundTrip[KeyRequest](t, b)
 		roundTrip[ConfirmRequest](t, b)
 		roundTrip[Envelope](t, b)
 		roundTrip[Release](t, b)

@@ -26,6 +26,7 @@ type Identity struct {
 const (
 	BindingSerial   = "serial"   // whose a serial number is
 	BindingExpected = "expected" // a machine that was enrolled beforehand
+	BindingTPM      = "tpm"      // whose a TPM is, by a key that is proven to be in it
 )
 
 // Binding is a document about who is who, as it was stored.

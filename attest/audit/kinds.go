@@ -103,6 +103,8 @@ type Release struct {
 	// Banks are the PCR banks that were active, sorted. Entries of earlier versions
 	// have none.
 	Banks []string `json:"banks,omitempty"`
+	// Bindings say whose the TPM is, where that is new.
+	Bindings []Binding `json:"bindings,omitempty"`
 }
 
 // OutcomeUnlocked is the outcome of a release that opened the disk, alone or

@@ -189,6 +189,15 @@ func (s *Session) Challenge(ctx context.Context, req *api.ChallengeRequest) (*ap
 	return ch, nil
 }
 
+// ProveKey answers a challenge of this session only with the proof that its
+// endorsement key is in one TPM with the attestation key.
+func (s *Session) ProveKey(ctx context.Context, req *api.KeyRequest) error {
+	if err := s.post(ctx, api.PathKey, req, &struct{}{}, nil); err != nil {
+		return fmt.Errorf("prove an endorsement key: %w", err)
+	}
+	return nil
+}
+
 // Evidence sends evidence for a challenge of this session. It returns the
 // release only if the release key signed it for this challenge and this
 // machine. The result is the service's word, for people to read. A verdict

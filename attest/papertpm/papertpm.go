@@ -123,6 +123,21 @@ func with(ek crypto.PrivateKey, ak *ecdsa.PrivateKey) (*TPM, error) {
 	}, nil
 }
 
+// WithEK is the same TPM with another of its endorsement keys: the attestation key
+// and the counters are t's, as they are now. It has no certificates.
+func (t *TPM) WithEK(ek crypto.PrivateKey) (*TPM, error) {
+	other, err := with(ek, t.AK)
+	if err != nil {
+		return nil, err
+	}
+	other.AKPublic, other.Hierarchy = t.AKPublic, t.Hierarchy
+	other.Clock, other.Firmware = t.Clock, t.Firmware
+	for bank, values := range t.PCRs {
+		other.PCRs[bank] = maps.Clone(values)
+	}
+	return other, nil
+}
+
 // point returns a public key as a TPM has it.
 func point(k *ecdsa.PublicKey) (*tpm2.TPMSECCPoint, error) {
 	b, err := k.Bytes() // uncompressed: 4, X, Y

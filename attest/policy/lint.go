@@ -330,9 +330,10 @@ func (l *linter) firmware() {
 		if r.Status == attest.FirmwareAllowed && r.Unpinned > 0 {
 			l.add(Warning, "firmware.unpinned", where, "use firmware whose volumes are all measured as they are in the file, or keep its flash from being written", "%d of its volumes are trusted unseen", r.Unpinned)
 		}
-		if r.Status == attest.FirmwareAllowed && len(r.Digests) == 0 {
+		if r.Status == attest.FirmwareAllowed && len(r.Digests) == 0 && len(r.SHA384) == 0 {
 			l.add(Notice, "firmware.text-only", where, "add its digests: sealift firmware catalogue add", "it is known by its version text only, so it is at best cross-checked")
 		}
+		l.bank(r, where)
 		key := [2]string{r.Vendor, r.Product}
 		if models[key] {
 			continue
@@ -347,6 +348,22 @@ func (l *linter) firmware() {
 			return (r.Vendor == "" || r.Vendor == m.Vendor) && (r.Product == "" || r.Product == m.Product)
 		}) {
 			l.add(Error, "firmware.no-reference", "machines: "+modelName(m.Vendor, m.Product), "add its builds to the catalogue: sealift firmware catalogue add", "%d machines are of this model, and the catalogue has no build for it: they are refused", m.Count)
+		}
+	}
+}
+
+// bank says what it means that a build has digests in one bank only.
+func (l *linter) bank(r *attest.FirmwareReference, where string) {
+	has := map[string]bool{"sha256": len(r.Digests) > 0, "sha384": len(r.SHA384) > 0}
+	for _, bank := range []string{"sha256", "sha384"} {
+		if has[bank] || !has["sha256"] && !has["sha384"] {
+			continue
+		}
+		const remedy = "add them, from the firmware's files: sealift firmware catalogue add"
+		if r.Status == attest.FirmwareAllowed {
+			l.add(Warning, "firmware.bank", where, remedy, "it has no digests of the bank %s: machines that are appraised by it are refused, and where it is active beside the other it is not compared", bank)
+		} else {
+			l.add(Warning, "firmware.bank", where, remedy, "it is denied, and has no digests of the bank %s: where machines are appraised by it, whatever could be this build is refused", bank)
 		}
 	}
 }
@@ -399,6 +416,11 @@ func (l *linter) model(m *profiles.PolicyModel, where string) {
 			l.add(Notice, "firmware.component-twice", fmt.Sprintf("%s.components[%d]", where, i), "remove it", "the same digest is allowed in PCR %d already", c.PCR)
 		}
 		digests[key] = true
+		// Of an option ROM the log has no data from which the other digest follows.
+		if c.PCR == 2 && c.SHA384 == "" {
+			l.add(Warning, "firmware.component-bank", fmt.Sprintf("%s.components[%d]", where, i), "add its sha384: sealift attest log shows it",
+				"the component has no digest of the bank sha384: a machine that is appraised by it and has the component is refused")
+		}
 	}
 	if m.Configuration == "listed" && !slices.ContainsFunc(m.Components, func(c profiles.PolicyComponent) bool { return c.PCR == 1 }) {
 		l.add(Error, "firmware.configuration-empty", where+".configuration", "list the events of PCR 1 under components: sealift attest log shows them", "all of PCR 1 must be listed, and nothing of it is: every machine with a boot order is refused")

@@ -9,6 +9,7 @@ package policy
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"path"
@@ -252,7 +253,11 @@ func compileModel(m *profiles.PolicyModel, at time.Time) (*attest.ModelRule, err
 		if err != nil {
 			return nil, err
 		}
-		r.Components = append(r.Components, attest.Component{PCR: c.PCR, SHA256: digest, Name: c.Name})
+		sha384, err := hex.DecodeString(c.SHA384)
+		if err != nil {
+			return nil, fmt.Errorf("component %q: sha384: %w", c.Name, err)
+		}
+		r.Components = append(r.Components, attest.Component{PCR: c.PCR, SHA256: digest, SHA384: sha384, Name: c.Name})
 	}
 	return r, nil
 }

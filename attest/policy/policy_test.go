@@ -79,7 +79,7 @@ func image(name, version string) Image {
 }
 
 func reference(version, date string) attest.FirmwareReference {
-	return attest.FirmwareReference{Vendor: "Paper", Product: "Box", Version: version, Date: date, Digests: []manifest.SHA256{digest(version)}, Status: attest.FirmwareAllowed}
+	return attest.FirmwareReference{Vendor: "Paper", Product: "Box", Version: version, Date: date, Digests: []manifest.SHA256{digest(version)}, SHA384: []string{strings.Repeat("ab", 48)}, Status: attest.FirmwareAllowed}
 }
 
 func lintInputs() LintInputs {
@@ -300,16 +300,22 @@ func TestLintNamesWhatAPolicyDoesNotCover(t *testing.T) {
 		"a minimum that another outdoes":         {text: text(`{version: "1.44"}`, `{version: "1.44"}, {version: "1.40", from: "2026-02-01"}`), want: []string{"notice firmware.minimum-shadowed"}},
 		"minima of two schemes":                  {text: text(`from: "2027-01-01"`, `from: "2027-01-01"}, {version: "A05", from: "2030-01-01"`), want: []string{"error firmware.minimum-incomparable", "error firmware.minimum-incomparable", "error firmware.minimum-incomparable", "error firmware.minimum-incomparable", "warning firmware.deadline"}},
 		"a denied build below":                   {text: text(box, "{vendor: Paper, product: Box, denied: [{version: \"1.1\"}], minimum:"), want: []string{"notice firmware.denied-shadowed"}},
-		"a component twice":                      {text: text(box, "{vendor: Paper, product: Box, components: [{pcr: 2, sha256: "+strings.Repeat("ab", 32)+"}, {pcr: 2, sha256: "+strings.Repeat("ab", 32)+"}], minimum:"), want: []string{"notice firmware.component-twice"}},
+		"a component twice":                      {text: text(box, "{vendor: Paper, product: Box, components: [{pcr: 6, sha256: "+strings.Repeat("ab", 32)+"}, {pcr: 6, sha256: "+strings.Repeat("ab", 32)+"}], minimum:"), want: []string{"notice firmware.component-twice"}},
 		"a configuration of nothing":             {text: text(box, "{vendor: Paper, product: Box, configuration: listed, minimum:"), want: []string{"error firmware.configuration-empty"}},
 		"builds without a date":                  {text: text(box, "{vendor: Paper, product: Box, notBefore: \"2025-01-01\", minimum:"), change: func(in *LintInputs) { in.Firmware.References[0].Date = "spring" }, want: []string{"error firmware.date-unknown"}},
 		"a minimum above all builds":             {text: text(`"1.44"`, `"1.50"`), want: []string{"error firmware.all-refused", "notice firmware.minimum-shadowed"}},
 		"a minimum above all, in a while":        {text: text(`"1.46"`, `"1.50"`), want: []string{"warning firmware.deadline"}},
 		"a model without builds":                 {text: text() + "  - {vendor: Other, product: Box}\n", want: []string{"warning firmware.model-unknown"}},
 		"a build with unpinned volumes":          {change: func(in *LintInputs) { in.Firmware.References[0].Unpinned = 1 }, want: []string{"warning firmware.unpinned"}},
-		"a build without digests":                {change: func(in *LintInputs) { in.Firmware.References[0].Digests = nil }, want: []string{"notice firmware.text-only"}},
+		"a build without digests":                {change: func(in *LintInputs) { in.Firmware.References[0].Digests, in.Firmware.References[0].SHA384 = nil, nil }, want: []string{"notice firmware.text-only"}},
+		"a build without SHA-384":                {change: func(in *LintInputs) { in.Firmware.References[0].SHA384 = nil }, want: []string{"warning firmware.bank"}},
+		"a denied build without SHA-384": {change: func(in *LintInputs) {
+			in.Firmware.References[0].SHA384, in.Firmware.References[0].Status = nil, attest.FirmwareDenied
+		}, want: []string{"warning firmware.bank"}},
+		"a build without SHA-256":       {change: func(in *LintInputs) { in.Firmware.References[0].Digests = nil }, want: []string{"warning firmware.bank"}},
+		"an option ROM without SHA-384": {text: text(box, "{vendor: Paper, product: Box, components: [{pcr: 2, sha256: "+strings.Repeat("ab", 32)+"}, {pcr: 6, sha256: "+strings.Repeat("ab", 32)+"}], minimum:"), want: []string{"warning firmware.component-bank"}},
 		"builds without a minimum": {change: func(in *LintInputs) {
-			in.Firmware.References = append(in.Firmware.References, attest.FirmwareReference{Vendor: "Other", Product: "Box", Version: "1", Digests: []manifest.SHA256{{1}}, Status: attest.FirmwareAllowed})
+			in.Firmware.References = append(in.Firmware.References, attest.FirmwareReference{Vendor: "Other", Product: "Box", Version: "1", Digests: []manifest.SHA256{{1}}, SHA384: []string{"01"}, Status: attest.FirmwareAllowed})
 		}, want: []string{"warning firmware.no-minimum"}},
 		"machines without builds": {change: func(in *LintInputs) { in.Machines = append(in.Machines, Machines{"Other", "Box", 3}) }, want: []string{"error firmware.no-reference"}},
 	}

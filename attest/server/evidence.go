@@ -71,6 +71,8 @@ type submission struct {
 	// release. Made anew with each decision.
 	documents *documents
 	expected  *api.Expected
+	akName    []byte             // of the challenge's attestation key, if proven
+	keys      []attest.MachineID // other endorsement keys that are proven to be with it
 	digests   []manifest.SHA256
 	serial    string // claimed
 	events    []audit.Event
@@ -178,6 +180,10 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 	if err != nil {
 		return 0, nil, unavailable("the policy", fmt.Errorf("policy of machine %s: %w", sub.machine, err))
 	}
+	owner, f := s.tpmOwner(ctx, sub, m, policy, known)
+	if f != nil {
+		return 0, nil, f
+	}
 	session := &attest.Session{Exporter: sub.peer.exporter, ActivationProof: sub.request.ActivationProof, Now: sub.now}
 	result, prf := s.appraise(ev, sub.challenge, session, known, policy)
 	stored, err := json.Marshal(&api.StoredEvidence{
@@ -187,6 +193,10 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 	if err != nil {
 		return 0, nil, internal(fmt.Errorf("encode evidence: %w", err))
 	}
+	if owner != nil && m.Revision == 0 {
+		// It is no new machine: what it asks for is that one's.
+		m = owner
+	}
 	if prf == nil {
 		return s.refuse(ctx, sub, m, policy, result, stored)
 	}
@@ -195,10 +205,10 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 			return 0, nil, f
 		}
 	}
-	if result.Machine != sub.machine || !sub.proven || m.State != attest.StateEnrolled {
-		// Verify has just checked all three. Should the two ever differ, no
+	if result.Machine != sub.machine || m.ID != sub.machine || owner != nil || !sub.proven || m.State != attest.StateEnrolled {
+		// Verify has just checked all of it. Should the two ever differ, no
 		// secret leaves.
-		return 0, nil, internal(fmt.Errorf("machine %s: accepted evidence of machine %s, proven %t, state %q", sub.machine, result.Machine, sub.proven, m.State))
+		return 0, nil, internal(fmt.Errorf("machine %s: accepted evidence of machine %s, the TPM of machine %s, proven %t, state %q", sub.machine, result.Machine, m.ID, sub.proven, m.State))
 	}
 	return s.release(ctx, sub, m, policy, result, prf, stored)
 }
@@ -260,7 +270,7 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		// Taken once, however often the decision is made again.
 		if !sub.counted {
 			sub.counted = true
-			sub.logged, sub.suppressed = s.refusals.log(sub.machine.String(), sub.now)
+			sub.logged, sub.suppressed = s.refusals.log(m.ID.String(), sub.now)
 		}
 		var alarms []audit.Event
 		alarms, raised = s.raise(sub, m, result)
@@ -278,7 +288,7 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		change.Evidence, v.Evidence, v.Suppressed = stored, digestOf(stored), sub.suppressed
 		change.Machine.LastEvidence = v.Evidence
 		v.Explanation = s.explain(ctx, &sub.request.Evidence, result, policy, m.AcceptedEvidence).Bounded(maxExplained)
-		change.Events = append([]audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: sub.machine, Data: v}}, change.Events...)
+		change.Events = append([]audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: m.ID, Data: v}}, change.Events...)
 		change.Events = append(change.Events, alarms...)
 	default:
 		ok, n := s.unproven.log("", sub.now)
@@ -292,7 +302,7 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		return 0, nil, f
 	}
 	raised()
-	s.c.Log.Info("evidence refused", "request", sub.peer.request, "machine", sub.machine.Short(), "peer", sub.peer.address, "codes", codesOf(result))
+	s.c.Log.Info("evidence refused", "request", sub.peer.request, "machine", m.ID.Short(), "peer", sub.peer.address, "codes", codesOf(result))
 	return refused(result)
 }
 
@@ -326,6 +336,10 @@ func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine,
 		m.Reason = "enrolled beforehand, but its evidence was refused"
 	}
 	m.Serial, m.Digests = clip(sub.serial), sub.digests
+	if f := s.noteTPM(ctx, sub, m); f != nil {
+		return false, f
+	}
+	change.Documents = sub.documents.dirty
 	m.LastSeen, m.Firmware, m.Image = sub.now, result.Firmware, result.Image
 	change.Machine = m
 	change.Events = append(change.Events, audit.Event{

@@ -483,6 +483,9 @@ func (s *Server) postReEnrol(op Operator, w http.ResponseWriter, r *http.Request
 // endorsement key, and revokes the machine. It is the only way in which either
 // changes its endorsement key. It takes two commits, for the two records; done
 // again after the first, it goes on with the second.
+//
+// If both are proven to be one TPM and both were released, it takes one: the machine
+// is revoked, and the other stays what it is.
 func (s *Server) reEnrol(ctx context.Context, old, next attest.MachineID, by, reason string) (*api.Machine, *failure) {
 	reason, f := checkReason(reason)
 	if f != nil {
@@ -506,10 +509,16 @@ func (s *Server) reEnrol(ctx context.Context, old, next attest.MachineID, by, re
 			return nil, nil // the second commit is what is missing
 		case !m.ReplacedBy.IsZero():
 			return nil, conflict(fmt.Sprintf("machine %s was replaced by machine %s before", old, m.ReplacedBy), "")
-		case n.State != attest.StateUnknown && n.State != attest.StatePending:
-			return nil, conflict(fmt.Sprintf("machine %s is %s: only one that is pending, or not known yet, can take the place of another", next, n.State), "")
+		case !n.isNew() && !(n.State == attest.StateEnrolled && oneTPM(n, m)):
+			return nil, conflict(fmt.Sprintf("machine %s is %s: only one that was given nothing yet can take the place of another", next, n.State), "")
 		}
 		token = m.TokenID
+		if !n.isNew() {
+			ev := stateEvent(m, attest.StateRevoked, by, "its TPM is that of machine "+next.String()+": "+reason)
+			m.ReplacedBy = next
+			from = *m
+			return []audit.Event{ev}, nil
+		}
 		ev := withEffect(stateEvent(m, attest.StateRevoked, by, "replaced by machine "+next.String()+": "+reason),
 			fmt.Sprintf(effectGivesUp+"%s, %q, to machine %s", m.NodeName, m.Serial, next))
 		// The node stays, with another machine.
@@ -526,10 +535,10 @@ func (s *Server) reEnrol(ctx context.Context, old, next attest.MachineID, by, re
 		s.takeBack(ctx, old, token)
 	}
 	return s.changeAll(ctx, next, func(m *Machine, now time.Time) (*Change, *failure) {
-		if m.State == attest.StateEnrolled && m.NodeName == from.FormerName {
+		if m.State == attest.StateEnrolled && m.NodeName == from.FormerName || from.FormerName == "" {
 			return nil, nil
 		}
-		if m.State != attest.StateUnknown && m.State != attest.StatePending {
+		if !m.isNew() {
 			return nil, conflict(fmt.Sprintf("machine %s is %s meanwhile", next, m.State), "")
 		}
 		d := s.documents()

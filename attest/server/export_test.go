@@ -15,6 +15,7 @@ import (
 type Boot struct {
 	Reset, Restart uint32
 	Clock          uint64 // ms
+	Firmware       uint64 // of the TPM
 	State          *attest.Boot
 }
 
@@ -30,7 +31,11 @@ func (s *Server) Appraise(f Appraiser) {
 		if boot == nil {
 			return r, nil
 		}
-		return r, &proof{akName: []byte("ak"), resetCount: boot.Reset, restartCount: boot.Restart, clock: boot.Clock, boot: boot.State, wrap: func(secret attest.Secret) (attest.WrappedKey, error) {
+		name, err := attest.AKName(ch.AKPublic)
+		if err != nil {
+			panic(err)
+		}
+		return r, &proof{akName: name, resetCount: boot.Reset, restartCount: boot.Restart, clock: boot.Clock, tpmFirmware: boot.Firmware, boot: boot.State, wrap: func(secret attest.Secret) (attest.WrappedKey, error) {
 			return attest.WrappedKey{Public: append([]byte(nil), secret...)}, nil
 		}}
 	}

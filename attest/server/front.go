@@ -265,6 +265,9 @@ type connection struct {
 	// waited is how long requests waited to be let in, or to come again, since
 	// the challenge was put. It does not run out for that.
 	waited time.Duration
+
+	mu     sync.Mutex
+	proven []provenKey // guarded by mu
 }
 
 // put opens a challenge in place of the one that was open.

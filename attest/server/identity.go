@@ -1,6 +1,8 @@
 package server
 
 import (
+	"slices"
+
 	"github.com/sealift/sealift/attest/audit"
 )
 
@@ -11,6 +13,10 @@ func identify(c *Change) {
 	if c.Machine == nil {
 		return
 	}
+	documents := c.Documents
+	if c.Release != nil { // whose entry says whose the TPM is
+		documents = slices.DeleteFunc(slices.Clone(documents), func(d *Document) bool { return d.Kind == tpmKind })
+	}
 	for i := len(c.Events) - 1; i >= 0; i-- {
 		d, ok := c.Events[i].Data.(audit.StateChange)
 		if !ok || c.Events[i].Machine != c.Machine.ID {
@@ -19,7 +25,7 @@ func identify(c *Change) {
 		m := c.Machine
 		d.Identity = &audit.Identity{
 			NodeName: m.NodeName, FormerName: m.FormerName, Serial: m.Serial, Listed: m.Listed, ReplacedBy: m.ReplacedBy, Digests: m.Digests,
-			Bindings: bindings(c.Documents),
+			Bindings: bindings(documents),
 		}
 		c.Events[i].Data = d
 		return
@@ -30,7 +36,7 @@ func identify(c *Change) {
 func bindings(documents []*Document) []audit.Binding {
 	var out []audit.Binding
 	for _, d := range documents {
-		if d.Kind == serialKind || d.Kind == expectedKind {
+		if d.Kind == serialKind || d.Kind == expectedKind || d.Kind == tpmKind {
 			out = append(out, audit.Binding{Kind: d.Kind, Name: d.Name, Body: d.Body})
 		}
 	}

@@ -121,6 +121,15 @@ func (s *Server) enrol(ctx context.Context, by string, rec *api.InstallRecord) (
 		return nil, &failure{status: http.StatusForbidden, code: string(f.Code), text: fmt.Sprintf("machine %s: %s", id, f.Message), hint: f.Hint}
 	}
 	digests := digestsOf(rec.EKPublic, rec.EKCertificates)
+	// An installer may have met another of the TPM's endorsement keys than the one
+	// that is the machine's id.
+	alias, f := s.aliasOf(ctx, s.documents(), id)
+	if f != nil {
+		return nil, f
+	}
+	if alias != nil {
+		id = alias.ID
+	}
 	return s.changeAll(ctx, id, func(m *Machine, now time.Time) (*Change, *failure) {
 		if m.State == attest.StateRevoked || m.State == attest.StateQuarantined {
 			return nil, conflict(fmt.Sprintf("machine %s is %s: %s", id, m.State, m.Reason), "reinstate it first: sealift machine reinstate "+id.String()+" --reason TEXT")
@@ -312,6 +321,11 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 			}
 			if f := s.owns(ctx, docs, m, m.Serial, m.names()); f != nil {
 				return nil, f
+			}
+			if alias, f := s.aliasOf(ctx, docs, id); f != nil {
+				return nil, f
+			} else if alias != nil {
+				return nil, tpmTaken(m, alias)
 			}
 		}
 		for _, from := range t.from {

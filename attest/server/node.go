@@ -59,6 +59,7 @@ func (s *Server) nodeRoutes() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+api.PathChallenge, node(s, api.MaxChallengeBody, briefTimeout, s.challenge))
 	mux.HandleFunc("POST "+api.PathEvidence, node(s, api.MaxEvidenceBody, bodyTimeout, s.evidence))
+	mux.HandleFunc("POST "+api.PathKey, node(s, api.MaxConfirmBody, briefTimeout, s.key))
 	mux.HandleFunc("POST "+api.PathConfirm, node(s, api.MaxConfirmBody, bodyTimeout, s.confirm))
 	return mux
 }
@@ -180,7 +181,10 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		AsksBanks:        asksBanks,
 	}
 	p.conn.put(ch)
+	machine, proveKeys := s.advise(ctx, ch)
 	return http.StatusOK, &api.Challenge{
+		Machine:    machine,
+		ProveKeys:  proveKeys,
 		ID:         id,
 		Nonce:      nonce,
 		Credential: credential,

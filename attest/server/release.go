@@ -89,6 +89,10 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	if rotation != "" {
 		entry.Secrets = append(entry.Secrets, audit.SecretNextDiskKey)
 	}
+	if f := s.bindTPM(ctx, sub, m, prf); f != nil {
+		return 0, nil, f
+	}
+	entry.Bindings = tpmBindings(sub.documents.dirty)
 	evidence := digestOf(stored)
 	events := []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: m.ID, Data: audit.Verdict{
 		ChallengeID: sub.challenge.ID, Address: sub.peer.address, Evidence: evidence, Result: bounded(result),

@@ -284,6 +284,15 @@ func (r *Recovery) release(m *Machine, at time.Time, d *audit.Release) error {
 	case m.Rebased:
 		m.Banks = nil // it was approved to be without
 	}
+	m.TPMBound = m.TPMBound || len(d.Bindings) > 0
+	for _, b := range d.Bindings {
+		if id, ok := keyOfDocument(b.Name); ok && b.Kind == tpmKind {
+			m.hasKeys(id)
+		}
+	}
+	if err := r.bindings(d.Bindings); err != nil {
+		return err
+	}
 	m.ResetCount, m.RestartCount, m.Released, m.Rebased, m.ReleaseID = d.ResetCount, d.RestartCount, true, false, d.ID
 	// Who had a release is not in the boot of an earlier restore any more. What it
 	// was then is not known, and it is heard of anew with its next release.
@@ -390,8 +399,8 @@ func (r *Recovery) identity(m *Machine, id *audit.Identity) error {
 // kinds.
 func (r *Recovery) bindings(all []audit.Binding) error {
 	for _, b := range all {
-		if b.Kind != serialKind && b.Kind != expectedKind || b.Name == "" || !bytes.HasPrefix(b.Body, []byte("{")) {
-			return fmt.Errorf("a binding of kind %q, name %q, is not one of a serial number or of an expected machine", b.Kind, b.Name)
+		if b.Kind != serialKind && b.Kind != expectedKind && b.Kind != tpmKind || b.Name == "" || !bytes.HasPrefix(b.Body, []byte("{")) {
+			return fmt.Errorf("a binding of kind %q, name %q, is not one of a serial number, of an expected machine or of a TPM", b.Kind, b.Name)
 		}
 		r.document(b.Kind, b.Name, b.Body)
 	}

@@ -193,6 +193,9 @@ func (s *scene) appraise(ev *attest.Evidence, ch *attest.Challenge, ses *attest.
 	default:
 		add(attest.CodeMachineUnknown)
 	}
+	if !k.TPMOwner.IsZero() {
+		add(attest.CodeTPMTaken)
+	}
 	if k.DiskGUID != "" && k.DiskGUID != ev.Disk.GUID || !k.DiskOwner.IsZero() && k.DiskOwner != id {
 		add(attest.CodeDiskForeign)
 	}

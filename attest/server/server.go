@@ -426,6 +426,9 @@ func (s *Server) Start(ctx context.Context) error {
 	if err := s.checkKEKs(ctx); err != nil {
 		return err
 	}
+	if err := s.indexTPMs(ctx); err != nil {
+		return err
+	}
 	return s.Record(ctx, audit.Event{
 		Kind: audit.KindStart,
 		Data: audit.Start{Version: s.c.Version, KEK: s.keys.present.id, FormerKEKs: s.keys.former(), LostKEKs: s.keys.lost, ReleaseKey: s.keyID},

@@ -103,6 +103,7 @@ func signs() map[attest.Code]sign {
 		attest.CodeQuarantined:    {why: "that it was quarantined is an event of its own, machine.quarantined"},
 		attest.CodeSerialMismatch: {why: "a list with mistakes"},
 		attest.CodeSerialTaken:    {alarm: misused, why: "it says that it is another machine, or the board was exchanged"},
+		attest.CodeTPMTaken:       {alarm: misused, why: "a box that was locked out comes back, or is to be two machines; an agent of this version uses the right key"},
 
 		attest.CodeDiskForeign:     {alarm: misused, why: "the disk is in another machine than its own, or in an older state"},
 		attest.CodeStateLost:       {why: "a disk that was replaced or broke"},
@@ -139,7 +140,7 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 		case r.alarm == "", r.accepted && !accepted, r.unless != "" && has[r.unless], r.component != "" && r.component == f.Component:
 			continue
 		}
-		key := sub.machine.String() + " " + string(f.Code)
+		key := m.ID.String() + " " + string(f.Code)
 		if !s.raised.due(key, sub.now) {
 			continue
 		}
@@ -157,7 +158,7 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 			if n > maxSigns {
 				what[name] += fmt.Sprintf("; and %d more", n-maxSigns)
 			}
-			alarms = append(alarms, alarm(sub.machine, sub.now, audit.Alarm{Name: name, Peer: sub.peer.address, What: what[name]}))
+			alarms = append(alarms, alarm(m.ID, sub.now, audit.Alarm{Name: name, Peer: sub.peer.address, What: what[name]}))
 		}
 	}
 	if m.Revision > 0 && has[attest.CodeReleaseRepeated] {

@@ -113,6 +113,9 @@ type Machine struct {
 
 	// Digests are those of the endorsement key by which lists may name it.
 	Digests []manifest.SHA256 `json:"digests,omitempty"`
+	// TPMBound: documents say that the TPM of AKName, and of OtherKeys, is this
+	// machine's.
+	TPMBound bool `json:"tpmBound,omitempty"`
 	// FormerName is the node name that went to ReplacedBy.
 	FormerName string `json:"formerName,omitempty"`
 

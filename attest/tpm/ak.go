@@ -56,13 +56,27 @@ func akTemplate(service string) tpm2.TPMTPublic {
 // service. The same service id, which is a name of the caller's choice, gives
 // the same keys on each boot.
 func (t *TPM) Identify(service string) (*Identity, error) {
+	return t.identify(service, attest.MachineID{})
+}
+
+// IdentifyAs is Identify with the endorsement key whose identity is machine, which
+// the service says is this TPM's. It fails if the TPM has no certificate of it.
+func (t *TPM) IdentifyAs(service string, machine attest.MachineID) (*Identity, error) {
+	id, err := t.identify(service, machine)
+	if err != nil {
+		return nil, fmt.Errorf("identify as machine %s: %w", machine, err)
+	}
+	return id, nil
+}
+
+func (t *TPM) identify(service string, machine attest.MachineID) (*Identity, error) {
 	if err := errors.Join(t.flush(&t.ak), t.flush(&t.tk)); err != nil {
 		return nil, fmt.Errorf("identify: %w", err)
 	}
 	t.identity = nil
-	ek, err := t.EK()
+	ek, err := t.chooseEK(machine)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("endorsement key: %w", err)
 	}
 	t.service = service
 	if err := t.loadAK(); err != nil {

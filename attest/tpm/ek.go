@@ -22,6 +22,8 @@ type EK struct {
 	Certificates [][]byte
 	// Problems says what was found in NV but could not be used.
 	Problems []error
+
+	index uint32 // NV index of the certificate, 0 if there is none
 }
 
 // ekKind is a way to make an endorsement key, from the TCG EK Credential
@@ -122,15 +124,23 @@ func aesCFB(bits tpm2.TPMKeyBits) tpm2.TPMTSymDefObject {
 // and whose key, made from its template, is the certificate's. Where there is
 // none it is the ECC P-256 key without a certificate, and the service's policy
 // decides.
+//
+// A TPM whose firmware was updated may hold a certificate of a kind that comes
+// before. Its service then knows it by the other key, and says so: see IdentifyAs.
 func (t *TPM) EK() (*EK, error) {
-	ek, err := t.chooseEK()
+	ek, err := t.chooseEK(attest.MachineID{})
 	if err != nil {
 		return nil, fmt.Errorf("endorsement key: %w", err)
 	}
 	return ek, nil
 }
 
-func (t *TPM) chooseEK() (*EK, error) {
+// errNoSuchKey says that a TPM has no endorsement key of that identity.
+var errNoSuchKey = errors.New("none of the TPM's certified endorsement keys is that machine's")
+
+// chooseEK chooses the endorsement key, or that whose identity is machine, if that
+// is set.
+func (t *TPM) chooseEK(machine attest.MachineID) (*EK, error) {
 	if err := t.flush(&t.ek); err != nil {
 		return nil, err
 	}
@@ -143,20 +153,25 @@ func (t *TPM) chooseEK() (*EK, error) {
 		if !slices.Contains(indices, kind.certificate) {
 			continue
 		}
-		cert, err := t.certificate(kind.certificate)
-		if err == nil {
-			err = t.makeEK(kind, indices)
-		}
-		if err == nil && !certifies(cert, t.ek.public) {
-			err = errors.Join(fmt.Errorf("nv index %#x: the certificate is not of the %s key that its template gives", kind.certificate, kind.name), t.flush(&t.ek))
-		}
+		cert, err := t.certifiedEK(kind, indices)
 		if err != nil {
 			ek.Problems = append(ek.Problems, err)
 			continue
 		}
-		ek.Kind, ek.Public = kind.name, t.ek.public
+		if !machine.IsZero() {
+			if id, err := attest.EKMachineID(t.ek.public); err != nil || id != machine {
+				if err = errors.Join(err, t.flush(&t.ek)); err != nil {
+					ek.Problems = append(ek.Problems, err)
+				}
+				continue
+			}
+		}
+		ek.Kind, ek.Public, ek.index = kind.name, t.ek.public, kind.certificate
 		ek.Certificates = append([][]byte{cert}, t.chain(indices, ek)...)
 		return ek, nil
+	}
+	if !machine.IsZero() {
+		return nil, errors.Join(append(ek.Problems, errNoSuchKey)...)
 	}
 	kind := ekKinds()[0]
 	if err := t.makeEK(kind, indices); err != nil {
@@ -164,6 +179,59 @@ func (t *TPM) chooseEK() (*EK, error) {
 	}
 	ek.Kind, ek.Public = kind.name, t.ek.public
 	return ek, nil
+}
+
+// certifiedEK makes the key of a kind for which NV holds a certificate, and returns
+// that. There must be no other endorsement key loaded.
+func (t *TPM) certifiedEK(kind ekKind, indices []uint32) ([]byte, error) {
+	cert, err := t.certificate(kind.certificate)
+	if err == nil {
+		err = t.makeEK(kind, indices)
+	}
+	if err == nil && !certifies(cert, t.ek.public) {
+		err = errors.Join(fmt.Errorf("nv index %#x: the certificate is not of the %s key that its template gives", kind.certificate, kind.name), t.flush(&t.ek))
+	}
+	return cert, err
+}
+
+// EachOtherEK makes, one after the other, the TPM's other endorsement keys for which
+// NV holds a certificate, and calls prove with the TPMT_PUBLIC of each. Meanwhile
+// Activate opens credentials for that key and the attestation key. Making an RSA key
+// may take a chip many seconds. It returns how many there were. An error of one key
+// does not keep the others from being made; all are returned.
+func (t *TPM) EachOtherEK(prove func(ekPublic []byte) error) (n int, err error) {
+	if t.identity == nil {
+		return 0, fmt.Errorf("other endorsement keys: %w", errNotIdentified)
+	}
+	template := t.ekTemplate
+	defer func() {
+		t.ekTemplate = template
+		if err = errors.Join(err, t.flush(&t.ek)); err != nil {
+			err = fmt.Errorf("other endorsement keys: %w", err)
+		}
+	}()
+	indices, err := t.nvIndices(nvFirst, nvChainLast)
+	if err != nil {
+		return 0, err
+	}
+	var errs []error
+	for _, kind := range ekKinds() {
+		if !slices.Contains(indices, kind.certificate) || kind.certificate == t.identity.EK.index {
+			continue
+		}
+		if err := t.flush(&t.ek); err != nil {
+			return n, err
+		}
+		if _, err := t.certifiedEK(kind, indices); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		n++
+		if err := prove(t.ek.public); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", kind.name, err))
+		}
+	}
+	return n, errors.Join(errs...)
 }
 
 // makeEK makes the key of a kind, with the template or the nonce in NV where

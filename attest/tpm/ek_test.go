@@ -293,3 +293,118 @@ func TestHierarchyWithAPasswordIsNamed(t *testing.T) {
 	}
 	empty(t, d, dev)
 }
+
+func TestTheServiceChoosesTheKeyByWhichItKnowsTheTPM(t *testing.T) {
+	d := tpmtest.Config{}.Open(t)
+	d.UndefineNV(0x01c00016)
+	first := New(d)
+	before, err := first.Identify("test")
+	if err = errors.Join(err, first.Close()); err != nil {
+		t.Fatal(err)
+	}
+	// An update of the TPM's firmware brings a certificate of another kind.
+	d.DefineNV(0x01c0000a, certify(t, d, tpm2.ECCEKTemplate))
+	dev := New(d)
+	after, err := dev.Identify("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.EK.Kind != "RSA-2048" || after.EK.Kind != "ECC P-256" || !bytes.Equal(before.AKName, after.AKName) {
+		t.Fatalf("got %s, then %s, the same attestation key: %t", before.EK.Kind, after.EK.Kind, bytes.Equal(before.AKName, after.AKName))
+	}
+	machine, err := attest.EKMachineID(before.EK.Public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		id, err := dev.IdentifyAs("test", machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(id.EK.Public, before.EK.Public) || !slices.EqualFunc(id.EK.Certificates, before.EK.Certificates, bytes.Equal) || !bytes.Equal(id.AKName, before.AKName) {
+			t.Errorf("got another identity: %s", id.EK.Kind)
+		}
+		blob, secret, want := credential(t, id)
+		if got, err := dev.Activate(blob, secret); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("activate: got equal %t, error %v", bytes.Equal(got, want), err)
+		}
+	}
+	if _, err := dev.IdentifyAs("test", attest.MachineID{1}); !errors.Is(err, errNoSuchKey) {
+		t.Errorf("another machine's: got %v", err)
+	}
+	if _, err := dev.Identify("test"); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+	empty(t, d, dev)
+}
+
+func TestEachOtherCertifiedKeyIsProvenToBeInTheTPM(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		conf  tpmtest.Config
+		with  func(*tpmtest.TPM)
+		kinds []tpm2.TPMAlgID
+		fault string
+	}{
+		{name: "RSA beside P-384", kinds: []tpm2.TPMAlgID{tpm2.TPMAlgRSA}},
+		{name: "P-384 and RSA beside P-256", conf: tpmtest.Config{P256Certificate: true}, kinds: []tpm2.TPMAlgID{tpm2.TPMAlgECC, tpm2.TPMAlgRSA}},
+		{name: "none", with: func(d *tpmtest.TPM) { d.UndefineNV(0x01c00016) }},
+		{name: "none without certificates", conf: tpmtest.Config{NoCertificates: true}},
+		{name: "the others where one is damaged", kinds: []tpm2.TPMAlgID{tpm2.TPMAlgRSA}, fault: "0x1c00014",
+			with: func(d *tpmtest.TPM) { d.DefineNV(0x01c00014, d.CA.Issuer.Raw) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := tt.conf.Open(t)
+			if tt.with != nil {
+				tt.with(d)
+			}
+			dev := New(d)
+			if _, err := dev.EachOtherEK(nil); !errors.Is(err, errNotIdentified) {
+				t.Errorf("before Identify: got %v", err)
+			}
+			id, err := dev.Identify("test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var kinds []tpm2.TPMAlgID
+			n, err := dev.EachOtherEK(func(ekPublic []byte) error {
+				p, err := tpm2.Unmarshal[tpm2.TPMTPublic](ekPublic)
+				if err != nil {
+					return err
+				}
+				kinds = append(kinds, p.Type)
+				blob, secret, want := credential(t, &Identity{EK: &EK{Public: ekPublic}, AKPublic: id.AKPublic, AKName: id.AKName})
+				got, err := dev.Activate(blob, secret)
+				if err == nil && !bytes.Equal(got, want) {
+					err = errors.New("another secret")
+				}
+				return err
+			})
+			if tt.fault == "" && err != nil || tt.fault != "" && (err == nil || !strings.Contains(err.Error(), tt.fault)) {
+				t.Errorf("got the error %v, want %q", err, tt.fault)
+			}
+			if n != len(tt.kinds) || !slices.Equal(kinds, tt.kinds) {
+				t.Errorf("got %d keys of the types %v, want %v", n, kinds, tt.kinds)
+			}
+			// The identity is the same as before.
+			blob, secret, want := credential(t, id)
+			if got, err := dev.Activate(blob, secret); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("activate: got equal %t, error %v", bytes.Equal(got, want), err)
+			}
+			empty(t, d, dev)
+		})
+	}
+}
+
+func TestAKeyThatIsNotProvenDoesNotKeepTheOthers(t *testing.T) {
+	d := tpmtest.Config{P256Certificate: true}.Open(t)
+	dev := New(d)
+	if _, err := dev.Identify("test"); err != nil {
+		t.Fatal(err)
+	}
+	no := errors.New("no")
+	if n, err := dev.EachOtherEK(func([]byte) error { return no }); n != 2 || !errors.Is(err, no) {
+		t.Errorf("got %d keys, error %v", n, err)
+	}
+	empty(t, d, dev)
+}

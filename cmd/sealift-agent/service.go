@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -22,6 +23,7 @@ const patience = 30 * time.Second
 // service is the attestation service, and who this machine is to it.
 type service struct {
 	client   client.Client
+	log      *slog.Logger
 	identity *tpm.Identity // set by identify
 	machine  attest.MachineID
 }
@@ -51,7 +53,7 @@ func (m *machine) newService() (*service, error) {
 	if err != nil {
 		return nil, advise(fmt.Errorf("the release key in the configuration: %w", err), hint)
 	}
-	return &service{client: client.Client{URL: m.config.AttestURL, CA: pool, ReleaseKey: key, Patience: patience}}, nil
+	return &service{log: m.log, client: client.Client{URL: m.config.AttestURL, CA: pool, ReleaseKey: key, Patience: patience}}, nil
 }
 
 // identify makes the keys by which the service knows this TPM. The attestation
@@ -84,13 +86,7 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 			err = errors.Join(err, e.tpm.Rest())
 		}
 	}()
-	challenge, err := session.Challenge(ctx, &api.ChallengeRequest{
-		Version:        api.Version,
-		Purpose:        attest.PurposeUnlock,
-		EKPublic:       s.identity.EK.Public,
-		EKCertificates: s.identity.EK.Certificates,
-		AKPublic:       s.identity.AKPublic,
-	})
+	challenge, proven, err := s.challenge(ctx, session, e.tpm)
 	if err != nil {
 		return nil, err
 	}
@@ -116,6 +112,7 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 		ChallengeID:     challenge.ID,
 		ActivationProof: attest.ActivationProof(activation, challenge.ID, challenge.Nonce, s.identity.AKPublic),
 		Evidence:        *evidence,
+		KeysProven:      proven,
 	})
 	if err != nil {
 		return nil, err
@@ -133,6 +130,66 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 		r.image = result.Image
 	}
 	return r, nil
+}
+
+// challenge asks for the challenge that evidence answers. If the service says that
+// it knows this TPM by another of its endorsement keys, that one is used from then
+// on. If it asks for the other keys they are proven first; proven says that all were.
+// A box is not held up by one that cannot be: the service asks again.
+func (s *service) challenge(ctx context.Context, session *client.Session, t *tpm.TPM) (_ *api.Challenge, proven bool, err error) {
+	challenge, err := s.ask(ctx, session, s.identity.EK.Public, s.identity.EK.Certificates)
+	if err != nil {
+		return nil, false, err
+	}
+	if m := challenge.Machine; !m.IsZero() && m != s.machine {
+		identity, err := t.IdentifyAs(s.client.URL, m)
+		if err != nil {
+			// What it is by its own choice the service will refuse, and say why.
+			s.log.Warn("the service knows this TPM as a machine that it cannot be", "err", err)
+			if err := s.identify(t); err != nil {
+				return nil, false, err
+			}
+			return challenge, false, nil
+		}
+		s.log.Info("the service knows this TPM by another endorsement key, which is used", "machine", m.Short(), "key", identity.EK.Kind)
+		s.identity, s.machine = identity, m
+		if challenge, err = s.ask(ctx, session, identity.EK.Public, identity.EK.Certificates); err != nil {
+			return nil, false, err
+		}
+	}
+	if !challenge.ProveKeys {
+		return challenge, false, nil
+	}
+	n, err := t.EachOtherEK(func(ekPublic []byte) error {
+		other, err := s.ask(ctx, session, ekPublic, [][]byte{})
+		if err != nil {
+			return err
+		}
+		activation, err := t.Activate(other.Credential, other.Secret)
+		if err != nil {
+			return err
+		}
+		defer clear(activation)
+		return session.ProveKey(ctx, &api.KeyRequest{
+			ChallengeID: other.ID, ActivationProof: attest.ActivationProof(activation, other.ID, other.Nonce, s.identity.AKPublic),
+		})
+	})
+	if err != nil {
+		s.log.Warn("an endorsement key of the TPM was not proven", "err", err)
+	}
+	proven = err == nil
+	if n == 0 {
+		return challenge, proven, nil
+	}
+	// The connection has one open challenge, and this one may be old by now.
+	challenge, err = s.ask(ctx, session, s.identity.EK.Public, s.identity.EK.Certificates)
+	return challenge, proven, err
+}
+
+func (s *service) ask(ctx context.Context, session *client.Session, ekPublic []byte, certificates [][]byte) (*api.Challenge, error) {
+	return session.Challenge(ctx, &api.ChallengeRequest{
+		Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: ekPublic, EKCertificates: certificates, AKPublic: s.identity.AKPublic,
+	})
 }
 
 // confirm tells the service how the release ended. It does not hold up a boot

@@ -323,6 +323,11 @@ its own, and joins anew. The disk of the old one does not open with the new TPM:
 install the machine again. The kubelet certificate of the old one has the same node
 name and is good until it runs out.
 
+It is also for a TPM that is to be known by another of its endorsement keys, as its
+former certificate is gone (machine.tpm-taken). The new identity must have been given
+nothing yet. Two that were, and are proven to be one TPM, become one: the old identity
+is revoked, and the new one stays what it is.
+
 Example:
   sealift machine re-enrol --old 6f0c...e1 --new 91ab...07 --reason 'board exchanged, ticket 4711'` + exitStatus,
 		Args: cobra.NoArgs,

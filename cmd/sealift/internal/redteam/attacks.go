@@ -41,7 +41,7 @@ func want(codes ...attest.Code) []string {
 
 // Attacks returns all attacks in the order in which they are best run.
 func Attacks() []Attack {
-	return slices.Concat(messageAttacks(), quoteAttacks(), bankAttacks(), identityAttacks(), logAttacks(), bootAttacks(), stateAttacks(), serviceAttacks())
+	return slices.Concat(messageAttacks(), quoteAttacks(), bankAttacks(), identityAttacks(), secondKeyAttacks(), logAttacks(), bootAttacks(), stateAttacks(), serviceAttacks())
 }
 
 // sent is an attack by a machine that change bends before it attests, and whose
@@ -78,9 +78,13 @@ func (b *box) release(ctx context.Context) (*api.Release, error) {
 		return nil, err
 	}
 	if a.release == nil {
-		return nil, fmt.Errorf("the attack's own machine is refused: %s", a.text)
+		return nil, notAccepted(a)
 	}
 	return a.release, nil
+}
+
+func notAccepted(a *answer) error {
+	return fmt.Errorf("the attack's own machine is refused: %s", a.text)
 }
 
 // unsealed is the answer of a TPM that is given a release which it must not

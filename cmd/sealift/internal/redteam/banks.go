@@ -162,7 +162,7 @@ func bankAttacks() []Attack {
 			run: sent(keepSHA384, claimUnable),
 		},
 		{
-			Name: "bank-exemption-of-another-maker", What: "the same, with a certificate that names a maker whose TPMs the policy exempts, of an authority that is not there for that maker", Want: want(attest.CodeBankUnproven, attest.CodeTPMVendor),
+			Name: "bank-exemption-of-another-maker", What: "the same, with a certificate that names a maker whose TPMs the policy exempts, of an authority that is not there for that maker", Reference: "TCG EK Credential Profile", Want: want(attest.CodeBankUnproven, attest.CodeTPMVendor),
 			run: sent(func(b *box) error {
 				if err := b.ofMaker(exemptMaker); err != nil {
 					return err
@@ -171,7 +171,7 @@ func bankAttacks() []Attack {
 			}, claimUnable),
 		},
 		{
-			Name: "bank-exemption-after-a-proof", What: "a machine that the policy exempts, and whose TPM gave the list in an earlier boot, keeps a bank back and says that it cannot", Want: want(attest.CodeBankUnproven), Accepted: true,
+			Name: "bank-exemption-after-a-proof", What: "a machine that the policy exempts, and whose TPM gave the list in an earlier boot, keeps a bank back and says that it cannot", Reference: carteBlanche, Want: want(attest.CodeBankUnproven), Accepted: true,
 			run: func(ctx context.Context, l *lab) (*answer, error) {
 				b, _, err := l.released(ctx)
 				if err != nil {
@@ -188,7 +188,7 @@ func bankAttacks() []Attack {
 			},
 		},
 		{
-			Name: "bank-exemption-without-sha256", What: "a machine that the policy exempts says that SHA-256 is off, and that its TPM cannot prove it", Want: want(attest.CodeBankUnproven),
+			Name: "bank-exemption-without-sha256", What: "a machine that the policy exempts says that SHA-256 is off, and that its TPM cannot prove it", Reference: carteBlanche, Want: want(attest.CodeBankUnproven),
 			run: sent(func(b *box) error {
 				if err := b.exempt(); err != nil {
 					return err

@@ -297,6 +297,11 @@ func (b *box) prepare(ctx context.Context) (_ *exchange, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
+	return b.answer(ctx, s)
+}
+
+// answer asks for a challenge over a connection and makes the evidence for it.
+func (b *box) answer(ctx context.Context, s *client.Session) (*exchange, error) {
 	ek, ak := tpm2.Marshal(b.tpm.EKPublic), tpm2.Marshal(b.tpm.AKPublic)
 	ch, err := s.Challenge(ctx, &api.ChallengeRequest{
 		Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: ek, EKCertificates: b.tpm.EKCertificates, AKPublic: ak,
