@@ -139,7 +139,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	policies := &livePolicy{
-		store: metered, ring: ring, config: c.Policy, file: document, catalogue: catalogue, mon: mon, log: log,
+		store: metered, ring: ring, config: c.Policy, file: document, catalogue: catalogue, mon: mon, log: log, witnessFile: c.Witness,
 		local: &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, references: moves.references, clock: e.now},
 	}
 	if c.Cluster != nil {
@@ -166,7 +166,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	config := server.Config{
 		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
 		PolicyHolds: policies.holds, ProveBanks: policies.proveBanks, EnablePolicy: policies.enable, Propose: policies.proposer, PolicyState: policies.state,
-		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
+		AuditHead: policies.auditHead,
+		Firmware:  moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 		Meter: mon, Limits: c.Limits.server(),
 	}
 	if tokens != nil {
