@@ -200,3 +200,14 @@ func decodeExactly(b []byte, v any) error {
 	}
 	return nil
 }
+
+// UnverifiedHead returns what e says, if it is of a HeadStatement, before anybody has
+// verified who signed it.
+func (e *Envelope) UnverifiedHead() (HeadStatement, error) {
+	var s HeadStatement
+	if e.PayloadType != HeadType {
+		return s, fmt.Errorf("it is signed as %q, want %q", e.PayloadType, HeadType)
+	}
+	err := decodeExactly(e.Payload, &s)
+	return s, err
+}

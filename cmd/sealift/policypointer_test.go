@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/server/backup"
 	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/image/manifest"
 )
@@ -619,5 +621,110 @@ func TestNoManifestIsCarriedOnThatTheServiceDidNotSign(t *testing.T) {
 		}
 		b.wants("then", 2, string(attest.CodeImageUnknown))
 		b.wants("then", 1, "released")
+	}
+}
+
+// A restore is signed, and so told from a store that somebody turned back. What it
+// lost of policies it does not hide.
+func TestAReplicaGoesAlongWithARestore(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	file := filepath.Join(t.TempDir(), "witness.json")
+	a := s.start(memory, memory, s.images[:], policyText(1, "1"), func(l *livePolicy) { l.witnessFile = file })
+	key := a.live.witness.key
+	var b bytes.Buffer
+	if _, err := backup.Write(&b, key, backup.Manifest{Taken: s.now()}, func(each func(server.Record) error) error {
+		return memory.Dump(t.Context(), each)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.enable(s.request(2, "2")); err != nil {
+		t.Fatal(err)
+	}
+	var log []byte
+	var head audit.Head
+	for e, err := range memory.Audit(t.Context(), 1) {
+		if err == nil {
+			log, err = audit.AppendLine(log, e)
+			head = e.Head()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	log = append(log, signedHeadLine(t, key, audit.HeadStatement{Head: head})...)
+	seen, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		log      []byte
+		at       time.Duration // after the last that the replica saw
+		signed   bool
+		version  int
+		says     string
+		missing  int
+		approver bool
+	}{
+		"from the backup alone":              {at: time.Second, signed: true, version: 1},
+		"from the backup, before it":         {at: -time.Second, signed: true, says: errAltered.Error()},
+		"from the backup, not signed":        {at: time.Second, says: errAltered.Error()},
+		"with a log that has a later policy": {log: log, at: time.Second, signed: true, says: "the audit log goes on to fleet version 2", missing: 1, approver: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := s.on(t)
+			mine := filepath.Join(t.TempDir(), "witness.json")
+			if err := os.WriteFile(mine, seen, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			o := &backup.Order{Backup: bytes.NewReader(b.Bytes()), Key: &key.PublicKey, By: "root", Reason: "the disk died", Now: s.now().Add(c.at)}
+			if c.log != nil {
+				o.Log = bytes.NewReader(c.log)
+			}
+			if c.signed {
+				o.SignHead = func(h audit.HeadStatement) (*audit.Envelope, error) { return audit.Sign(key, audit.HeadType, h) }
+			}
+			store := new(storetest.Memory)
+			report, err := backup.Restore(t.Context(), store.Load, o)
+			if err != nil || len(report.Missing) != c.missing {
+				t.Fatalf("%+v, %v", report, err)
+			}
+			s.at = s.at.Add(time.Minute)
+			r := s.start(store, store, s.images[:], nil, func(l *livePolicy) { l.witnessFile = mine })
+			in, err := r.live.inForce()
+			if c.says == "" && (err != nil || in.document.Version != c.version) || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
+				t.Fatalf("%v, want %q", err, c.says)
+			}
+			if c.approver {
+				if _, err := r.enable(s.request(1, "1")); err == nil || !strings.Contains(err.Error(), "is older than version 2") {
+					t.Errorf("an older one: %v", err)
+				}
+				if _, err := r.enable(s.request(2, "2")); err != nil {
+					t.Fatal(err)
+				}
+				if in, err = r.live.inForce(); err != nil || in.document.Version != 2 {
+					t.Error(err)
+				}
+			}
+			if c.says != "" && !c.approver {
+				return
+			}
+			// The next start is from what was seen since, and so is that of a replica whose
+			// file is from before the restore.
+			if err := r.live.witness.save(t.Context(), true); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(filepath.Dir(mine), "other"), seen, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range []string{mine, filepath.Join(filepath.Dir(mine), "other")} {
+				again := s.start(store, store, s.images[:], nil, func(l *livePolicy) { l.witnessFile = file })
+				if now, err := again.live.inForce(); err != nil || now.document.Version != in.document.Version {
+					t.Errorf("the next start: %v", err)
+				}
+			}
+		})
 	}
 }
