@@ -613,3 +613,14 @@ func (l *livePolicy) auditHead(ctx context.Context) (*audit.Envelope, error) {
 	}
 	return w.head(ctx)
 }
+
+// witnessed is whether what was seen of the audit log is kept, for its health.
+func (l *livePolicy) witnessed(context.Context) error {
+	l.mu.Lock()
+	w := l.witness
+	l.mu.Unlock()
+	if w == nil {
+		return nil // not yet
+	}
+	return w.kept()
+}

@@ -42,6 +42,7 @@ A configuration; docs/serve.md has every setting:
   keys: keys
   kek: {file: keys/disk-kek.key}
   store: sealift.db   # or postgres://sealift@db.example/sealift?sslmode=verify-full
+  witness: witness.json   # not where the database is: docs/audit.md
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
@@ -147,6 +148,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	mon.Require("policy", policies.check)
 	mon.Prefer("policy-inputs", policies.alike)
+	mon.Prefer("witness", policies.witnessed)
 	keks, err := c.KEK.open(ctx)
 	if err != nil {
 		return err

@@ -55,6 +55,8 @@ type logWitness struct {
 	saving            sync.Mutex
 	filed, stored     audit.Head
 	filedAt, storedAt time.Time
+	// unfiled and unstored are why it was not kept when that was last tried.
+	unfiled, unstored error
 }
 
 // openWitness reads what was seen last. A file that is there and cannot be used is
@@ -221,8 +223,10 @@ func (w *logWitness) save(ctx context.Context, now bool) error {
 	defer w.saving.Unlock()
 	head, _, _ := w.seen()
 	at := w.clock()
-	file := w.file != "" && head != w.filed && (now || at.Sub(w.filedAt) >= witnessFiled)
-	store := head.Seq > w.stored.Seq && (now || at.Sub(w.storedAt) >= witnessStored)
+	// A clock that was set back says nothing of how long ago it was.
+	due := func(last time.Time, every time.Duration) bool { return now || at.Sub(last) >= every || at.Before(last) }
+	file := w.file != "" && head != w.filed && due(w.filedAt, witnessFiled)
+	store := head.Seq > w.stored.Seq && due(w.storedAt, witnessStored)
 	if !file && !store {
 		return nil
 	}
@@ -234,22 +238,19 @@ func (w *logWitness) save(ctx context.Context, now bool) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
 	if file {
 		w.filedAt = at
-		if err := replaceFile(w.file, line, 0o600); err != nil {
-			errs = append(errs, err)
-		} else {
+		if w.unfiled = replaceFile(w.file, line, 0o600); w.unfiled == nil {
 			w.filed = head
 		}
 	}
 	if store {
 		w.storedAt = at
-		if err := w.put(ctx, head, line); err != nil {
-			errs = append(errs, fmt.Errorf("store the signed head of the audit log: %w", err))
+		if w.unstored = w.put(ctx, head, line); w.unstored != nil {
+			w.unstored = fmt.Errorf("store the signed head of the audit log: %w", w.unstored)
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(w.unfiled, w.unstored)
 }
 
 // put stores a signed head, unless another replica has stored a later one.
@@ -275,4 +276,11 @@ func (w *logWitness) put(ctx context.Context, head audit.Head, line []byte) erro
 		w.stored = head
 	}
 	return err
+}
+
+// kept is whether what was seen could be kept when that was last tried.
+func (w *logWitness) kept() error {
+	w.saving.Lock()
+	defer w.saving.Unlock()
+	return errors.Join(w.unfiled, w.unstored)
 }
