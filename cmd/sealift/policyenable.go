@@ -294,6 +294,10 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 	if same && complete && slices.Equal(images, kept.Images) {
 		return false, nil // as before
 	}
+	if proven.fault != nil && n.by == "" && entry.Reason == "" {
+		entry.Reason = "signed by the service for the first time: policy.file names it"
+		log.Warn("taking over a policy that an earlier version of this program enabled", "policy", d.String())
+	}
 	entry.Name, entry.Version, entry.Digest, entry.Signed, entry.Images = d.Name, d.Version, d.Digest, signed, images
 	next := policyHead{Name: d.Name, Version: d.Version, Digest: d.Digest, Signed: signed, Enabled: now, Left: head.Left}
 	if d.Version < head.Version {

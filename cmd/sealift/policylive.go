@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -339,7 +340,7 @@ func (l *livePolicy) watch(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, policyRead)
 	defer cancel()
-	if _, err := w.follow(ctx, witnessStep); err != nil {
+	if _, err := w.follow(ctx, witnessPace); err != nil {
 		return err
 	}
 	return w.save(ctx, false)
@@ -574,16 +575,28 @@ func (l *livePolicy) covered(ctx context.Context, n enabling, more []loadedImage
 
 // state implements server.Config.PolicyState.
 func (l *livePolicy) state(ctx context.Context) (*api.PolicyState, error) {
-	var head policyHead
-	pointer, err := document(ctx, l.store, policyCurrentKind, policyCurrentName, &head)
+	l.mu.Lock()
+	fault := l.fault
+	l.mu.Unlock()
+	pointer, err := readPointer(ctx, l.store)
 	if err != nil {
 		return nil, err
+	}
+	var head policyHead
+	if pointer.Revision > 0 {
+		err = json.Unmarshal(pointer.Body, &head)
+	}
+	if err != nil && !errors.Is(fault, errUnproven) {
+		return nil, fmt.Errorf("read which policy is enabled: %w", err)
 	}
 	all, _, err := l.replicas(ctx)
 	if err != nil {
 		return nil, err
 	}
 	state := &api.PolicyState{Revision: pointer.Revision, Replicas: all.Replicas}
+	if errors.Is(fault, errUnproven) {
+		state.Unproven = fault.Error()
+	}
 	if head.Name == "" {
 		return state, nil
 	}

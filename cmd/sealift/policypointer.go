@@ -240,7 +240,7 @@ func takeOver(ctx context.Context, w *logWitness, c *policyConfig) error {
 		if err := commitPolicy(ctx, w.store, entry, w.clock().UTC(), p.document, next); err != nil {
 			return err
 		}
-		w.log.Info("policy signed by the service for the first time", "policy", p.head.Name, "version", p.head.Version)
+		w.log.Warn("taking over a policy that an earlier version of this program enabled", "policy", p.head.String())
 		return nil
 	})
 }

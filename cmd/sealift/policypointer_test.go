@@ -436,8 +436,15 @@ func TestAnApproverEnablesOverWhatIsNotProven(t *testing.T) {
 			b := s.starts(t, store, nil)
 			b.wants("not proven", 2, "unavailable")
 			state, err := b.live.state(t.Context())
-			if name != "noise" && (err != nil || behind(state) == 0) {
+			if err != nil || behind(state) == 0 || !strings.Contains(state.Unproven, errUnproven.Error()) {
 				t.Errorf("%+v, %v", state, err)
+			}
+			ask := []string{"--server", b.operators, "--identity", b.ana}
+			if code, out, _ := cli(t, "", append([]string{"policy", "status"}, ask...)...); code != exitRefused || !strings.Contains(out, "not proven, so nothing is released: the store does not prove") {
+				t.Errorf("policy status: exit %d, %s", code, out)
+			}
+			if code, out, talk := cli(t, "", append([]string{"policy", "show"}, ask...)...); code != exitRefused || out != "" || !strings.Contains(talk, "sealift policy enable FILE") {
+				t.Errorf("policy show: exit %d, %s%s", code, out, talk)
 			}
 			if _, err := b.enable(s.request(1, "1")); err == nil || !strings.Contains(err.Error(), "is older than version 3") {
 				t.Errorf("an older one: %v", err)
@@ -448,6 +455,9 @@ func TestAnApproverEnablesOverWhatIsNotProven(t *testing.T) {
 			}
 			b.wants("the same, enabled again", 2, "released")
 			b.wants("the same, enabled again", 1, denied)
+			if state, err := b.live.state(t.Context()); err != nil || state.Unproven != "" {
+				t.Errorf("%+v, %v", state, err)
+			}
 			s.starts(t, store, nil).wants("at the next start", 1, denied)
 			if all := policyEntries(t, store); all[len(all)-1].Counter != 4 || all[len(all)-1].By != "ana" {
 				t.Errorf("%+v", all[len(all)-1])

@@ -18,9 +18,11 @@ import (
 )
 
 const (
-	// witnessStep is how many entries are read at once, and by a replica that is
-	// not in a hurry in each policyPoll: a few hundredths of a processor.
+	// witnessStep is how many entries are read before others get their turn.
 	witnessStep = 2000
+	// witnessPace is how many entries a replica that is not in a hurry reads in each
+	// policyPoll: at 55 µs each, measured with 2 kB in SQLite, a twentieth of a core.
+	witnessPace = 1000
 	// witnessFiled and witnessStored are how often the head that was seen is
 	// written, to the file and to the store.
 	witnessFiled  = 10 * time.Second
