@@ -738,3 +738,99 @@ func TestAReplicaGoesAlongWithARestore(t *testing.T) {
 		})
 	}
 }
+
+// A replica that runs follows the log beside the pointer: one that is put back before
+// it looks, and a log that is cut though the pointer stays, are seen.
+func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	a := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
+	old := steal(t, memory)
+	var first server.Document
+	for _, r := range old.records {
+		if d := r.Document; d != nil && d.Kind == policyCurrentKind {
+			first = *d
+		}
+	}
+	// runs is a replica that has seen version 1, and then has another store under it.
+	runs := func(then func() *storetest.Memory) *livePolicy {
+		t.Helper()
+		before := old.store()
+		b := s.on(t).start(before, before, s.images[:], nil, nil).live
+		next := then()
+		b.mu.Lock()
+		b.store, b.witness.store, b.source.revision = next, next, first.Revision
+		b.mu.Unlock()
+		return b
+	}
+	if _, err := a.enable(s.request(2, "2")); err != nil {
+		t.Fatal(err)
+	}
+	theirs := body(t, memory, policyCurrentKind, policyCurrentName)
+	b := runs(func() *storetest.Memory {
+		h := old.copied()
+		// Somebody enables version 3, and the thief is faster than the look.
+		store := h.store()
+		c := s.on(t).start(store, store, s.images[:], nil, nil)
+		if _, err := c.enable(s.request(3, "2")); err != nil {
+			t.Fatal(err)
+		}
+		h = steal(t, store)
+		for i, r := range h.records {
+			if d := r.Document; d != nil && d.Kind == policyCurrentKind {
+				h.records[i].Document = &first
+			}
+		}
+		h.log = append(old.log[:len(old.log):len(old.log)], h.log[len(old.log):]...)
+		return h.store()
+	})
+	b.witness.chain = audit.VerifierAt(old.log[len(old.log)-1].Head())
+	if err := b.watch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.look(t.Context()); !errors.Is(err, errUnproven) || !strings.Contains(err.Error(), "has the statement 1 of fleet version 1, and the audit log goes on to fleet version 3") {
+		t.Errorf("the pointer put back: %v", err)
+	}
+	if _, err := b.inForce(); err == nil {
+		t.Error("the pointer put back: it decides")
+	}
+
+	b = runs(func() *storetest.Memory {
+		h := old.copied()
+		h.log = h.log[:len(h.log)-1]
+		return h.store()
+	})
+	if err := b.watch(t.Context()); !errors.Is(err, errAltered) {
+		t.Errorf("the log cut: %v", err)
+	}
+	if err := b.look(t.Context()); !errors.Is(err, errAltered) {
+		t.Errorf("the log cut: %v", err)
+	}
+
+	// Of two statements with the same number, after the same entry, the log knows one.
+	store := old.store()
+	c := s.on(t).start(store, store, s.images[:], nil, nil)
+	if _, err := c.enable(s.request(3, "2")); err != nil {
+		t.Fatal(err)
+	}
+	h := steal(t, store)
+	h.document(policyCurrentKind, policyCurrentName, func(json.RawMessage) json.RawMessage { return theirs })
+	last := h.store()
+	if err := s.on(t).start(last, last, s.images[:], nil, nil).live.check(t.Context()); err == nil || !strings.Contains(err.Error(), "has the statement 2 of fleet version 2, and the audit log goes on to fleet version 3") {
+		t.Errorf("the statement of another branch: %v", err)
+	}
+}
+
+// copied is a thief with the same.
+func (h *thief) copied() *thief {
+	c := &thief{t: h.t, log: h.log}
+	for _, r := range h.records {
+		if r.Document != nil {
+			d := *r.Document
+			r.Document = &d
+		}
+		c.records = append(c.records, r)
+	}
+	return c
+}
