@@ -82,7 +82,7 @@ func verifyAsAuditor(t *testing.T, export, key string) {
 	}
 	tpmtest.Tool(t, "openssl")
 	shell, python := tpmtest.Tool(t, "sh"), tpmtest.Tool(t, "python3")
-	try := func(change func([]byte) []byte) (signature, chain error, out string) {
+	try := func(change func([]byte) []byte) (out string, signature, chain error) {
 		dir := t.TempDir()
 		for name, from := range map[string]string{"audit.jsonl": export, "release.pub": key} {
 			b, err := os.ReadFile(from)
@@ -108,13 +108,14 @@ func verifyAsAuditor(t *testing.T, export, key string) {
 		if !strings.Contains(out, "Verified OK") {
 			signature = errors.New("not verified")
 		}
-		return signature, run(python, block("python")), out
+		chain = run(python, block("python"))
+		return out, signature, chain
 	}
 	same := func(b []byte) []byte { return b }
-	if signature, chain, out := try(same); signature != nil || chain != nil {
+	if out, signature, chain := try(same); signature != nil || chain != nil {
 		t.Errorf("the export: %v, %v: %s", signature, chain, out)
 	}
-	if signature, _, out := try(func(b []byte) []byte { return bytes.Replace(b, []byte(`"payload":"ey`), []byte(`"payload":"eX`), 1) }); signature == nil {
+	if out, signature, _ := try(func(b []byte) []byte { return bytes.Replace(b, []byte(`"payload":"ey`), []byte(`"payload":"eX`), 1) }); signature == nil {
 		t.Errorf("another payload: openssl takes it: %s", out)
 	}
 	lines := func(b []byte) [][]byte { return bytes.SplitAfter(b, []byte("\n")) }
@@ -126,7 +127,7 @@ func verifyAsAuditor(t *testing.T, export, key string) {
 			return bytes.Join(append(l[:len(l)-3:len(l)-3], l[len(l)-2:]...), nil)
 		},
 	} {
-		if _, chain, out := try(change); chain == nil {
+		if out, _, chain := try(change); chain == nil {
 			t.Errorf("%s: Python takes it: %s", name, out)
 		}
 	}
