@@ -196,6 +196,7 @@ const (
 	PathCampaigns   = "/v1/campaigns"    // GET: []json; POST firmware.Campaign; GET /{name}
 	PathRestore     = "/v1/restore"      // GET: RestoreStatus; POST /accept, /settle with StateChange: releases again after a restore, takes new machines as new
 	PathAudit       = "/v1/audit"        // GET: JSON lines of audit.Entry, ?machine=ID&from=SEQ
+	PathAuditHead   = "/v1/audit/head"   // GET: audit.Envelope of an audit.HeadStatement
 	PathEvidenceLog = "/v1/evidence-log" // GET /{digest}: the stored evidence that an audit entry names; GET, or POST PolicyProposal, /{digest}/explanation
 	PathPolicy      = "/v1/policy"       // GET: PolicyState; POST /enable with PolicyEnable: PolicyState; POST /whatif with PolicyProposal: JSON lines of WhatIf
 )

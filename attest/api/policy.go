@@ -21,6 +21,9 @@ type PolicyState struct {
 	Enabled time.Time       `json:"enabled,omitzero"` // when this version was enabled first
 	// Revision grows with each policy that is enabled.
 	Revision int64 `json:"revision,omitempty"`
+	// Unproven is why what the store says of it is not what the service signed last.
+	// Then the rest is what somebody wrote, and nothing is released.
+	Unproven string `json:"unproven,omitempty"`
 	// Images are the SHA-256 digests of the manifests that came with it, or with
 	// those before, beside those of each replica's configuration.
 	Images   []manifest.SHA256 `json:"images,omitempty"`

@@ -43,6 +43,12 @@ const (
 	// AlarmPolicyBack: the service goes by an older policy than before, by one of
 	// another name, or by none. One approver can have that done.
 	AlarmPolicyBack AlarmName = "policy.step-back"
+	// AlarmPolicyUnproven: the store says that the service goes by a policy, or by
+	// none, and that is not what the service signed last. Nothing is released.
+	AlarmPolicyUnproven AlarmName = "policy.unproven"
+	// AlarmLogAltered: the decision log does not go on from where the service saw
+	// it last. Nothing is released.
+	AlarmLogAltered AlarmName = "audit.altered"
 )
 
 // AlarmNames returns all of them.
@@ -50,7 +56,7 @@ func AlarmNames() []AlarmName {
 	return []AlarmName{
 		AlarmReleaseRepeated, AlarmEvidenceTampered, AlarmMachineMisused, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
 		AlarmWrongListener, AlarmRevokedOperator, AlarmRecoveryGiven, AlarmRecoveryRefused,
-		AlarmPolicyBack,
+		AlarmPolicyBack, AlarmPolicyUnproven, AlarmLogAltered,
 	}
 }
 

@@ -5,8 +5,9 @@
 // on, not a line of a program's log, and it never holds a secret.
 //
 // The chain proves that what is there is what was written, up to the head. A
-// log cut short at its end still verifies: compare its Head with one kept
-// elsewhere.
+// log cut short at its end still verifies, and so does one that was made up: hold
+// its Head against one kept elsewhere, or against one that the service signed
+// (HeadStatement).
 package audit
 
 import (
@@ -199,18 +200,47 @@ func Verify(r io.Reader) (Head, int64, error) {
 	return v.head, n, nil
 }
 
-// Lines reads an exported log: one entry in JSON on each line. A line that is
-// not exactly what AppendLine writes gives a *BrokenError, after which the
-// sequence goes on with the next line; any other error ends it. The entries
-// are not verified.
-func Lines(r io.Reader) iter.Seq2[Entry, error] {
+// Lines reads an exported log: one entry in JSON on each line, and at its end the
+// signed head, if it has one, which is passed over. See Reader.
+func Lines(r io.Reader) iter.Seq2[Entry, error] { return NewReader(r).Entries() }
+
+// Reader reads an exported log.
+type Reader struct {
+	r      io.Reader
+	signed *Envelope
+}
+
+// NewReader returns a Reader of the log in r.
+func NewReader(r io.Reader) *Reader { return &Reader{r: r} }
+
+// Signed returns the signed head that ends the log, once Entries has ended
+// without an error; nil if it has none. Its signature is not verified.
+func (l *Reader) Signed() *Envelope { return l.signed }
+
+// Entries returns the entries, once. A line that is not exactly what AppendLine,
+// or at the end AppendSigned, writes gives a *BrokenError, after which the sequence
+// goes on with the next line; any other error ends it. The entries are not
+// verified.
+func (l *Reader) Entries() iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		s := bufio.NewScanner(r)
+		s := bufio.NewScanner(l.r)
 		s.Buffer(make([]byte, 0, 64<<10), maxLine)
 		var line int64
 		for s.Scan() {
 			line++
+			if bytes.HasPrefix(s.Bytes(), signedPrefix) && l.signed == nil {
+				var err error
+				if l.signed, err = ParseEnvelope(s.Bytes()); err != nil {
+					if !yield(Entry{}, &BrokenError{Line: line, Reason: err.Error()}) {
+						return
+					}
+				}
+				continue
+			}
 			e, err := ParseLine(s.Bytes())
+			if err == nil && l.signed != nil {
+				err = errors.New("something follows the signed head")
+			}
 			if err != nil {
 				err = &BrokenError{Line: line, Reason: err.Error()}
 			}
@@ -228,6 +258,9 @@ func Lines(r io.Reader) iter.Seq2[Entry, error] {
 		}
 	}
 }
+
+// signedPrefix is how a line with a signed head begins, and no entry does.
+var signedPrefix = []byte(`{"payloadType":`)
 
 // AppendLine appends e as one line of an exported log to b.
 func AppendLine(b []byte, e Entry) ([]byte, error) {

@@ -287,4 +287,9 @@ type Policy struct {
 	// Images are the SHA-256 digests of the manifests that came with it, or with
 	// those before.
 	Images []manifest.SHA256 `json:"images,omitempty"`
+	// Statement is the SHA-256 of what the service signed of this enabling, and
+	// Counter the number in it, one above the last. Entries of earlier versions
+	// have neither.
+	Statement manifest.SHA256 `json:"statement,omitzero"`
+	Counter   int64           `json:"counter,omitempty"`
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 
@@ -62,6 +63,13 @@ func (r *Recovery) Missing() []api.RestoreMissing {
 			out = append(out, missing(m, what+", in entries of an earlier version",
 				"install it again, or, if it is not yours: sealift machine revoke "+id.String()+" --reason TEXT"))
 		}
+	}
+	if p := r.policy; p.Seq > 0 {
+		what := "that policies were turned off after the backup"
+		if p.Name != "" {
+			what = fmt.Sprintf("policy %s version %d, enabled after the backup", p.Name, p.Version)
+		}
+		out = append(out, api.RestoreMissing{What: what + ": nothing is released until a policy is enabled again", Mend: "sealift policy enable FILE --reason TEXT"})
 	}
 	for _, e := range r.expected {
 		out = append(out, api.RestoreMissing{

@@ -69,6 +69,9 @@ func (s *Server) operatorRoutes() *http.ServeMux {
 	handle("POST "+api.PathRestore+"/accept", api.RoleApprover, s.postAcceptRestore)
 	handle("POST "+api.PathRestore+"/settle", api.RoleApprover, s.postSettleRestore)
 	handle("GET "+api.PathAudit, api.RoleAuditor, s.getAudit)
+	if s.c.AuditHead != nil {
+		handle("GET "+api.PathAuditHead, api.RoleAuditor, s.getAuditHead)
+	}
 	handle("GET "+api.PathEvidenceLog+"/{digest}", api.RoleAuditor, s.getEvidence)
 	handle("GET "+api.PathEvidenceLog+"/{digest}/explanation", api.RoleAuditor, s.getExplanation)
 	if s.c.Propose != nil {

@@ -46,6 +46,7 @@ type Recovery struct {
 	unknown  map[attest.MachineID]map[string]bool // what entries of an earlier version do not tell of who it is
 	started  map[attest.MachineID]string          // must start anew, as this of it is lost
 	expected []audit.ExpectedLine                 // of entries of an earlier version
+	policy   audit.PolicyMark                     // what the log after the backup says was enabled
 	// What entries of an earlier version say before the one that makes it so: an
 	// install, a promotion.
 	installed, promoted map[attest.MachineID]bool
@@ -72,6 +73,8 @@ func (r *Recovery) Add(rec Record) (asIs bool) {
 	case rec.Document != nil && rec.Document.Kind == documentRecovery:
 		// A recovery's code is given once, and this one may have been given
 		// since. Who needs it opens another.
+	case rec.Document != nil && rec.Document.Kind == KindSignedHead:
+		// It is of the log that the backup is of. The restored one has another.
 	case rec.Document != nil:
 		r.documents[[2]string{rec.Document.Kind, rec.Document.Name}] = rec.Document
 	case rec.Release != nil && rec.Release.Outcome == "":
@@ -191,6 +194,7 @@ func (r *Recovery) Replay(e audit.Entry) error {
 	case audit.KindPolicy:
 		// Its document is not in the log.
 		r.skipped[e.Kind]++
+		err = r.policy.Note(e)
 	default: // of a later program
 		r.skipped[e.Kind]++
 	}

@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
@@ -39,19 +40,35 @@ func (s *scene) backUp() []byte {
 	return b.Bytes()
 }
 
-// log exports the audit log from entry from on.
+// exportLog exports the audit log from entry from on, with its signed head.
 func (s *scene) exportLog(from int64) []byte {
 	s.Helper()
 	var b []byte
+	var head audit.Head
 	for e, err := range s.memory.Audit(context.Background(), from) {
 		if err == nil {
 			b, err = audit.AppendLine(b, e)
+			head = e.Head()
 		}
 		if err != nil {
 			s.Fatal(err)
 		}
 	}
-	return b
+	return append(b, s.signHead(s.release, audit.HeadStatement{Head: head, Time: s.now()})...)
+}
+
+// signHead is the last line of an export.
+func (s *scene) signHead(key crypto.Signer, head audit.HeadStatement) []byte {
+	s.Helper()
+	e, err := audit.Sign(key, audit.HeadType, head)
+	if err != nil {
+		s.Fatal(err)
+	}
+	line, err := audit.AppendSigned(nil, e)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return line
 }
 
 // head is the hash of the log's last entry.
@@ -422,19 +439,47 @@ func TestRestoreRefuses(t *testing.T) {
 	log := s.exportLog(1)
 	lines := bytes.SplitAfter(log, []byte("\n"))
 	other := newScene(t, nil)
+	unsigned := bytes.Join(lines[:len(lines)-2], nil)
+	end, _, err := audit.Verify(bytes.NewReader(unsigned))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Anybody can go on with a log, or make another one up.
+	next, err := audit.Next(end, audit.Event{Time: s.now(), Kind: audit.KindState, Machine: b.id, Data: audit.StateChange{From: attest.StateRevoked, To: attest.StateEnrolled}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, err := audit.AppendLine(nil, next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	madeUp := append(bytes.Clone(unsigned), line...)
+	signedBy := func(key crypto.Signer, head audit.Head) func(*backup.Order) {
+		return func(o *backup.Order) {
+			o.Log = bytes.NewReader(append(bytes.Clone(madeUp), s.signHead(key, audit.HeadStatement{Head: head})...))
+		}
+	}
 	tests := map[string]struct {
 		order func(*backup.Order)
 		want  string
 	}{
 		"another fleet's backup": {func(o *backup.Order) { o.Key = &other.release.PublicKey }, "of another fleet"},
 		"what is no backup":      {func(o *backup.Order) { o.Backup = bytes.NewReader(log) }, "is no backup"},
-		"another service's log":  {func(o *backup.Order) { o.Log = bytes.NewReader(other.exportLog(1)) }, "before the backup's"},
+		"another service's log":  {func(o *backup.Order) { o.Log = bytes.NewReader(other.exportLog(1)) }, "signed by another key"},
 		"a log altered": {func(o *backup.Order) {
 			o.Log = bytes.NewReader(bytes.Replace(log, []byte("line-1"), []byte("line-2"), 1))
 		}, "altered"},
-		"a log with a gap":                                {func(o *backup.Order) { o.Log = bytes.NewReader(bytes.Join(append(lines[:4:4], lines[5:]...), nil)) }, "missing entry"},
-		"a log that begins too late":                      {func(o *backup.Order) { o.Log = bytes.NewReader(bytes.Join(lines[4:], nil)) }, "what is between is missing"},
-		"a log that ends too early":                       {func(o *backup.Order) { o.Log = bytes.NewReader(bytes.Join(lines[:2], nil)) }, "before the backup's"},
+		"a log with a gap":                         {func(o *backup.Order) { o.Log = bytes.NewReader(bytes.Join(append(lines[:4:4], lines[5:]...), nil)) }, "missing entry"},
+		"a log that begins too late":               {func(o *backup.Order) { o.Log = bytes.NewReader(bytes.Join(lines[4:], nil)) }, "what is between is missing"},
+		"a log that ends too early":                {func(o *backup.Order) { o.Log, o.UnsignedLog = bytes.NewReader(bytes.Join(lines[:2], nil)), true }, "before the backup's"},
+		"a log without a signed head":              {func(o *backup.Order) { o.Log = bytes.NewReader(unsigned) }, "has no signed head, so anybody could have made it"},
+		"a log made up":                            {func(o *backup.Order) { o.Log = bytes.NewReader(madeUp) }, "has no signed head"},
+		"a log made up, with the old head":         {func(o *backup.Order) { o.Log = bytes.NewReader(append(bytes.Clone(madeUp), lines[len(lines)-2]...)) }, "and its signed head is entry"},
+		"a log made up, and signed by another key": {signedBy(other.release, next.Head()), "signed by another key"},
+		"a log cut short": {func(o *backup.Order) {
+			o.Log = bytes.NewReader(bytes.Join(append(lines[:len(lines)-3:len(lines)-3], lines[len(lines)-2]), nil))
+		}, "it was cut short or altered"},
+		"something after the signed head":                 {func(o *backup.Order) { o.Log = bytes.NewReader(append(bytes.Clone(log), line...)) }, "something follows the signed head"},
 		"an empty log":                                    {func(o *backup.Order) { o.Log = bytes.NewReader(nil) }, "empty"},
 		"a head that is not the last":                     {func(o *backup.Order) { o.Log, o.Head = bytes.NewReader(log), manifest.SHA256{1} }, "not with the last entry that was named"},
 		"a backup that is not the last when it should be": {func(o *backup.Order) { o.Head = s.head() }, "not with the last entry that was named"},
@@ -452,6 +497,10 @@ func TestRestoreRefuses(t *testing.T) {
 				t.Errorf("%d machines were restored, %v", len(ms), err)
 			}
 		})
+	}
+	// Without its signature only if that is asked for.
+	if _, r := s.restored(func(o *backup.Order) { o.Log, o.UnsignedLog = bytes.NewReader(unsigned), true }, file); r.Replayed != 3 || !r.Held {
+		t.Errorf("got %+v", r)
 	}
 	// And a log that begins right after the backup, or goes on from before it.
 	for from := range int64(3) {

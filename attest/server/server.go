@@ -65,6 +65,10 @@ type Config struct {
 	// PolicyState tells what policy is enabled. Optional.
 	PolicyState func(context.Context) (*api.PolicyState, error)
 
+	// AuditHead signs where the audit log ends, which the caller has seen to go on
+	// from what was signed before. Optional; without it nobody can ask for it.
+	AuditHead func(context.Context) (*audit.Envelope, error)
+
 	// KEK is the key-encryption key under which disk keys are stored, KEKSize
 	// bytes from a CSPRNG. It must not be kept in the store.
 	KEK attest.Secret

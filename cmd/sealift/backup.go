@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/backup"
@@ -97,7 +98,7 @@ Example:
 
 type restoreOptions struct {
 	config, log, head, reason string
-	check                     bool
+	check, unsigned           bool
 }
 
 func newRestoreCommand(e *env) *cobra.Command {
@@ -112,7 +113,9 @@ and the store stays empty.
 The service decided more after the backup was made. Give the newest export of its
 audit log as --audit: it is appended to the backup's, and its revocations,
 quarantines, enrolments, installs, serial numbers, releases and campaigns are
-repeated. Give the hash of the last entry that the service ever wrote as --head, if it
+repeated. The export must end with a head that the service signed, as those of
+'sealift audit export' do; one of an earlier version needs --audit-unsigned, and you
+must know where it comes from. Give the hash of the last entry that the service ever wrote as --head, if it
 was kept elsewhere or the service was stopped before the backup: files that end in it
 have lost nothing.
 
@@ -141,6 +144,7 @@ Example:
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "", "configuration `file` of the service (required)")
 	f.StringVar(&o.log, "audit", "", "`file` of 'sealift audit export', written after the backup")
+	f.BoolVar(&o.unsigned, "audit-unsigned", false, "take an audit log whose head is not signed, which anybody could have made")
 	f.StringVar(&o.head, "head", "", "`hash` of the last audit entry that the service ever wrote")
 	f.StringVar(&o.reason, "reason", "", "why, for the audit log (required)")
 	f.BoolVar(&o.check, "check", false, "verify the files and say what would be done; change nothing")
@@ -174,7 +178,8 @@ func restore(cmd *cobra.Command, e *env, o *restoreOptions, file string) (err er
 		return fmt.Errorf("open the backup: %w", err)
 	}
 	defer f.Close() // only read
-	order := &backup.Order{Backup: f, Key: &key.PublicKey, Head: head, By: "unknown", Reason: o.reason, Now: e.now().UTC()}
+	order := &backup.Order{Backup: f, Key: &key.PublicKey, Head: head, By: "unknown", Reason: o.reason, Now: e.now().UTC(), UnsignedLog: o.unsigned}
+	order.SignHead = func(s audit.HeadStatement) (*audit.Envelope, error) { return audit.Sign(key, audit.HeadType, s) }
 	if u, err := user.Current(); err == nil {
 		order.By = u.Username
 	}
@@ -203,6 +208,8 @@ func restore(cmd *cobra.Command, e *env, o *restoreOptions, file string) (err er
 	}
 	report, err := backup.Restore(cmd.Context(), load, order)
 	switch {
+	case errors.Is(err, backup.ErrUnsignedLog):
+		return withHint(refused{err}, "export it again with 'sealift audit export'; or, if you know where the file comes from, give --audit-unsigned")
 	case errors.As(err, new(*backup.RefusedError)):
 		return refused{err}
 	case errors.Is(err, server.ErrConflict):

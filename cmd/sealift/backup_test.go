@@ -234,7 +234,10 @@ func TestRestoreNamesTheMachinesOfWhichSomethingIsLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	into := writeConfig(t, dir, "new.yaml", "new.db")
-	out := mustCLI(t, "restore", file, "--config", into, "--audit", log, "--reason", "r")
+	if code, _, talk := cli(t, "", "restore", file, "--config", into, "--audit", log, "--reason", "r"); code != exitRefused || !strings.Contains(talk, "has no signed head") || !strings.Contains(talk, "--audit-unsigned") {
+		t.Errorf("a log that is not signed: exit %d, %s", code, talk)
+	}
+	out := mustCLI(t, "restore", file, "--config", into, "--audit", log, "--audit-unsigned", "--reason", "r")
 	for _, want := range []string{
 		"missing: machine " + fleet[0].id.String() + ", node " + names[fleet[0].id] + ": its disk key",
 		"  mend: sealift machine reinstate " + fleet[0].id.String(),

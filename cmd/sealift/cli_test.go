@@ -2,7 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"os"
@@ -147,7 +152,8 @@ func makeImage(keys, dir string) error {
 	return os.WriteFile(filepath.Join(dir, image.FileBundle), sig, 0o644)
 }
 
-// scriptLog writes an audit log of three entries: "mklog FILE".
+// scriptLog writes an audit log of three entries without a signed head, and one with
+// it as FILE.signed, by the key of which FILE.pub is the public half: "mklog FILE".
 func scriptLog(ts *testscript.TestScript, neg bool, args []string) {
 	var head audit.Head
 	var log []byte
@@ -163,6 +169,16 @@ func scriptLog(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), log, 0o644))
 	ts.Setenv("HEAD", head.Hash.String())
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pub"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644))
+	signed, err := audit.Sign(key, audit.HeadType, audit.HeadStatement{Head: head, Time: time.Unix(9, 0).UTC()})
+	ts.Check(err)
+	log, err = audit.AppendSigned(log, signed)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".signed"), log, 0o644))
 }
 
 // scriptFlip changes one bit of the first byte of a file: "flipbyte FILE".

@@ -23,10 +23,13 @@ import (
 // relative to the file. A section that is left out is a service not run;
 // node, operator, keys, kek, store, images and tpm are always needed.
 type serveConfig struct {
-	Keys   string    `yaml:"keys"`   // key directory of `sealift keys init`
-	KEK    kekConfig `yaml:"kek"`    // what disk keys are stored under; there is no default
-	Store  string    `yaml:"store"`  // file of a SQLite database, made if missing, or DSN of a PostgreSQL database (postgres://...)
-	Images []string  `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
+	Keys  string    `yaml:"keys"`  // key directory of `sealift keys init`
+	KEK   kekConfig `yaml:"kek"`   // what disk keys are stored under; there is no default
+	Store string    `yaml:"store"` // file of a SQLite database, made if missing, or DSN of a PostgreSQL database (postgres://...)
+	// Witness is a file in which this replica keeps where it saw the audit log end.
+	// It is made if missing, and of no use in the database. Optional.
+	Witness string   `yaml:"witness"`
+	Images  []string `yaml:"images"` // output directories of `sealift image build`; their signed manifests are the reference values
 
 	Node     listenConfig   `yaml:"node"`     // API for agents
 	Operator operatorConfig `yaml:"operator"` // API for people, by client certificate or token
@@ -132,6 +135,7 @@ func readServeConfig(file string) (*serveConfig, error) {
 	if !pgstore.IsDSN(c.Store) {
 		at(&c.Store)
 	}
+	at(&c.Witness)
 	at(&c.Firmware.Catalogue)
 	if c.Policy != nil {
 		at(&c.Policy.File)

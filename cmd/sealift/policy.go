@@ -234,6 +234,9 @@ Example:
 				if err != nil {
 					return err
 				}
+				if p.Unproven != "" && !e.json {
+					return withHint(refused{errors.New(plain(p.Unproven))}, "once it is known how it came to it, an approver enables the right one: sealift policy enable FILE --reason TEXT")
+				}
 				if p.Name == "" && !e.json {
 					return withHint(errors.New("the service goes by no policy file: all its images, and all firmware of its catalogue, may run"), "name one in its configuration: policy: {file: policy.yaml}")
 				}

@@ -64,6 +64,8 @@ type policyVersion struct {
 	Files  map[string][]byte `json:"files,omitempty"`
 	// Images are the policyManifestKind documents that belong to it.
 	Images []manifest.SHA256 `json:"images,omitempty"`
+	// Statement is that of the last time that it was enabled, see policyPointer.
+	Statement *audit.Envelope `json:"statement,omitempty"`
 }
 
 func versionName(name string, version int) string { return fmt.Sprintf("%s@%010d", name, version) }
@@ -123,11 +125,15 @@ type enabling struct {
 // one that cannot be verified without its file, a version below the last of its
 // name, a policy of another name, and no policy where there was one need the
 // configuration to say so. A version that had another content is refused.
-func enablePolicy(ctx context.Context, store server.Store, c *policyConfig, d *policy.Document, sig []byte, files map[string][]byte, now time.Time, log *slog.Logger) error {
+//
+// Where it is not proven what is enabled, a configuration changes nothing, unless it
+// vouches for what it names, see policyConfig.vouched, or says that there is to be
+// none.
+func enablePolicy(ctx context.Context, w *logWitness, c *policyConfig, d *policy.Document, sig []byte, files map[string][]byte, now time.Time, log *slog.Logger) error {
 	if d == nil {
-		return again(func() error { return tryDisable(ctx, store, c, now.UTC(), log) })
+		return again(func() error { return tryDisable(ctx, w, c, now.UTC(), log) })
 	}
-	_, err := commitEnabling(ctx, store, enabling{document: d, bundle: sig, files: files, rollback: c.Rollback}, now.UTC(), log)
+	_, err := commitEnabling(ctx, w, enabling{document: d, bundle: sig, files: files, rollback: c.Rollback}, now.UTC(), log)
 	return err
 }
 
@@ -143,14 +149,22 @@ func again(try func() error) error {
 }
 
 // tryDisable has the service go by no policy, if the configuration says so.
-func tryDisable(ctx context.Context, store server.Store, c *policyConfig, now time.Time, log *slog.Logger) error {
-	var current policyHead
-	pointer, err := document(ctx, store, policyCurrentKind, policyCurrentName, &current)
-	if err != nil || current.Name == "" {
+func tryDisable(ctx context.Context, w *logWitness, c *policyConfig, now time.Time, log *slog.Logger) error {
+	proven, err := provePolicy(ctx, w)
+	if err != nil {
 		return err
 	}
+	current := proven.head
+	if proven.fault != nil {
+		if c == nil || c.Off == "" {
+			return proven.fault
+		}
+		current = policyHead{Name: proven.mark.Name, Version: proven.mark.Version}
+	} else if current.Name == "" {
+		return nil
+	}
 	if c == nil || c.Off == "" {
-		follow, err := canFollow(ctx, store, current)
+		follow, err := canFollow(ctx, w.store, current)
 		if err != nil {
 			return err
 		}
@@ -162,7 +176,11 @@ func tryDisable(ctx context.Context, store server.Store, c *policyConfig, now ti
 			"name it under policy.file, or say why there is to be none: policy: {off: REASON}")
 	}
 	entry := audit.Policy{By: byConfiguration, FromName: current.Name, FromVersion: current.Version, Reason: c.Off}
-	if err := commitPolicy(ctx, store, entry, now, pointer, policyHead{Enabled: now}); err != nil {
+	next, err := w.signPointer(proven, policyHead{Enabled: now}, nil, &entry)
+	if err != nil {
+		return err
+	}
+	if err := commitPolicy(ctx, w.store, entry, now, proven.document, next); err != nil {
 		return err
 	}
 	soundPolicyBack(log, entry)
@@ -189,20 +207,27 @@ func canFollow(ctx context.Context, store server.Store, head policyHead) (bool, 
 }
 
 // commitEnabling enables a policy, and reports whether anything changed.
-func commitEnabling(ctx context.Context, store server.Store, n enabling, now time.Time, log *slog.Logger) (changed bool, err error) {
+func commitEnabling(ctx context.Context, w *logWitness, n enabling, now time.Time, log *slog.Logger) (changed bool, err error) {
 	err = again(func() error {
-		changed, err = tryEnable(ctx, store, n, now, log)
+		changed, err = tryEnable(ctx, w, n, now, log)
 		return err
 	})
 	return changed, err
 }
 
-func tryEnable(ctx context.Context, store server.Store, n enabling, now time.Time, log *slog.Logger) (bool, error) {
-	d := n.document
-	var current policyHead
-	pointer, err := document(ctx, store, policyCurrentKind, policyCurrentName, &current)
+func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, log *slog.Logger) (bool, error) {
+	d, store := n.document, w.store
+	proven, err := provePolicy(ctx, w)
 	if err != nil {
 		return false, err
+	}
+	current := proven.head
+	if proven.fault != nil {
+		if n.by == "" && !new(policyConfig).vouched(proven, d.Digest) {
+			return false, proven.fault
+		}
+		// What counts is what the log says.
+		current = policyHead{Name: proven.mark.Name, Version: proven.mark.Version, Digest: proven.mark.Digest}
 	}
 	var head policyName
 	named, err := document(ctx, store, policyKind, d.Name, &head)
@@ -225,6 +250,10 @@ func tryEnable(ctx context.Context, store server.Store, n enabling, now time.Tim
 	follow, err := canFollow(ctx, store, current)
 	if err != nil {
 		return false, err
+	}
+	if current.Name == d.Name {
+		// Nothing signs what is kept by name.
+		head.Version, head.Left = max(head.Version, current.Version), current.Left
 	}
 	back := ""
 	switch {
@@ -255,15 +284,19 @@ func tryEnable(ctx context.Context, store server.Store, n enabling, now time.Tim
 			return false, withHint(refused{errors.New(back)}, "raise version in the file and sign it; or, if a step back is meant: sealift policy enable FILE --rollback --reason TEXT")
 		}
 	}
-	images, err := carriedImages(ctx, store, current, n, kept.Images, log)
+	images, err := carriedImages(ctx, store, n, append(slices.Clone(proven.images), w.enabledWith(&kept)...), log)
 	if err != nil {
 		return false, err
 	}
 	signed := n.bundle != nil
-	same := current.Name == d.Name && current.Digest == d.Digest && current.Signed == signed
+	same := current.Name == d.Name && current.Digest == d.Digest && current.Signed == signed && proven.fault == nil && slices.Equal(images, proven.images)
 	complete := !signed || len(kept.Bundle) > 0
 	if same && complete && slices.Equal(images, kept.Images) {
 		return false, nil // as before
+	}
+	if proven.fault != nil && n.by == "" && entry.Reason == "" {
+		entry.Reason = "signed by the service for the first time: policy.file names it"
+		log.Warn("taking over a policy that an earlier version of this program enabled", "policy", d.String())
 	}
 	entry.Name, entry.Version, entry.Digest, entry.Signed, entry.Images = d.Name, d.Version, d.Digest, signed, images
 	next := policyHead{Name: d.Name, Version: d.Version, Digest: d.Digest, Signed: signed, Enabled: now, Left: head.Left}
@@ -281,7 +314,12 @@ func tryEnable(ctx context.Context, store server.Store, n enabling, now time.Tim
 	if versioned.Revision > 0 {
 		version.Enabled = kept.Enabled
 	}
-	pairs := []any{pointer, next, named, nextNamed, versioned, version}
+	pointer, err := w.signPointer(proven, next, images, &entry)
+	if err != nil {
+		return false, err
+	}
+	version.Statement = pointer.Statement
+	pairs := []any{proven.document, pointer, named, nextNamed, versioned, version}
 	for i, m := range n.images {
 		doc, err := document(ctx, store, policyManifestKind, n.digests[i].String(), new(policyManifest))
 		if err != nil {
@@ -304,15 +342,12 @@ func tryEnable(ctx context.Context, store server.Store, n enabling, now time.Tim
 // carriedImages are the manifests that belong to a policy: those that it brings,
 // that it had, and that the present one has, as far as it lists their images. So
 // an image is taken away by what a policy says, and never by being forgotten.
-func carriedImages(ctx context.Context, store server.Store, current policyHead, n enabling, had []manifest.SHA256, log *slog.Logger) ([]manifest.SHA256, error) {
-	var present policyVersion
-	if current.Name != "" {
-		if _, err := document(ctx, store, policyVersionKind, versionName(current.Name, current.Version), &present); err != nil {
-			return nil, err
-		}
-	}
+//
+// had are those that the service has signed; what is written beside a policy's text
+// adds none.
+func carriedImages(ctx context.Context, store server.Store, n enabling, had []manifest.SHA256, log *slog.Logger) ([]manifest.SHA256, error) {
 	all := slices.Clone(n.digests)
-	for _, digest := range slices.Concat(had, present.Images) {
+	for _, digest := range had {
 		if slices.Contains(all, digest) {
 			continue
 		}

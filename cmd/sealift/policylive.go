@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/policy"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/cmd/sealift/internal/cluster"
@@ -51,7 +53,8 @@ var errPolicyStale = errors.New("it could not be read which policy is enabled")
 // read the policy: that one releases nothing.
 //
 // A replica takes nothing from the store that it has not verified with its own
-// image key: neither a policy nor a manifest.
+// image key: neither a policy nor a manifest. Which of them is enabled it takes only
+// from what the service signed last, as its audit log has it: see provePolicy.
 type livePolicy struct {
 	store     server.Store
 	ring      *keyring.Keyring
@@ -62,12 +65,17 @@ type livePolicy struct {
 	catalogue *firmware.Catalogue // that local's references are of
 	mon       *monitor.Monitor
 	log       *slog.Logger
+	// witnessFile is where what was seen of the audit log is kept. Optional.
+	witnessFile string
 
 	// looking is held during a look: one after the other, what they read never
 	// goes back.
 	looking sync.Mutex
+	proven  *provenPolicy // guarded by looking: of source
+	alarmed string        // guarded by looking: what an alarm was raised of last
 
 	mu        sync.Mutex
+	witness   *logWitness   // guarded by mu: nil before the first use
 	name      string        // of this replica; guarded by mu
 	head      policyHead    // guarded by mu: of source
 	source    *policySource // guarded by mu: nil before the first look
@@ -110,10 +118,25 @@ func (l *livePolicy) begin(ctx context.Context, signature []byte) error {
 			return usage{err}
 		}
 	}
-	if err := enablePolicy(ctx, l.store, l.config, l.file, signature, files, l.local.clock(), l.log); err != nil {
+	w, err := l.watched(ctx)
+	if err != nil {
 		return err
 	}
-	if err := l.look(ctx); err != nil {
+	// What is to be read of the log may take longer than a look may.
+	if err := w.catchUp(ctx); err != nil && !errors.Is(err, errAltered) {
+		return err
+	}
+	if err := takeOver(ctx, w, l.config); err != nil && !errors.Is(err, errUnproven) {
+		return err
+	}
+	if err := enablePolicy(ctx, w, l.config, l.file, signature, files, l.local.clock(), l.log); err != nil && !errors.Is(err, errUnproven) {
+		return err
+	}
+	if err := l.look(ctx); errors.Is(err, errUnproven) {
+		// The service runs, so that an approver can enable one.
+		l.log.Error("it is not proven which policy is enabled: nothing is released until an approver enables one", "error", err, "remedy", "sealift policy enable FILE --reason TEXT")
+		return nil
+	} else if err != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.fault != nil {
@@ -179,6 +202,11 @@ func (l *livePolicy) check(context.Context) error {
 // that this replica is gone.
 func (l *livePolicy) Run(ctx context.Context) {
 	defer func() {
+		if w, err := l.watched(context.WithoutCancel(ctx)); err == nil {
+			if err := w.save(context.WithoutCancel(ctx), true); err != nil {
+				l.log.Warn("where the audit log was seen to end is not kept", "error", err)
+			}
+		}
 		if err := l.leave(context.WithoutCancel(ctx)); err != nil {
 			l.log.Debug("other replicas not told of the end", "error", err)
 		}
@@ -197,6 +225,10 @@ func (l *livePolicy) Run(ctx context.Context) {
 			l.log.Info("going by the enabled policy again")
 		}
 		failed = err != nil
+		// That it was altered is told by the next look.
+		if err := l.watch(ctx); err != nil && !errors.Is(err, errAltered) && ctx.Err() == nil {
+			l.log.Warn("the audit log is not followed, or where it was seen to end is not kept", "error", err)
+		}
 		if err := l.tell(ctx); err != nil && ctx.Err() == nil {
 			l.log.Debug("other replicas not told of the policy", "error", err)
 		}
@@ -215,40 +247,65 @@ func (l *livePolicy) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, policyRead)
 	defer cancel()
 	began := l.local.clock()
-	var head policyHead
-	pointer, err := document(ctx, l.store, policyCurrentKind, policyCurrentName, &head)
+	w, err := l.watched(ctx)
+	if err != nil {
+		return err
+	}
+	// Before the pointer is read: then an entry that it does not know is none of it.
+	_, mark, altered := w.seen()
+	pointer, err := readPointer(ctx, l.store)
 	if err != nil {
 		return err // what was confirmed grows old
 	}
 	l.mu.Lock()
 	before, was := l.source, l.head
-	if before != nil && before.revision == pointer.Revision && was.Digest == head.Digest {
+	if before != nil && altered == nil && samePointer(l.proven.document, pointer) && mark.Seq <= l.proven.mark.Seq {
 		l.confirmed, l.fault = began, nil
 		l.mu.Unlock()
 		l.mon.PolicyConfirmed(began)
 		return nil
 	}
 	l.mu.Unlock()
+	proven, err := provePolicy(ctx, w)
+	if errors.Is(err, errUnproven) {
+		proven = &provenPolicy{document: pointer, fault: err}
+	} else if err != nil {
+		return err
+	}
+	pointer, head := proven.document, proven.head
 	var next *policySource
 	switch {
-	case before != nil && pointer.Revision <= before.revision:
+	case proven.fault != nil:
+		err = proven.fault
+	case before != nil && pointer.Revision <= before.revision && !samePointer(l.proven.document, pointer):
 		err = fmt.Errorf("the store goes by policy %s, revision %d, and this replica has seen revision %d: the store was replaced; start the replicas again", head, pointer.Revision, before.revision)
 	case before != nil && head.Name == "" && was.Name != "" && (l.config == nil || l.config.Off == ""):
 		err = fmt.Errorf("it was turned off after %s, and the configuration of this replica does not say so", was)
 	case before != nil && head.Name == was.Name && head.Version < was.Version && head.Left < was.Version:
 		err = fmt.Errorf("the store goes by policy %s after %s, and not by a step back that was meant", head, was)
 	default:
-		next, err = l.load(ctx, head, pointer.Revision)
+		next, err = l.load(ctx, proven)
+	}
+	if proven.fault != nil {
+		l.alarm(ctx, proven.fault)
+	} else {
+		l.alarmed = ""
 	}
 	l.mu.Lock()
 	if err != nil {
-		err = fmt.Errorf("policy %s is enabled: %w", head, err)
+		if proven.fault == nil {
+			err = fmt.Errorf("policy %s is enabled: %w", head, err)
+		}
 		l.fault = err
 		l.mu.Unlock()
 		return err
 	}
 	l.head, l.source, l.confirmed, l.fault, l.told = head, next, began, nil, time.Time{}
 	l.mu.Unlock()
+	l.proven = proven
+	if err := w.save(ctx, true); err != nil {
+		l.log.Warn("where the audit log was seen to end is not kept", "error", err)
+	}
 	l.mon.Policy(head.Name, head.Version, head.Digest.String())
 	l.mon.PolicyConfirmed(began)
 	if before != nil {
@@ -256,6 +313,60 @@ func (l *livePolicy) look(ctx context.Context) error {
 	}
 	lintAtStart(next, l.catalogue, l.log)
 	return nil
+}
+
+// watched returns the witness of the store's audit log.
+func (l *livePolicy) watched(ctx context.Context) (*logWitness, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.witness != nil {
+		return l.witness, nil
+	}
+	key, err := l.ring.Release()
+	if err != nil {
+		return nil, err
+	}
+	w, err := openWitness(ctx, l.store, key, l.witnessFile, l.local.clock, l.log)
+	if err == nil {
+		l.witness = w
+	}
+	return w, err
+}
+
+// watch follows the audit log a little, and keeps what was seen.
+func (l *livePolicy) watch(ctx context.Context) error {
+	w, err := l.watched(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, policyRead)
+	defer cancel()
+	if _, err := w.follow(ctx, witnessPace); err != nil {
+		return err
+	}
+	return w.save(ctx, false)
+}
+
+// alarm raises the alarm of what the store does not prove, once until it does, or
+// until it is something else.
+func (l *livePolicy) alarm(ctx context.Context, fault error) {
+	what := fault.Error()
+	if l.alarmed == what {
+		return
+	}
+	name := audit.AlarmPolicyUnproven
+	if errors.Is(fault, errAltered) {
+		name = audit.AlarmLogAltered
+	}
+	err := l.store.Commit(ctx, &server.Change{Events: []audit.Event{{
+		Time: l.local.clock().UTC(), Kind: audit.KindAlarm, Data: audit.Alarm{Name: name, What: what},
+	}}})
+	l.log.Error("alarm", "name", string(name), "what", what)
+	if err != nil {
+		l.log.Error("the alarm is not in the audit log", "error", err)
+		return
+	}
+	l.alarmed = what
 }
 
 // load makes what to decide by of an enabled policy. It checks:
@@ -267,7 +378,8 @@ func (l *livePolicy) look(ctx context.Context) error {
 //   - each manifest that belongs to it is there, is signed by the image key, and
 //     is of the cluster's distribution
 //   - all of it compiles
-func (l *livePolicy) load(ctx context.Context, head policyHead, revision int64) (*policySource, error) {
+func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySource, error) {
+	head, revision := proven.head, proven.document.Revision
 	if err := l.config.above(head.Name, head.Version); err != nil {
 		return nil, err
 	}
@@ -361,7 +473,13 @@ func (l *livePolicy) enable(ctx context.Context, by string, req *api.PolicyEnabl
 	if err := l.covered(ctx, n, more); err != nil {
 		return nil, err
 	}
-	if _, err := commitEnabling(ctx, l.store, n, l.local.clock().UTC(), l.log); err != nil {
+	w, err := l.watched(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := commitEnabling(ctx, w, n, l.local.clock().UTC(), l.log); errors.Is(err, errUnproven) {
+		return nil, refused{err}
+	} else if err != nil {
 		return nil, err
 	}
 	if err := errors.Join(l.look(ctx), l.tell(ctx)); err != nil {
@@ -458,16 +576,28 @@ func (l *livePolicy) covered(ctx context.Context, n enabling, more []loadedImage
 
 // state implements server.Config.PolicyState.
 func (l *livePolicy) state(ctx context.Context) (*api.PolicyState, error) {
-	var head policyHead
-	pointer, err := document(ctx, l.store, policyCurrentKind, policyCurrentName, &head)
+	l.mu.Lock()
+	fault := l.fault
+	l.mu.Unlock()
+	pointer, err := readPointer(ctx, l.store)
 	if err != nil {
 		return nil, err
+	}
+	var head policyHead
+	if pointer.Revision > 0 {
+		err = json.Unmarshal(pointer.Body, &head)
+	}
+	if err != nil && !errors.Is(fault, errUnproven) {
+		return nil, fmt.Errorf("read which policy is enabled: %w", err)
 	}
 	all, _, err := l.replicas(ctx)
 	if err != nil {
 		return nil, err
 	}
 	state := &api.PolicyState{Revision: pointer.Revision, Replicas: all.Replicas}
+	if errors.Is(fault, errUnproven) {
+		state.Unproven = fault.Error()
+	}
 	if head.Name == "" {
 		return state, nil
 	}
@@ -487,4 +617,24 @@ func (l *livePolicy) proposer(ctx context.Context, req *api.PolicyProposal) (*se
 		return nil, err
 	}
 	return s.proposer(l.ring)(ctx, req)
+}
+
+// auditHead implements server.Config.AuditHead.
+func (l *livePolicy) auditHead(ctx context.Context) (*audit.Envelope, error) {
+	w, err := l.watched(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return w.head(ctx)
+}
+
+// witnessed is whether what was seen of the audit log is kept, for its health.
+func (l *livePolicy) witnessed(context.Context) error {
+	l.mu.Lock()
+	w := l.witness
+	l.mu.Unlock()
+	if w == nil {
+		return nil // not yet
+	}
+	return w.kept()
 }

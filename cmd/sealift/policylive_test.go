@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -350,9 +351,10 @@ func TestAReplicaThatCannotTellReleasesNothing(t *testing.T) {
 func TestAReplicaGoesByNothingThatItCannotVerify(t *testing.T) {
 	t.Parallel()
 	// put writes what is enabled as another program would.
-	put := func(t *testing.T, store server.Store, head policyHead, v policyVersion) {
+	put := func(t *testing.T, store server.Store, key *ecdsa.PrivateKey, head policyHead, v policyVersion) {
 		t.Helper()
-		pointer, err := document(t.Context(), store, policyCurrentKind, policyCurrentName, new(policyHead))
+		w := newWitness(t, store, key, "")
+		proven, err := provePolicy(t.Context(), w)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -361,7 +363,12 @@ func TestAReplicaGoesByNothingThatItCannotVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 		v.policyHead = head
-		if err := commitPolicy(t.Context(), store, audit.Policy{By: "somebody"}, time.Now(), pointer, head, versioned, v); err != nil {
+		entry := audit.Policy{Name: head.Name, Version: head.Version, Digest: head.Digest, By: "somebody"}
+		pointer, err := w.signPointer(proven, head, v.Images, &entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := commitPolicy(t.Context(), store, entry, time.Now(), proven.document, pointer, versioned, v); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -418,7 +425,11 @@ func TestAReplicaGoesByNothingThatItCannotVerify(t *testing.T) {
 			r := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
 			r.wants("at first", 1, "released")
 			head, version := c.change(s)
-			put(t, memory, head, version)
+			key, err := s.ring.Release()
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(t, memory, key, head, version)
 			if err := r.live.look(t.Context()); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("%v, want %q", err, c.says)
 			}
@@ -446,8 +457,8 @@ func TestAReplicaGoesByNothingThatItCannotVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.start(next, next, s.images[:], policyText(1, "1"), nil)
-		r.live.store = next
-		if err := r.live.look(t.Context()); err == nil || !strings.Contains(err.Error(), "the store was replaced") {
+		r.live.store, r.live.witness.store = next, next
+		if err := r.live.look(t.Context()); !errors.Is(err, errAltered) {
 			t.Errorf("%v", err)
 		}
 		r.wants("then", 1, "unavailable")
@@ -588,14 +599,11 @@ func TestNoStoreTurnsAReplicaBackBelowItsFloor(t *testing.T) {
 			b.wants("at the floor", 1, denied)
 			a.look()
 			var old policyHead
-			pointer, err := document(t.Context(), memory, policyCurrentKind, policyCurrentName, &old)
-			if err != nil {
+			if _, err := document(t.Context(), memory, policyCurrentKind, policyCurrentName, &old); err != nil {
 				t.Fatal(err)
 			}
 			old.Version, old.Digest = 1, sha256.Sum256(policyText(1, "1"))
-			if err := commitPolicy(t.Context(), memory, audit.Policy{By: "somebody"}, time.Now(), pointer, head(old)); err != nil {
-				t.Fatal(err)
-			}
+			signEnabled(t, memory, s.ring, head(old))
 			for what, live := range map[string]*livePolicy{
 				"that runs":                      b.live,
 				"that was started again":         {store: memory, ring: s.ring, local: b.live.local, mon: b.mon, log: b.live.log, catalogue: b.live.catalogue, config: &policyConfig{Floor: &policyFloor{Name: "fleet", Version: 2}}},

@@ -72,12 +72,15 @@ func (l *livePolicy) tell(ctx context.Context) error {
 	}
 	same := me.Fault == l.toldFault
 	l.mu.Unlock()
-	if s == nil || me.Name == "" || since >= 0 && since < policyTell && same {
+	if s == nil && me.Fault == "" || me.Name == "" || since >= 0 && since < policyTell && same {
 		return nil
 	}
-	me.Revision = s.revision
+	judges := l.local // by nothing yet
+	if s != nil {
+		judges, me.Revision = s, s.revision
+	}
 	var err error
-	if me.Inputs, me.Images, err = l.inputs(s); err != nil {
+	if me.Inputs, me.Images, err = l.inputs(judges); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, policyRead)
@@ -91,7 +94,7 @@ func (l *livePolicy) tell(ctx context.Context) error {
 		differs = nil
 		all.Replicas = slices.DeleteFunc(all.Replicas, func(r api.PolicyReplica) bool { return r.Name == me.Name })
 		for _, r := range all.Replicas {
-			if r.Revision == me.Revision && r.Inputs != me.Inputs {
+			if s != nil && r.Revision == me.Revision && r.Inputs != me.Inputs {
 				differs = append(differs, r.Name)
 			}
 		}

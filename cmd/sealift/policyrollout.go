@@ -185,6 +185,9 @@ func printPolicyStatus(e *env, s *api.PolicyState) error {
 		short.Text = nil
 		return e.print(short, "")
 	}
+	if s.Unproven != "" {
+		fmt.Fprintf(e.out, "not proven, so nothing is released: %s\n", plain(s.Unproven))
+	}
 	if s.Name == "" {
 		fmt.Fprintln(e.out, "policy: none")
 	} else {

@@ -42,6 +42,7 @@ A configuration; docs/serve.md has every setting:
   keys: keys
   kek: {file: keys/disk-kek.key}
   store: sealift.db   # or postgres://sealift@db.example/sealift?sslmode=verify-full
+  witness: witness.json   # not where the database is: docs/audit.md
   images: [build/image]
   node: {listen: "10.77.2.1:8443", hosts: ["10.77.2.1"]}   # proxies: [10.77.2.8/29] behind a load balancer
   operator: {listen: "127.0.0.1:8444", hosts: ["127.0.0.1"]}
@@ -139,7 +140,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	policies := &livePolicy{
-		store: metered, ring: ring, config: c.Policy, file: document, catalogue: catalogue, mon: mon, log: log,
+		store: metered, ring: ring, config: c.Policy, file: document, catalogue: catalogue, mon: mon, log: log, witnessFile: c.Witness,
 		local: &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, references: moves.references, clock: e.now},
 	}
 	if c.Cluster != nil {
@@ -147,6 +148,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	mon.Require("policy", policies.check)
 	mon.Prefer("policy-inputs", policies.alike)
+	mon.Prefer("witness", policies.witnessed)
 	keks, err := c.KEK.open(ctx)
 	if err != nil {
 		return err
@@ -166,7 +168,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	config := server.Config{
 		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
 		PolicyHolds: policies.holds, ProveBanks: policies.proveBanks, EnablePolicy: policies.enable, Propose: policies.proposer, PolicyState: policies.state,
-		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
+		AuditHead: policies.auditHead,
+		Firmware:  moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 		Meter: mon, Limits: c.Limits.server(),
 	}
 	if tokens != nil {

@@ -417,6 +417,16 @@ func (c *Client) Audit(ctx context.Context, from int64, machine attest.MachineID
 	}
 }
 
+// AuditHead returns where the audit log ends, signed by the service. The signature is
+// not verified here: an operator does not have the service's key.
+func (c *Client) AuditHead(ctx context.Context) (*audit.Envelope, error) {
+	e := new(audit.Envelope)
+	if err := c.call(ctx, http.MethodGet, api.PathAuditHead, nil, nil, e); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
 // Evidence returns the stored evidence of that digest, as api.StoredEvidence
 // in JSON.
 func (c *Client) Evidence(ctx context.Context, digest manifest.SHA256) ([]byte, error) {

@@ -17,6 +17,9 @@ import (
 	"github.com/sealift/sealift/image/manifest"
 )
 
+// ErrUnsignedLog refuses a log without a signed head.
+var ErrUnsignedLog = refuse("the audit log has no signed head, so anybody could have made it")
+
 // Order says what to restore. All fields are required unless marked Optional.
 type Order struct {
 	Backup io.ReadSeeker
@@ -25,13 +28,19 @@ type Order struct {
 	// later. It may begin anywhere up to the entry after the backup's last.
 	// Optional.
 	Log io.ReadSeeker
+	// UnsignedLog takes a Log that has no signed head, which anybody could have
+	// made. With Head it need have none.
+	UnsignedLog bool
 	// Head is the hash of the last entry that the service ever wrote, as it
 	// was kept elsewhere. Backup and Log must end in it, and nothing was lost
 	// then. Optional; without it the restored service is held.
-	Head   manifest.SHA256
-	By     string // who restores
-	Reason string
-	Now    time.Time
+	Head manifest.SHA256
+	By   string // who restores
+	// SignHead signs where the restored log ends, for those who saw another end.
+	// Optional; without it a service reads the whole log at its start.
+	SignHead func(audit.HeadStatement) (*audit.Envelope, error)
+	Reason   string
+	Now      time.Time
 }
 
 // Report says what a restore did, or would do.
@@ -66,8 +75,14 @@ func Restore(ctx context.Context, load func(context.Context, iter.Seq2[server.Re
 		return nil, err
 	}
 	recovery := server.NewRecovery()
+	var policies audit.PolicyMark
 	m, err := readBackup(o, func(rec server.Record) error {
 		recovery.Add(rec)
+		if rec.Entry != nil {
+			if err := policies.Note(*rec.Entry); err != nil {
+				return refuse("%v", err)
+			}
+		}
 		return nil
 	})
 	if err != nil {
@@ -77,6 +92,9 @@ func Restore(ctx context.Context, load func(context.Context, iter.Seq2[server.Re
 	if o.Log != nil {
 		if report.Log, err = readLog(o, m.Head, func(e audit.Entry) error {
 			report.Replayed++
+			if err := policies.Note(e); err != nil {
+				return refuse("%v", err)
+			}
 			return recovery.Replay(e)
 		}); err != nil {
 			return nil, err
@@ -98,6 +116,17 @@ func Restore(ctx context.Context, load func(context.Context, iter.Seq2[server.Re
 	report.Head, report.Complete, report.NotReplayed = end[len(end)-1].Head(), entry.Complete, entry.NotReplayed
 	report.Held, report.Unsettled = recovery.Held()
 	report.LostKeys, report.Missing, report.MustStart = recovery.Lost(), recovery.Missing(), recovery.MustStart()
+	if o.SignHead != nil {
+		signed, err := o.SignHead(audit.HeadStatement{Head: report.Head, Time: o.Now.UTC(), Policy: policies, Restored: o.Now.UTC()})
+		if err != nil {
+			return nil, fmt.Errorf("restore: %w", err)
+		}
+		body, err := json.Marshal(signed)
+		if err != nil {
+			return nil, fmt.Errorf("restore: %w", err)
+		}
+		rest = append(rest, server.Record{Document: &server.Document{Kind: server.KindSignedHead, Name: server.NameSignedHead, Revision: 1, Body: body}})
+	}
 	if load == nil {
 		return report, nil
 	}
@@ -169,13 +198,15 @@ func readBackup(o *Order, each func(server.Record) error) (*Manifest, error) {
 }
 
 // readLog passes on the entries after head and returns the log's head. The log
-// must have the entry that head names, or begin with the one after it.
+// must have the entry that head names, or begin with the one after it, and end with
+// a head that the service signed. What it passes on is not to be trusted before.
 func readLog(o *Order, head audit.Head, each func(audit.Entry) error) (audit.Head, error) {
 	if _, err := o.Log.Seek(0, io.SeekStart); err != nil {
 		return head, fmt.Errorf("read audit log: %w", err)
 	}
 	var chain *audit.Verifier
-	for e, err := range audit.Lines(o.Log) {
+	log := audit.NewReader(o.Log)
+	for e, err := range log.Entries() {
 		if err == nil && chain == nil {
 			if e.Seq > head.Seq+1 {
 				return head, refuse("the audit log begins at entry %d, the backup ends at %d: what is between is missing", e.Seq, head.Seq)
@@ -208,7 +239,19 @@ func readLog(o *Order, head audit.Head, each func(audit.Entry) error) (audit.Hea
 	if chain == nil {
 		return head, refuse("the audit log is empty")
 	}
-	if end := chain.Head(); end.Seq >= head.Seq {
+	end := chain.Head()
+	var signed audit.HeadStatement
+	if e := log.Signed(); e != nil {
+		if err := e.Open(o.Key, audit.HeadType, &signed); err != nil {
+			return head, refuse("the signed head of the audit log: %v", err)
+		}
+		if signed.Head != end {
+			return head, refuse("the audit log ends at entry %d, %s, and its signed head is entry %d, %s: it was cut short or altered", end.Seq, end.Hash, signed.Head.Seq, signed.Head.Hash)
+		}
+	} else if !o.UnsignedLog && o.Head.IsZero() {
+		return head, ErrUnsignedLog
+	}
+	if end.Seq >= head.Seq {
 		return end, nil
 	}
 	return head, refuse("the audit log ends at entry %d, before the backup's %d", chain.Head().Seq, head.Seq)
