@@ -221,8 +221,11 @@ func TestAnIdentityKeepsItsEndorsementKey(t *testing.T) {
 	if _, err := s.srv.Enrol(ctx, "line-1", rec); err != nil {
 		t.Fatal(err)
 	}
+	if status, resp := s.claims(another, "SN-7", rec.DiskGUID); status != 200 {
+		t.Fatalf("HTTP %d, %s", status, codes(resp.Result))
+	}
 	if _, err := op.ReEnrol(ctx, old.id, another.id, "x"); err == nil || s.machine(old).State != was.State {
-		t.Errorf("an enrolled machine took the place of another, which is %s: %v", s.machine(old).State, err)
+		t.Errorf("a machine that has secrets took the place of another, which is %s: %v", s.machine(old).State, err)
 	}
 	if _, err := op.ReEnrol(ctx, old.id, board.id, " "); err == nil {
 		t.Error("enrolled anew without a reason")

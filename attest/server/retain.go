@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"strconv"
 	"time"
 
@@ -85,7 +86,8 @@ func (s *Server) postPrune(op Operator, w http.ResponseWriter, r *http.Request) 
 		f.text = "the store is being pruned already"
 		return nil, f
 	}
-	defer s.pruning.release()
+	leave := sync.OnceFunc(s.pruning.release)
+	defer leave()
 	rc := http.NewResponseController(w)
 	enc := json.NewEncoder(w)
 	started, last := false, time.Now()
@@ -112,6 +114,7 @@ func (s *Server) postPrune(op Operator, w http.ResponseWriter, r *http.Request) 
 		},
 	}
 	report, err := Prune(r.Context(), s.c.Pruner, order)
+	leave() // whoever hears of the end may go on at once
 	s.logPruned(report, op.Name)
 	switch {
 	case err != nil && !started:

@@ -99,7 +99,7 @@ func TestWhatIsRestoredIsWhatWasVerified(t *testing.T) {
 		"without its log":                 {file(one), nil, last.Hash, "not with the last entry that was named"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := &Order{Backup: tt.backup, Key: &key.PublicKey, Head: tt.head, By: "ops", Reason: "r", Now: time.Unix(10, 0)}
+			o := &Order{Backup: tt.backup, Key: &key.PublicKey, Head: tt.head, By: "ops", Reason: "r", Now: time.Unix(10, 0), UnsignedLog: true}
 			if tt.log != nil {
 				o.Log = tt.log
 			}
