@@ -349,7 +349,10 @@ func TestRequestsThatBeginInADrainAreToldToComeBack(t *testing.T) {
 	in.Write(evidence)
 	<-working
 	// Two requests are let in at once: this is the second. The third waits.
-	half.say("POST /v1/confirm HTTP/1.1\r\n")
+	half.say("POST /v1/confirm HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+	if resp, err := http.ReadResponse(half.r, nil); err != nil || resp.StatusCode != 100 {
+		t.Fatalf("%+v, %v", resp, err)
+	}
 	waiting := s.node(t)
 	waiting.say(post(api.PathConfirm, "{}"))
 	stop()
@@ -378,7 +381,7 @@ func TestRequestsThatBeginInADrainAreToldToComeBack(t *testing.T) {
 		t.Errorf("%d requests are counted, want 3", n)
 	}
 	close(goOn)
-	half.say("Host: x\r\nContent-Length: 2\r\n\r\n{}")
+	half.say("{}")
 	if status, _ := half.hear(); status != 400 {
 		t.Errorf("one that was let in: HTTP %d", status)
 	}
