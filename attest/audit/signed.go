@@ -53,6 +53,7 @@ type HeadStatement struct {
 // of KindPolicy says. The zero PolicyMark is that of a log that has none.
 type PolicyMark struct {
 	Seq     int64           `json:"seq"`
+	Hash    manifest.SHA256 `json:"hash,omitzero"`  // of that entry
 	Name    string          `json:"name,omitempty"` // empty: policies were turned off
 	Version int             `json:"version,omitempty"`
 	Digest  manifest.SHA256 `json:"digest,omitzero"`
@@ -73,7 +74,7 @@ func (m *PolicyMark) Note(e Entry) error {
 	if err := json.Unmarshal(e.Data, &p); err != nil {
 		return fmt.Errorf("audit entry %d (%s): %w", e.Seq, e.Kind, err)
 	}
-	next := PolicyMark{Seq: e.Seq, Name: p.Name, Version: p.Version, Digest: p.Digest, Statement: p.Statement, Counter: m.Counter}
+	next := PolicyMark{Seq: e.Seq, Hash: e.Hash, Name: p.Name, Version: p.Version, Digest: p.Digest, Statement: p.Statement, Counter: m.Counter}
 	if !p.Statement.IsZero() {
 		if p.Counter <= m.Counter {
 			return fmt.Errorf("audit entry %d (%s): statement %d comes after statement %d", e.Seq, e.Kind, p.Counter, m.Counter)

@@ -14,7 +14,6 @@ import (
 
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
-	"github.com/sealift/sealift/image/manifest"
 )
 
 const (
@@ -23,6 +22,9 @@ const (
 	// witnessPace is how many entries a replica that is not in a hurry reads in each
 	// policyPoll: at 55 µs each, measured with 2 kB in SQLite, a twentieth of a core.
 	witnessPace = 1000
+	// witnessApart is how many entries there may be between one that a statement
+	// names and that of its enabling: it is written as soon as it is signed.
+	witnessApart = 10_000
 	// witnessFiled and witnessStored are how often the head that was seen is
 	// written, to the file and to the store.
 	witnessFiled  = 10 * time.Second
@@ -178,16 +180,39 @@ func (w *logWitness) seen() (audit.Head, audit.PolicyMark, error) {
 	return w.chain.Head(), w.policy, w.altered
 }
 
-// entry returns an entry of the log, if it is there and has that hash or hash is
-// unset. It is nil otherwise.
-func (w *logWitness) entry(ctx context.Context, seq int64, hash manifest.SHA256) (*audit.Entry, error) {
-	for e, err := range w.store.Audit(ctx, seq) {
+// leadsTo reports whether the entry of m goes on from the entry before, by at most
+// witnessApart. It reads what is between: an entry from before what this witness has
+// read could have been put there since.
+func (w *logWitness) leadsTo(ctx context.Context, before audit.Head, m audit.PolicyMark) (bool, error) {
+	if before.Seq >= m.Seq || m.Seq-before.Seq > witnessApart {
+		return false, nil
+	}
+	chain := audit.VerifierAt(before)
+	for e, err := range w.store.Audit(ctx, before.Seq+1) {
+		switch {
+		case errors.As(err, new(*audit.BrokenError)):
+			return false, nil
+		case err != nil:
+			return false, fmt.Errorf("read the audit log: %w", err)
+		case chain.Add(e) != nil:
+			return false, nil
+		case e.Seq == m.Seq:
+			return e.Hash == m.Hash, nil
+		}
+	}
+	return false, nil
+}
+
+// entry returns the entry of a mark, nil if it is not there.
+func (w *logWitness) entry(ctx context.Context, m audit.PolicyMark) (*audit.Entry, error) {
+	for e, err := range w.store.Audit(ctx, m.Seq) {
 		switch {
 		case errors.As(err, new(*audit.BrokenError)):
 			return nil, nil
 		case err != nil:
 			return nil, fmt.Errorf("read the audit log: %w", err)
-		case e.Seq != seq || !hash.IsZero() && e.Hash != hash:
+		}
+		if err := audit.VerifierAt(audit.Head{Seq: m.Seq - 1, Hash: e.Prev}).Add(e); err != nil || e.Hash != m.Hash {
 			return nil, nil
 		}
 		return &e, nil
