@@ -17,8 +17,14 @@ import (
 	"github.com/sealift/sealift/image/manifest"
 )
 
-// HeadType is the DSSE payload type of a HeadStatement.
-const HeadType = "application/vnd.sealift.audit-head.v1+json"
+// DSSE payload types of a HeadStatement.
+const (
+	// HeadType is that of one that ends an export: nothing was left out at that time.
+	HeadType = "application/vnd.sealift.audit-head.v1+json"
+	// SeenType is that of one that the service keeps for itself: it had read as far
+	// at that time, and there may have been more. It ends no export.
+	SeenType = "application/vnd.sealift.audit-seen.v1+json"
+)
 
 // maxEnvelope bounds an encoded Envelope of this package's statements, bytes.
 const maxEnvelope = 64 << 10
@@ -38,7 +44,7 @@ type Signature struct {
 }
 
 // HeadStatement is what the service signs of its log: that it ended so at that
-// time, and went on from all heads that the service signed before.
+// time (HeadType), and went on from all heads that the service signed before.
 type HeadStatement struct {
 	Head Head      `json:"head"`
 	Time time.Time `json:"time"`
