@@ -100,12 +100,14 @@ func openWitness(ctx context.Context, store server.Store, key *ecdsa.PrivateKey,
 	start := stored
 	switch {
 	case filed.Head.Seq == 0:
-	case stored.Restored.After(filed.Time):
+	case stored.Restored.After(filed.Restored) && stored.Restored.After(filed.Time):
 		log.Warn("the store was restored from a backup since this replica last saw it", "restored", stored.Restored, "seen", filed.Head.Seq)
 	default:
 		// Also if the store's is later: it may be of a log that left this one out.
 		start, w.filed = filed, filed.Head
-		start.Restored = stored.Restored
+		if stored.Restored.After(filed.Restored) {
+			start.Restored = stored.Restored
+		}
 	}
 	w.chain, w.policy, w.restored, w.stored = audit.VerifierAt(start.Head), start.Policy, start.Restored, stored.Head
 	return w, nil

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -139,5 +141,59 @@ func TestWhatWasReadAtAStartIsKept(t *testing.T) {
 				t.Errorf("what was read to entry %d of %d counts as where the log ends", s.Head.Seq, n)
 			}
 		})
+	}
+}
+
+// A file that knows of the last restore is gone by, wherever the clock was set since;
+// and that there was a restore is not forgotten with what the store has of it.
+func TestAClockThatWasSetBackDoesNotHideWhatWasSeen(t *testing.T) {
+	t.Parallel()
+	memory := new(storetest.Memory)
+	long(t, memory, 9)
+	var heads []audit.Head
+	for e, err := range memory.Audit(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		heads = append(heads, e.Head())
+	}
+	key := newReleaseKey(t)
+	noon := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		filed  audit.HeadStatement
+		stored *audit.HeadStatement
+		want   int64
+		known  time.Time // restore
+	}{
+		"the clock was set back after the restore": {
+			audit.HeadStatement{Head: heads[7], Time: noon.Add(-time.Hour), Restored: noon}, &audit.HeadStatement{Head: heads[2], Time: noon, Restored: noon}, 8, noon,
+		},
+		"the store has no signed head any more": {audit.HeadStatement{Head: heads[7], Time: noon.Add(time.Hour), Restored: noon}, nil, 8, noon},
+		"the store has an older one": {
+			audit.HeadStatement{Head: heads[7], Time: noon.Add(time.Hour), Restored: noon}, &audit.HeadStatement{Head: heads[2], Time: noon.Add(-time.Hour)}, 8, noon,
+		},
+		"there was a restore since": {
+			audit.HeadStatement{Head: heads[7], Time: noon.Add(-time.Hour)}, &audit.HeadStatement{Head: heads[2], Time: noon, Restored: noon}, 3, noon,
+		},
+		"there was another restore since": {
+			audit.HeadStatement{Head: heads[7], Time: noon.Add(-time.Hour), Restored: noon.Add(-2 * time.Hour)},
+			&audit.HeadStatement{Head: heads[2], Time: noon, Restored: noon}, 3, noon,
+		},
+	} {
+		store := new(storetest.Memory)
+		if c.stored != nil {
+			d := &server.Document{Kind: server.KindSignedHead, Name: server.NameSignedHead, Body: bytes.TrimSuffix(signedHeadLine(t, key, *c.stored), []byte("\n"))}
+			if err := store.Commit(t.Context(), &server.Change{Documents: []*server.Document{d}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		file := filepath.Join(t.TempDir(), "witness.json")
+		if err := os.WriteFile(file, signedHeadLine(t, key, c.filed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w := newWitness(t, store, key, file)
+		if head, _, _ := w.seen(); head.Seq != c.want || !w.restored.Equal(c.known) {
+			t.Errorf("%s: goes on after entry %d, restored %v; want %d, %v", name, head.Seq, w.restored, c.want, c.known)
+		}
 	}
 }
