@@ -26,6 +26,10 @@ const (
 	SeenType = "application/vnd.sealift.audit-seen.v1+json"
 )
 
+// maxSkip is how many statements a log may lack. The service itself leaves none out;
+// past this, whoever made up an entry could leave no number for the next statement.
+const maxSkip = 1 << 20
+
 // maxEnvelope bounds an encoded Envelope of this package's statements, bytes.
 const maxEnvelope = 64 << 10
 
@@ -71,7 +75,8 @@ type PolicyMark struct {
 }
 
 // Note takes an entry, which must be the one after those that m is of. An entry
-// that counts its statement back was not written by the service.
+// that counts its statement back, or on by more than maxSkip, was not written by the
+// service.
 func (m *PolicyMark) Note(e Entry) error {
 	if e.Kind != KindPolicy {
 		return nil
@@ -82,7 +87,7 @@ func (m *PolicyMark) Note(e Entry) error {
 	}
 	next := PolicyMark{Seq: e.Seq, Hash: e.Hash, Name: p.Name, Version: p.Version, Digest: p.Digest, Statement: p.Statement, Counter: m.Counter}
 	if !p.Statement.IsZero() {
-		if p.Counter <= m.Counter {
+		if p.Counter <= m.Counter || p.Counter-m.Counter > maxSkip {
 			return fmt.Errorf("audit entry %d (%s): statement %d comes after statement %d", e.Seq, e.Kind, p.Counter, m.Counter)
 		}
 		next.Counter = p.Counter

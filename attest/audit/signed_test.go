@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -186,7 +187,7 @@ func TestAMarkFollowsTheEnablings(t *testing.T) {
 	before := m
 	for name, e := range map[string]Entry{
 		"the last number again": entry(6, KindPolicy, Policy{Statement: one, Counter: 5}), "a lower number": entry(6, KindPolicy, Policy{Statement: one, Counter: 1}),
-		"no number": entry(6, KindPolicy, Policy{Statement: one}), "noise": {Seq: 6, Kind: KindPolicy, Data: []byte(`[]`)},
+		"no number": entry(6, KindPolicy, Policy{Statement: one}), "a number that nobody gets to": entry(6, KindPolicy, Policy{Statement: two, Counter: math.MaxInt64}), "noise": {Seq: 6, Kind: KindPolicy, Data: []byte(`[]`)},
 	} {
 		if err := m.Note(e); err == nil || m != before {
 			t.Errorf("%s: %v, %+v", name, err, m)
