@@ -98,7 +98,7 @@ func provePolicy(ctx context.Context, w *logWitness) (*provenPolicy, error) {
 		case p.document.Revision == 0:
 			p.fault = fmt.Errorf("it names none, and the audit log has %s, enabled by entry %d", markText(p.mark), p.mark.Seq)
 		case pointer.Statement == nil && p.mark.Counter == 0:
-			p.fault = fmt.Errorf("%s was enabled by an earlier version of this program, which signed no statement of it", p.head)
+			p.fault = fmt.Errorf("%s was enabled by an earlier version of this program, which signed no statement of it: start once with its very file as policy.file, or have an approver enable it", p.head)
 		case pointer.Statement == nil:
 			p.fault = fmt.Errorf("%s is there without the service's statement", p.head)
 		default:
