@@ -12,6 +12,7 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/storetest"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 // replaced is a store in which entries of the log have others in their place, which
@@ -110,4 +111,62 @@ func long(t *testing.T, store *storetest.Memory, n int) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// shifting is a store in which the manifests of a policy's version are others at the
+// second look, as they are for a moment where somebody changes them to and fro.
+type shifting struct {
+	*storetest.Memory
+	more manifest.SHA256
+	seen int // -1: they are not yet
+}
+
+func (s *shifting) Document(ctx context.Context, kind, name string) (*server.Document, error) {
+	d, err := s.Memory.Document(ctx, kind, name)
+	if err != nil || kind != policyVersionKind || s.seen < 0 {
+		return d, err
+	}
+	if s.seen++; s.seen == 1 {
+		return d, nil
+	}
+	var v policyVersion
+	if err := json.Unmarshal(d.Body, &v); err != nil {
+		return nil, err
+	}
+	v.Images = append(v.Images, s.more)
+	d.Body, err = json.Marshal(v)
+	return d, err
+}
+
+// What a replica goes by are the manifests that it has compared with the statement, and
+// not what the store says a moment later.
+func TestManifestsAreThoseThatWereProven(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	// All of them have the second image, and the manifest of the first lies in the store.
+	a := s.start(memory, memory, s.images[1:], policyText(1, "1"), nil)
+	if _, err := a.enable(s.request(2, "1")); err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(policyManifest(s.sent[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := manifest.SHA256(sha256.Sum256(s.sent[0].Manifest))
+	if err := memory.Commit(t.Context(), &server.Change{Documents: []*server.Document{{Kind: policyManifestKind, Name: digest.String(), Body: body}}}); err != nil {
+		t.Fatal(err)
+	}
+	store := &shifting{Memory: memory, more: digest, seen: -1}
+	b := s.start(store, store, s.images[1:], nil, nil)
+	b.wants("before", 1, "image.unknown")
+	store.seen = 0
+	b.live.mu.Lock()
+	b.live.source = nil
+	b.live.mu.Unlock()
+	if err := b.live.look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.wants("by a manifest that the service did not sign", 1, "image.unknown")
+	b.wants("by its own", 2, "released")
 }
