@@ -30,6 +30,10 @@ const (
 // past this, whoever made up an entry could leave no number for the next statement.
 const maxSkip = 1 << 20
 
+// maxPolicyName is longer than any policy's name, bytes: a mark must fit into an
+// Envelope, whoever made up the entry.
+const maxPolicyName = 4096
+
 // maxEnvelope bounds an encoded Envelope of this package's statements, bytes.
 const maxEnvelope = 64 << 10
 
@@ -75,8 +79,8 @@ type PolicyMark struct {
 }
 
 // Note takes an entry, which must be the one after those that m is of. An entry
-// that counts its statement back, or on by more than maxSkip, was not written by the
-// service.
+// that counts its statement back, or on by more than maxSkip, or has a name that no
+// policy has, was not written by the service.
 func (m *PolicyMark) Note(e Entry) error {
 	if e.Kind != KindPolicy {
 		return nil
@@ -84,6 +88,9 @@ func (m *PolicyMark) Note(e Entry) error {
 	var p Policy
 	if err := json.Unmarshal(e.Data, &p); err != nil {
 		return fmt.Errorf("audit entry %d (%s): %w", e.Seq, e.Kind, err)
+	}
+	if len(p.Name) > maxPolicyName {
+		return fmt.Errorf("audit entry %d (%s): a policy's name of %d bytes, at most %d allowed", e.Seq, e.Kind, len(p.Name), maxPolicyName)
 	}
 	next := PolicyMark{Seq: e.Seq, Hash: e.Hash, Name: p.Name, Version: p.Version, Digest: p.Digest, Statement: p.Statement, Counter: m.Counter}
 	if !p.Statement.IsZero() {

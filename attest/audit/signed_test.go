@@ -185,9 +185,21 @@ func TestAMarkFollowsTheEnablings(t *testing.T) {
 		}
 	}
 	before := m
+	// The longest that is taken can be kept.
+	longest := PolicyMark{}
+	if err := longest.Note(entry(1, KindPolicy, Policy{Name: strings.Repeat("<", maxPolicyName), Statement: one, Counter: 1})); err != nil {
+		t.Fatal(err)
+	}
+	line, err := AppendSigned(nil, signed(t, newKey(t, elliptic.P256()), HeadStatement{Policy: longest}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ParseEnvelope(bytes.TrimSuffix(line, []byte("\n"))); err != nil {
+		t.Error(err)
+	}
 	for name, e := range map[string]Entry{
 		"the last number again": entry(6, KindPolicy, Policy{Statement: one, Counter: 5}), "a lower number": entry(6, KindPolicy, Policy{Statement: one, Counter: 1}),
-		"no number": entry(6, KindPolicy, Policy{Statement: one}), "a number that nobody gets to": entry(6, KindPolicy, Policy{Statement: two, Counter: math.MaxInt64}), "noise": {Seq: 6, Kind: KindPolicy, Data: []byte(`[]`)},
+		"no number": entry(6, KindPolicy, Policy{Statement: one}), "a number that nobody gets to": entry(6, KindPolicy, Policy{Statement: two, Counter: math.MaxInt64}), "a name that fits into nothing": entry(6, KindPolicy, Policy{Name: strings.Repeat("n", 100_000), Statement: two, Counter: 6}), "noise": {Seq: 6, Kind: KindPolicy, Data: []byte(`[]`)},
 	} {
 		if err := m.Note(e); err == nil || m != before {
 			t.Errorf("%s: %v, %+v", name, err, m)
