@@ -17,8 +17,18 @@ import (
 	"github.com/sealift/sealift/image/manifest"
 )
 
-// HeadType is the DSSE payload type of a HeadStatement.
-const HeadType = "application/vnd.sealift.audit-head.v1+json"
+// DSSE payload types of a HeadStatement.
+const (
+	// HeadType is that of one that ends an export: nothing was left out at that time.
+	HeadType = "application/vnd.sealift.audit-head.v1+json"
+	// SeenType is that of one that the service keeps for itself: it had read as far
+	// at that time, and there may have been more. It ends no export.
+	SeenType = "application/vnd.sealift.audit-seen.v1+json"
+)
+
+// maxSkip is how many statements a log may lack. The service itself leaves none out;
+// past this, whoever made up an entry could leave no number for the next statement.
+const maxSkip = 1 << 20
 
 // maxEnvelope bounds an encoded Envelope of this package's statements, bytes.
 const maxEnvelope = 64 << 10
@@ -38,7 +48,7 @@ type Signature struct {
 }
 
 // HeadStatement is what the service signs of its log: that it ended so at that
-// time, and went on from all heads that the service signed before.
+// time (HeadType), and went on from all heads that the service signed before.
 type HeadStatement struct {
 	Head Head      `json:"head"`
 	Time time.Time `json:"time"`
@@ -53,6 +63,7 @@ type HeadStatement struct {
 // of KindPolicy says. The zero PolicyMark is that of a log that has none.
 type PolicyMark struct {
 	Seq     int64           `json:"seq"`
+	Hash    manifest.SHA256 `json:"hash,omitzero"`  // of that entry
 	Name    string          `json:"name,omitempty"` // empty: policies were turned off
 	Version int             `json:"version,omitempty"`
 	Digest  manifest.SHA256 `json:"digest,omitzero"`
@@ -64,7 +75,8 @@ type PolicyMark struct {
 }
 
 // Note takes an entry, which must be the one after those that m is of. An entry
-// that counts its statement back was not written by the service.
+// that counts its statement back, or on by more than maxSkip, was not written by the
+// service.
 func (m *PolicyMark) Note(e Entry) error {
 	if e.Kind != KindPolicy {
 		return nil
@@ -73,9 +85,9 @@ func (m *PolicyMark) Note(e Entry) error {
 	if err := json.Unmarshal(e.Data, &p); err != nil {
 		return fmt.Errorf("audit entry %d (%s): %w", e.Seq, e.Kind, err)
 	}
-	next := PolicyMark{Seq: e.Seq, Name: p.Name, Version: p.Version, Digest: p.Digest, Statement: p.Statement, Counter: m.Counter}
+	next := PolicyMark{Seq: e.Seq, Hash: e.Hash, Name: p.Name, Version: p.Version, Digest: p.Digest, Statement: p.Statement, Counter: m.Counter}
 	if !p.Statement.IsZero() {
-		if p.Counter <= m.Counter {
+		if p.Counter <= m.Counter || p.Counter-m.Counter > maxSkip {
 			return fmt.Errorf("audit entry %d (%s): statement %d comes after statement %d", e.Seq, e.Kind, p.Counter, m.Counter)
 		}
 		next.Counter = p.Counter

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -165,7 +166,7 @@ func TestAMarkFollowsTheEnablings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return Entry{Seq: seq, Kind: kind, Data: b}
+		return Entry{Seq: seq, Kind: kind, Data: b, Hash: manifest.SHA256{9, byte(seq)}}
 	}
 	one, two := manifest.SHA256{1}, manifest.SHA256{2}
 	var m PolicyMark
@@ -174,10 +175,10 @@ func TestAMarkFollowsTheEnablings(t *testing.T) {
 		want  PolicyMark
 	}{
 		{entry(1, KindConfirm, Confirm{}), PolicyMark{}},
-		{entry(2, KindPolicy, Policy{Name: "fleet", Version: 1, Digest: one}), PolicyMark{Seq: 2, Name: "fleet", Version: 1, Digest: one}},
-		{entry(3, KindPolicy, Policy{Name: "fleet", Version: 2, Statement: one, Counter: 1}), PolicyMark{Seq: 3, Name: "fleet", Version: 2, Statement: one, Counter: 1}},
-		{entry(4, KindPolicy, Policy{Statement: two, Counter: 5}), PolicyMark{Seq: 4, Statement: two, Counter: 5}},
-		{entry(5, KindPolicy, Policy{Name: "fleet", Version: 1}), PolicyMark{Seq: 5, Name: "fleet", Version: 1, Counter: 5}},
+		{entry(2, KindPolicy, Policy{Name: "fleet", Version: 1, Digest: one}), PolicyMark{Seq: 2, Hash: manifest.SHA256{9, 2}, Name: "fleet", Version: 1, Digest: one}},
+		{entry(3, KindPolicy, Policy{Name: "fleet", Version: 2, Statement: one, Counter: 1}), PolicyMark{Seq: 3, Hash: manifest.SHA256{9, 3}, Name: "fleet", Version: 2, Statement: one, Counter: 1}},
+		{entry(4, KindPolicy, Policy{Statement: two, Counter: 5}), PolicyMark{Seq: 4, Hash: manifest.SHA256{9, 4}, Statement: two, Counter: 5}},
+		{entry(5, KindPolicy, Policy{Name: "fleet", Version: 1}), PolicyMark{Seq: 5, Hash: manifest.SHA256{9, 5}, Name: "fleet", Version: 1, Counter: 5}},
 	} {
 		if err := m.Note(c.entry); err != nil || m != c.want {
 			t.Errorf("after entry %d: %+v, %v; want %+v", c.entry.Seq, m, err, c.want)
@@ -186,7 +187,7 @@ func TestAMarkFollowsTheEnablings(t *testing.T) {
 	before := m
 	for name, e := range map[string]Entry{
 		"the last number again": entry(6, KindPolicy, Policy{Statement: one, Counter: 5}), "a lower number": entry(6, KindPolicy, Policy{Statement: one, Counter: 1}),
-		"no number": entry(6, KindPolicy, Policy{Statement: one}), "noise": {Seq: 6, Kind: KindPolicy, Data: []byte(`[]`)},
+		"no number": entry(6, KindPolicy, Policy{Statement: one}), "a number that nobody gets to": entry(6, KindPolicy, Policy{Statement: two, Counter: math.MaxInt64}), "noise": {Seq: 6, Kind: KindPolicy, Data: []byte(`[]`)},
 	} {
 		if err := m.Note(e); err == nil || m != before {
 			t.Errorf("%s: %v, %+v", name, err, m)

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -169,3 +171,25 @@ func NetworkKey(remote string) string { return networkKey(remote) }
 
 // At sets the clock of a bounded listener.
 func (l *boundedListener) At(now func() time.Time) { l.crowd.now = now }
+
+// CutHandshakes cuts handshakes, n times, which began so long ago in that order,
+// and returns which of them were cut.
+func CutHandshakes(patience time.Duration, n int, ago ...time.Duration) (cut []bool) {
+	f := &front{refused: func(string) {}}
+	var peers []net.Conn
+	for _, d := range ago {
+		ours, theirs := net.Pipe()
+		defer theirs.Close()
+		done := f.shakes(&nodeConn{Conn: tls.Server(ours, nil)})
+		f.shaking.Back().Value = shake{f.shaking.Back().Value.(shake).conn, time.Now().Add(-d)}
+		defer done()
+		peers = append(peers, ours)
+	}
+	for range n {
+		f.cutHandshake(patience)
+	}
+	for _, c := range peers {
+		cut = append(cut, errors.Is(c.SetDeadline(time.Time{}), io.ErrClosedPipe))
+	}
+	return cut
+}

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -43,6 +44,10 @@ const (
 	// waits for its turn: it is nearly all the peer's time, and this covers a
 	// segment that TCP sends twice.
 	slowHandshake = 3 * time.Second
+	// turnsOfHandshake is how often a handshake has to wait for a processor. By as
+	// many times as whoever waits was woken late, one may be slower before it is cut:
+	// that is our fault, and who is cut for it comes again and makes it worse.
+	turnsOfHandshake = 4
 	// discardsAtOnce bounds the requests that are read to their end only to keep
 	// the connection that they came over, without having been let in.
 	discardsAtOnce = 64
@@ -76,12 +81,12 @@ type front struct {
 	drained chan struct{} // closed when the service ends and no request is in
 
 	mu       sync.Mutex
-	err      error                   // why it ended; guarded by mu
-	draining bool                    // no request is let in any more; guarded by mu
-	closed   bool                    // guarded by mu
-	in       map[*nodeConn]struct{}  // with a request that was let in and has not left; guarded by mu
-	conns    map[*nodeConn]struct{}  // all that are open; guarded by mu
-	shaking  map[*nodeConn]time.Time // whose handshake is under way, since when; guarded by mu
+	err      error                  // why it ended; guarded by mu
+	draining bool                   // no request is let in any more; guarded by mu
+	closed   bool                   // guarded by mu
+	in       map[*nodeConn]struct{} // with a request that was let in and has not left; guarded by mu
+	conns    map[*nodeConn]struct{} // all that are open; guarded by mu
+	shaking  list.List              // of shake, the one that began first in front; guarded by mu
 }
 
 // newFront accepts connections from ln. No request waits for room past the end
@@ -93,7 +98,7 @@ func newFront(ctx context.Context, ln net.Listener, cfg *tls.Config, log *slog.L
 		requests: make(slots, limits.Concurrent*requestsPerSlot), requestShares: newShares(requestsPerAddress),
 		discards: make(slots, discardsAtOnce),
 		ready:    make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}),
-		in: map[*nodeConn]struct{}{}, conns: map[*nodeConn]struct{}{}, shaking: map[*nodeConn]time.Time{},
+		in: map[*nodeConn]struct{}{}, conns: map[*nodeConn]struct{}{},
 	}
 	go func() {
 		pause := acceptPause
@@ -366,40 +371,54 @@ func (f *front) handshake(ctx context.Context, c *nodeConn) error {
 		return errNoTurn
 	}
 	defer leave()
-	ok = f.handshakes.take(ctx, slowHandshake)
-	for ; !ok && ctx.Err() == nil; ok = f.handshakes.take(ctx, time.Second) {
-		f.cutHandshake()
-	}
-	if !ok {
-		return errNoTurn
+	for wait := slowHandshake; ; wait = time.Second {
+		began := time.Now()
+		if f.handshakes.take(ctx, wait) {
+			break
+		}
+		late := time.Since(began) - wait
+		if ctx.Err() != nil {
+			return errNoTurn
+		}
+		f.cutHandshake(slowHandshake + turnsOfHandshake*late)
 	}
 	defer f.handshakes.release()
-	f.mu.Lock()
-	f.shaking[c] = time.Now()
-	f.mu.Unlock()
-	defer func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.shaking, c)
-	}()
+	defer f.shakes(c)()
 	return c.HandshakeContext(ctx)
 }
 
-// cutHandshake makes room for a handshake that waits: of those that take longer
-// than slowHandshake it cuts the one that began first, if there is one.
-func (f *front) cutHandshake() {
+// shake is a handshake that is under way.
+type shake struct {
+	conn  *nodeConn
+	since time.Time
+}
+
+// shakes notes that a handshake is under way until done is called.
+func (f *front) shakes(c *nodeConn) (done func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var slow *nodeConn
-	for c, since := range f.shaking {
-		if time.Since(since) >= slowHandshake && (slow == nil || since.Before(f.shaking[slow])) {
-			slow = c
-		}
+	e := f.shaking.PushBack(shake{c, time.Now()})
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.shaking.Remove(e) // nothing, if it was cut
 	}
-	if slow != nil {
-		delete(f.shaking, slow)
+}
+
+// cutHandshake makes room for a handshake that waits: it cuts the one that began
+// first if that takes longer than patience. Thousands may wait, so it must cost
+// little.
+func (f *front) cutHandshake(patience time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	first := f.shaking.Front()
+	if first == nil {
+		return
+	}
+	if slow := first.Value.(shake); time.Since(slow.since) >= patience {
+		f.shaking.Remove(first)
 		f.refused(limitHandshake)
-		_ = slow.NetConn().Close()
+		_ = slow.conn.NetConn().Close()
 	}
 }
 

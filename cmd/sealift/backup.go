@@ -179,7 +179,7 @@ func restore(cmd *cobra.Command, e *env, o *restoreOptions, file string) (err er
 	}
 	defer f.Close() // only read
 	order := &backup.Order{Backup: f, Key: &key.PublicKey, Head: head, By: "unknown", Reason: o.reason, Now: e.now().UTC(), UnsignedLog: o.unsigned}
-	order.SignHead = func(s audit.HeadStatement) (*audit.Envelope, error) { return audit.Sign(key, audit.HeadType, s) }
+	order.SignHead = func(s audit.HeadStatement) (*audit.Envelope, error) { return audit.Sign(key, audit.SeenType, s) }
 	if u, err := user.Current(); err == nil {
 		order.By = u.Username
 	}

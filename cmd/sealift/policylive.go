@@ -418,7 +418,8 @@ func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySou
 		return nil, fmt.Errorf("its text is that of %s", d)
 	}
 	var more []loadedImage
-	for _, digest := range kept.Images {
+	// Those of the statement: kept may be another than the one that was compared with it.
+	for _, digest := range proven.images {
 		var m policyManifest
 		if _, err := document(ctx, l.store, policyManifestKind, digest.String(), &m); err != nil {
 			return nil, err

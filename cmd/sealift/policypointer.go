@@ -63,7 +63,8 @@ type provenPolicy struct {
 //   - that it is of what the document says
 //   - that it is the one of the last entry of an enabling in the log
 //   - that the manifests that are kept with the policy are those of the statement
-//   - that the log has the entry before it that the statement names
+//   - that the log goes on from the entry before it that the statement names to that
+//     of the enabling
 //
 // An error says that it could not be read.
 func provePolicy(ctx context.Context, w *logWitness) (*provenPolicy, error) {
@@ -97,7 +98,7 @@ func provePolicy(ctx context.Context, w *logWitness) (*provenPolicy, error) {
 		case p.document.Revision == 0:
 			p.fault = fmt.Errorf("it names none, and the audit log has %s, enabled by entry %d", markText(p.mark), p.mark.Seq)
 		case pointer.Statement == nil && p.mark.Counter == 0:
-			p.fault = fmt.Errorf("%s was enabled by an earlier version of this program, which signed no statement of it", p.head)
+			p.fault = fmt.Errorf("%s was enabled by an earlier version of this program, which signed no statement of it: start once with its very file as policy.file, or have an approver enable it", p.head)
 		case pointer.Statement == nil:
 			p.fault = fmt.Errorf("%s is there without the service's statement", p.head)
 		default:
@@ -148,10 +149,7 @@ func (s *policyStatement) check(ctx context.Context, w *logWitness, p *provenPol
 			return fmt.Errorf("there are other manifests with %s than those of the service's statement", p.head), nil
 		}
 	}
-	if s.Log.Seq == 0 {
-		return nil, nil
-	}
-	if e, err := w.entry(ctx, s.Log.Seq, s.Log.Hash); e != nil || err != nil {
+	if ok, err := w.leadsTo(ctx, s.Log, p.mark); ok || err != nil {
 		return nil, err
 	}
 	return fmt.Errorf("the statement %d of %s was made after entry %d, %s, which is not in this audit log: it is of another store", s.Counter, p.head, s.Log.Seq, s.Log.Hash), nil
@@ -162,7 +160,7 @@ func (w *logWitness) imagesOf(ctx context.Context, m audit.PolicyMark) ([]manife
 	if m.Seq == 0 {
 		return nil, nil
 	}
-	e, err := w.entry(ctx, m.Seq, manifest.SHA256{})
+	e, err := w.entry(ctx, m)
 	if e == nil {
 		return nil, err
 	}

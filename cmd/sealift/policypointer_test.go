@@ -223,7 +223,7 @@ func TestAReplicaThatStartsIsNotTurnedBack(t *testing.T) {
 				}
 				p.Statement = &e
 			})
-		}, `it is signed as "application/vnd.sealift.audit-head.v1+json"`},
+		}, `it is signed as "application/vnd.sealift.audit-seen.v1+json"`},
 		"an older one, and an entry of it": {func(h *thief) {
 			h.pointer(func(p *policyPointer) { first(p); logged(h, p, 1) })
 		}, "statement 1 comes after statement 3"},
@@ -387,7 +387,7 @@ func TestAStoreThatIsTurnedBackAsAWholeIsSeenByThoseWhoSawMore(t *testing.T) {
 
 func signedHeadLine(t *testing.T, key *ecdsa.PrivateKey, s audit.HeadStatement) []byte {
 	t.Helper()
-	return signedLine(t, key, audit.HeadType, s)
+	return signedLine(t, key, audit.SeenType, s)
 }
 
 func signedLine(t *testing.T, key *ecdsa.PrivateKey, kind string, v any) []byte {
@@ -663,7 +663,7 @@ func TestAReplicaGoesAlongWithARestore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	log = append(log, signedHeadLine(t, key, audit.HeadStatement{Head: head})...)
+	log = append(log, signedLine(t, key, audit.HeadType, audit.HeadStatement{Head: head})...)
 	seen, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -694,7 +694,7 @@ func TestAReplicaGoesAlongWithARestore(t *testing.T) {
 				o.Log = bytes.NewReader(c.log)
 			}
 			if c.signed {
-				o.SignHead = func(h audit.HeadStatement) (*audit.Envelope, error) { return audit.Sign(key, audit.HeadType, h) }
+				o.SignHead = func(h audit.HeadStatement) (*audit.Envelope, error) { return audit.Sign(key, audit.SeenType, h) }
 			}
 			store := new(storetest.Memory)
 			report, err := backup.Restore(t.Context(), store.Load, o)

@@ -14,7 +14,6 @@ import (
 
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
-	"github.com/sealift/sealift/image/manifest"
 )
 
 const (
@@ -23,6 +22,11 @@ const (
 	// witnessPace is how many entries a replica that is not in a hurry reads in each
 	// policyPoll: at 55 µs each, measured with 2 kB in SQLite, a twentieth of a core.
 	witnessPace = 1000
+	// witnessRead bounds the reading of a step.
+	witnessRead = 10 * time.Second
+	// witnessApart is how many entries there may be between one that a statement
+	// names and that of its enabling: it is written as soon as it is signed.
+	witnessApart = 10_000
 	// witnessFiled and witnessStored are how often the head that was seen is
 	// written, to the file and to the store.
 	witnessFiled  = 10 * time.Second
@@ -47,6 +51,9 @@ type logWitness struct {
 	clock func() time.Time
 	log   *slog.Logger
 
+	// reading has room for who reads the log, who alone changes what follows.
+	reading chan struct{}
+
 	mu       sync.Mutex
 	chain    *audit.Verifier  // guarded by mu
 	policy   audit.PolicyMark // guarded by mu: up to chain's head
@@ -64,7 +71,7 @@ type logWitness struct {
 // openWitness reads what was seen last. A file that is there and cannot be used is
 // an error: without it nobody would see that the store was turned back.
 func openWitness(ctx context.Context, store server.Store, key *ecdsa.PrivateKey, file string, clock func() time.Time, log *slog.Logger) (*logWitness, error) {
-	w := &logWitness{store: store, key: key, file: file, clock: clock, log: log}
+	w := &logWitness{store: store, key: key, file: file, clock: clock, log: log, reading: make(chan struct{}, 1)}
 	var filed, stored audit.HeadStatement
 	if file != "" {
 		b, err := readFile(file, maxSmall)
@@ -93,12 +100,14 @@ func openWitness(ctx context.Context, store server.Store, key *ecdsa.PrivateKey,
 	start := stored
 	switch {
 	case filed.Head.Seq == 0:
-	case stored.Restored.After(filed.Time):
+	case stored.Restored.After(filed.Restored) && stored.Restored.After(filed.Time):
 		log.Warn("the store was restored from a backup since this replica last saw it", "restored", stored.Restored, "seen", filed.Head.Seq)
 	default:
 		// Also if the store's is later: it may be of a log that left this one out.
 		start, w.filed = filed, filed.Head
-		start.Restored = stored.Restored
+		if stored.Restored.After(filed.Restored) {
+			start.Restored = stored.Restored
+		}
 	}
 	w.chain, w.policy, w.restored, w.stored = audit.VerifierAt(start.Head), start.Policy, start.Restored, stored.Head
 	return w, nil
@@ -110,51 +119,71 @@ func openHead(b []byte, key *ecdsa.PublicKey, s *audit.HeadStatement) error {
 	if err != nil {
 		return err
 	}
-	return e.Open(key, audit.HeadType, s)
+	return e.Open(key, audit.SeenType, s)
 }
 
 // follow reads at most limit entries, and reports whether that was all.
 func (w *logWitness) follow(ctx context.Context, limit int) (end bool, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.altered != nil {
-		return false, w.altered
+	// A read that hangs holds up those who want to read, for as long as they have.
+	ctx, cancel := context.WithTimeout(ctx, witnessRead)
+	defer cancel()
+	select {
+	case w.reading <- struct{}{}:
+		defer func() { <-w.reading }()
+	case <-ctx.Done():
+		return false, fmt.Errorf("read the audit log: %w", ctx.Err())
 	}
-	alter := func(format string, args ...any) (bool, error) {
-		w.altered = fmt.Errorf("%w: %w", errAltered, fmt.Errorf(format, args...))
-		return false, w.altered
+	from, _, err := w.seen()
+	if err != nil {
+		return false, err
 	}
 	// The last that was seen must still be there.
-	from, n := w.chain.Head(), 0
+	n := 0
 	for e, err := range w.store.Audit(ctx, max(from.Seq, 1)) {
 		switch n++; {
 		case errors.As(err, new(*audit.BrokenError)):
-			return alter("%w", err)
+			return false, w.alter("%w", err)
 		case err != nil:
 			return false, fmt.Errorf("read the audit log: %w", err)
 		case n == 1 && from.Seq > 0:
 			if e.Head() != from {
-				return alter("entry %d was %s and is %s", from.Seq, from.Hash, e.Hash)
+				return false, w.alter("entry %d was %s and is %s", from.Seq, from.Hash, e.Hash)
 			}
 			continue
 		}
-		if err := w.chain.Add(e); err != nil {
-			return alter("%w", err)
-		}
-		if err := w.policy.Note(e); err != nil {
-			return alter("%w", err)
+		if err := w.add(e); err != nil {
+			return false, w.alter("%w", err)
 		}
 		if n > limit {
 			return false, nil
 		}
 	}
 	if n == 0 && from.Seq > 0 {
-		return alter("it ends before entry %d, which was seen", from.Seq)
+		return false, w.alter("it ends before entry %d, which was seen", from.Seq)
 	}
 	return true, nil
 }
 
-// catchUp reads the log to its end.
+// add takes the next entry.
+func (w *logWitness) add(e audit.Entry) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.chain.Add(e); err != nil {
+		return err
+	}
+	return w.policy.Note(e)
+}
+
+// alter notes for good in what the log was altered.
+func (w *logWitness) alter(format string, args ...any) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.altered = fmt.Errorf("%w: %w", errAltered, fmt.Errorf(format, args...))
+	return w.altered
+}
+
+// catchUp reads the log to its end. It keeps where it got to, so that a start that
+// is cut short need not be gone through again.
 func (w *logWitness) catchUp(ctx context.Context) error {
 	told := w.clock()
 	for {
@@ -166,6 +195,9 @@ func (w *logWitness) catchUp(ctx context.Context) error {
 			head, _, _ := w.seen()
 			w.log.Info("reading the audit log", "entry", head.Seq)
 			told = now
+			if err := w.save(ctx, true); err != nil {
+				w.log.Warn("where the audit log was read to is not kept", "error", err)
+			}
 		}
 	}
 }
@@ -178,16 +210,39 @@ func (w *logWitness) seen() (audit.Head, audit.PolicyMark, error) {
 	return w.chain.Head(), w.policy, w.altered
 }
 
-// entry returns an entry of the log, if it is there and has that hash or hash is
-// unset. It is nil otherwise.
-func (w *logWitness) entry(ctx context.Context, seq int64, hash manifest.SHA256) (*audit.Entry, error) {
-	for e, err := range w.store.Audit(ctx, seq) {
+// leadsTo reports whether the entry of m goes on from the entry before, by at most
+// witnessApart. It reads what is between: an entry from before what this witness has
+// read could have been put there since.
+func (w *logWitness) leadsTo(ctx context.Context, before audit.Head, m audit.PolicyMark) (bool, error) {
+	if before.Seq >= m.Seq || m.Seq-before.Seq > witnessApart {
+		return false, nil
+	}
+	chain := audit.VerifierAt(before)
+	for e, err := range w.store.Audit(ctx, before.Seq+1) {
+		switch {
+		case errors.As(err, new(*audit.BrokenError)):
+			return false, nil
+		case err != nil:
+			return false, fmt.Errorf("read the audit log: %w", err)
+		case chain.Add(e) != nil:
+			return false, nil
+		case e.Seq == m.Seq:
+			return e.Hash == m.Hash, nil
+		}
+	}
+	return false, nil
+}
+
+// entry returns the entry of a mark, nil if it is not there.
+func (w *logWitness) entry(ctx context.Context, m audit.PolicyMark) (*audit.Entry, error) {
+	for e, err := range w.store.Audit(ctx, m.Seq) {
 		switch {
 		case errors.As(err, new(*audit.BrokenError)):
 			return nil, nil
 		case err != nil:
 			return nil, fmt.Errorf("read the audit log: %w", err)
-		case e.Seq != seq || !hash.IsZero() && e.Hash != hash:
+		}
+		if err := audit.VerifierAt(audit.Head{Seq: m.Seq - 1, Hash: e.Prev}).Add(e); err != nil || e.Hash != m.Hash {
 			return nil, nil
 		}
 		return &e, nil
@@ -195,8 +250,8 @@ func (w *logWitness) entry(ctx context.Context, seq int64, hash manifest.SHA256)
 	return nil, nil
 }
 
-// sign signs the head of what was read.
-func (w *logWitness) sign() (*audit.Envelope, audit.Head, error) {
+// sign signs the head of what was read, as that type.
+func (w *logWitness) sign(payloadType string) (*audit.Envelope, audit.Head, error) {
 	w.mu.Lock()
 	s := audit.HeadStatement{Head: w.chain.Head(), Time: w.clock().UTC().Round(0), Policy: w.policy, Restored: w.restored}
 	err := w.altered
@@ -204,7 +259,7 @@ func (w *logWitness) sign() (*audit.Envelope, audit.Head, error) {
 	if err != nil {
 		return nil, s.Head, err
 	}
-	e, err := audit.Sign(w.key, audit.HeadType, s)
+	e, err := audit.Sign(w.key, payloadType, s)
 	return e, s.Head, err
 }
 
@@ -215,7 +270,7 @@ func (w *logWitness) head(ctx context.Context) (*audit.Envelope, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	e, _, err := w.sign()
+	e, _, err := w.sign(audit.HeadType)
 	return e, err
 }
 
@@ -232,7 +287,7 @@ func (w *logWitness) save(ctx context.Context, now bool) error {
 	if !file && !store {
 		return nil
 	}
-	e, head, err := w.sign()
+	e, head, err := w.sign(audit.SeenType)
 	if err != nil {
 		return err
 	}

@@ -150,6 +150,7 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 	}
 	keks := map[string]bool{}
 	var chain audit.Verifier
+	var policies audit.PolicyMark
 	err = dump(func(r server.Record) error {
 		m.Count.add(r)
 		l := new(line)
@@ -186,6 +187,9 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 			l.Pruned = r.Pruned
 		case r.Entry != nil:
 			if err := chain.Add(*r.Entry); err != nil {
+				return err
+			}
+			if err := policies.Note(*r.Entry); err != nil {
 				return err
 			}
 			b, err := audit.AppendLine(nil, *r.Entry)

@@ -269,11 +269,13 @@ func TestWhatCannotBeRestoredIsNotBackedUp(t *testing.T) {
 		return server.Record{Document: &server.Document{Kind: "k", Name: "n", Revision: revision, Body: []byte("{}")}}
 	}
 	for name, records := range map[string][]server.Record{
-		"evidence of nothing":         {{Evidence: []byte{}}},
-		"a record of nothing":         {{}},
-		"a machine without revision":  {m(0)},
-		"a negative revision":         {m(-1)},
-		"a document without revision": {d(0)},
+		"evidence of nothing":               {{Evidence: []byte{}}},
+		"a record of nothing":               {{}},
+		"a machine without revision":        {m(0)},
+		"a negative revision":               {m(-1)},
+		"a document without revision":       {d(0)},
+		"an entry of a policy that is none": {policyEntry(t, `{"name":7}`)},
+		"a statement that counts back":      {policyEntry(t, `{"name":"fleet","version":1,"statement":"`+strings.Repeat("ab", 32)+`","counter":-1}`)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Write(io.Discard, newKey(t), Manifest{}, func(each func(server.Record) error) error {
@@ -289,4 +291,13 @@ func TestWhatCannotBeRestoredIsNotBackedUp(t *testing.T) {
 			}
 		})
 	}
+}
+
+func policyEntry(t *testing.T, data string) server.Record {
+	t.Helper()
+	e, err := audit.Next(audit.Head{}, audit.Event{Time: time.Unix(1, 0), Kind: audit.KindPolicy, Data: json.RawMessage(data)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server.Record{Entry: &e}
 }

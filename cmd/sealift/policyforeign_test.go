@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"iter"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/server/storetest"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// replaced is a store in which entries of the log have others in their place, which
+// whoever starts after them does not read.
+type replaced struct {
+	*storetest.Memory
+	by map[int64]audit.Entry
+}
+
+func (r *replaced) Audit(ctx context.Context, from int64) iter.Seq2[audit.Entry, error] {
+	return func(yield func(audit.Entry, error) bool) {
+		for e, err := range r.Memory.Audit(ctx, from) {
+			if other, ok := r.by[e.Seq]; ok && err == nil {
+				e = other
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// A statement of another service with the same keys does not pass for one of this
+// service, whatever is put into the old part of its log.
+func TestAStatementOfAnotherLogIsNotTaken(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	a := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
+	if _, err := a.enable(s.request(2, "2")); err != nil {
+		t.Fatal(err)
+	}
+	// The log goes on, and is signed, so that nobody reads its old part again.
+	long(t, memory, 30)
+	if err := a.live.watch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.live.witness.save(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	test := new(storetest.Memory)
+	other := s.start(test, test, s.images[:], policyText(1, "1"), nil)
+	for version := 2; version < 5; version++ {
+		if _, err := other.enable(s.request(version, "2")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	back := s.request(1, "1")
+	back.Rollback = true
+	if _, err := other.enable(back); err != nil {
+		t.Fatal(err)
+	}
+	theirs := body(t, test, policyCurrentKind, policyCurrentName)
+	var p policyPointer
+	if err := json.Unmarshal(theirs, &p); err != nil {
+		t.Fatal(err)
+	}
+	var signed policyStatement
+	if err := p.Statement.Open(&a.live.witness.key.PublicKey, policyPointerType, &signed); err != nil {
+		t.Fatal(err)
+	}
+	head, _, _ := a.live.witness.seen()
+	if signed.Log.Seq >= head.Seq {
+		t.Fatalf("their statement names entry %d, and this log was seen to entry %d", signed.Log.Seq, head.Seq)
+	}
+	h := steal(t, memory)
+	h.document(policyCurrentKind, policyCurrentName, func(json.RawMessage) json.RawMessage { return theirs })
+	data, err := json.Marshal(audit.Policy{
+		Name: p.Name, Version: p.Version, Digest: p.Digest, Signed: true, By: "configuration", Counter: signed.Counter, Statement: sha256.Sum256(p.Statement.Payload),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.log = append(h.log, audit.Entry{Time: time.Now(), Kind: audit.KindPolicy, Data: data})
+	store := &replaced{Memory: h.store(), by: map[int64]audit.Entry{}}
+	for _, e := range steal(t, test).log {
+		if e.Seq == signed.Log.Seq {
+			store.by[e.Seq] = e
+		}
+	}
+	b := s.starts(t, store, nil)
+	b.wants("by their policy", 1, "unavailable")
+	if err := b.live.check(t.Context()); err == nil || !strings.Contains(err.Error(), "it is of another store") {
+		t.Errorf("it says %v", err)
+	}
+	if raised := alarmsIn(t, store); len(raised) == 0 || raised[len(raised)-1].Name != audit.AlarmPolicyUnproven {
+		t.Errorf("alarms: %+v", raised)
+	}
+}
+
+// long appends n entries that say nothing of policies.
+func long(t *testing.T, store *storetest.Memory, n int) {
+	t.Helper()
+	for range n {
+		if err := store.Commit(t.Context(), &server.Change{Events: []audit.Event{{Time: time.Now(), Kind: audit.KindConfirm, Data: audit.Confirm{ReleaseID: "r", Outcome: "o"}}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// shifting is a store in which the manifests of a policy's version are others at the
+// second look, as they are for a moment where somebody changes them to and fro.
+type shifting struct {
+	*storetest.Memory
+	more manifest.SHA256
+	seen int // -1: they are not yet
+}
+
+func (s *shifting) Document(ctx context.Context, kind, name string) (*server.Document, error) {
+	d, err := s.Memory.Document(ctx, kind, name)
+	if err != nil || kind != policyVersionKind || s.seen < 0 {
+		return d, err
+	}
+	if s.seen++; s.seen == 1 {
+		return d, nil
+	}
+	var v policyVersion
+	if err := json.Unmarshal(d.Body, &v); err != nil {
+		return nil, err
+	}
+	v.Images = append(v.Images, s.more)
+	d.Body, err = json.Marshal(v)
+	return d, err
+}
+
+// What a replica goes by are the manifests that it has compared with the statement, and
+// not what the store says a moment later.
+func TestManifestsAreThoseThatWereProven(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	// All of them have the second image, and the manifest of the first lies in the store.
+	a := s.start(memory, memory, s.images[1:], policyText(1, "1"), nil)
+	if _, err := a.enable(s.request(2, "1")); err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(policyManifest(s.sent[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := manifest.SHA256(sha256.Sum256(s.sent[0].Manifest))
+	if err := memory.Commit(t.Context(), &server.Change{Documents: []*server.Document{{Kind: policyManifestKind, Name: digest.String(), Body: body}}}); err != nil {
+		t.Fatal(err)
+	}
+	store := &shifting{Memory: memory, more: digest, seen: -1}
+	b := s.start(store, store, s.images[1:], nil, nil)
+	b.wants("before", 1, "image.unknown")
+	store.seen = 0
+	b.live.mu.Lock()
+	b.live.source = nil
+	b.live.mu.Unlock()
+	if err := b.live.look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.wants("by a manifest that the service did not sign", 1, "image.unknown")
+	b.wants("by its own", 2, "released")
+}
