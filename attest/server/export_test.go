@@ -173,20 +173,21 @@ func NetworkKey(remote string) string { return networkKey(remote) }
 func (l *boundedListener) At(now func() time.Time) { l.crowd.now = now }
 
 // CutHandshakes cuts handshakes, n times, which began so long ago in that order,
-// and returns which of them were cut.
-func CutHandshakes(patience time.Duration, n int, ago ...time.Duration) (cut []bool) {
+// after many that took as long as usual, and returns which of them were cut.
+func CutHandshakes(usual time.Duration, n int, ago ...time.Duration) (cut []bool) {
 	f := &front{refused: func(string) {}}
+	for range 100 {
+		f.shakes(nil, time.Now().Add(-usual))(true)
+	}
 	var peers []net.Conn
 	for _, d := range ago {
 		ours, theirs := net.Pipe()
 		defer theirs.Close()
-		done := f.shakes(&nodeConn{Conn: tls.Server(ours, nil)})
-		f.shaking.Back().Value = shake{f.shaking.Back().Value.(shake).conn, time.Now().Add(-d)}
-		defer done()
+		defer f.shakes(&nodeConn{Conn: tls.Server(ours, nil)}, time.Now().Add(-d))(false)
 		peers = append(peers, ours)
 	}
 	for range n {
-		f.cutHandshake(patience)
+		f.cutHandshake()
 	}
 	for _, c := range peers {
 		cut = append(cut, errors.Is(c.SetDeadline(time.Time{}), io.ErrClosedPipe))

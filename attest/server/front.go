@@ -44,10 +44,10 @@ const (
 	// waits for its turn: it is nearly all the peer's time, and this covers a
 	// segment that TCP sends twice.
 	slowHandshake = 3 * time.Second
-	// turnsOfHandshake is how often a handshake has to wait for a processor. By as
-	// many times as whoever waits was woken late, one may be slower before it is cut:
-	// that is our fault, and who is cut for it comes again and makes it worse.
-	turnsOfHandshake = 4
+	// timesUsual is how many times as long as handshakes take of late one may take
+	// beyond that. Where all are slow the service is, and who is cut for that comes
+	// again and makes it worse.
+	timesUsual = 4
 	// discardsAtOnce bounds the requests that are read to their end only to keep
 	// the connection that they came over, without having been let in.
 	discardsAtOnce = 64
@@ -87,6 +87,7 @@ type front struct {
 	in       map[*nodeConn]struct{} // with a request that was let in and has not left; guarded by mu
 	conns    map[*nodeConn]struct{} // all that are open; guarded by mu
 	shaking  list.List              // of shake, the one that began first in front; guarded by mu
+	usual    time.Duration          // how long handshakes take that end well, the last count most; guarded by mu
 }
 
 // newFront accepts connections from ln. No request waits for room past the end
@@ -371,20 +372,17 @@ func (f *front) handshake(ctx context.Context, c *nodeConn) error {
 		return errNoTurn
 	}
 	defer leave()
-	for wait := slowHandshake; ; wait = time.Second {
-		began := time.Now()
-		if f.handshakes.take(ctx, wait) {
-			break
-		}
-		late := time.Since(began) - wait
+	for wait := slowHandshake; !f.handshakes.take(ctx, wait); wait = time.Second {
 		if ctx.Err() != nil {
 			return errNoTurn
 		}
-		f.cutHandshake(slowHandshake + turnsOfHandshake*late)
+		f.cutHandshake()
 	}
 	defer f.handshakes.release()
-	defer f.shakes(c)()
-	return c.HandshakeContext(ctx)
+	done := f.shakes(c, time.Now())
+	err := c.HandshakeContext(ctx)
+	done(err == nil)
+	return err
 }
 
 // shake is a handshake that is under way.
@@ -394,28 +392,30 @@ type shake struct {
 }
 
 // shakes notes that a handshake is under way until done is called.
-func (f *front) shakes(c *nodeConn) (done func()) {
+func (f *front) shakes(c *nodeConn, since time.Time) (done func(well bool)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	e := f.shaking.PushBack(shake{c, time.Now()})
-	return func() {
+	e := f.shaking.PushBack(shake{c, since})
+	return func(well bool) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.shaking.Remove(e) // nothing, if it was cut
+		if well {
+			f.usual += (time.Since(since) - f.usual) / 16
+		}
 	}
 }
 
 // cutHandshake makes room for a handshake that waits: it cuts the one that began
-// first if that takes longer than patience. Thousands may wait, so it must cost
-// little.
-func (f *front) cutHandshake(patience time.Duration) {
+// first if that is slow. Thousands may wait, so it must cost little.
+func (f *front) cutHandshake() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	first := f.shaking.Front()
 	if first == nil {
 		return
 	}
-	if slow := first.Value.(shake); time.Since(slow.since) >= patience {
+	if slow := first.Value.(shake); time.Since(slow.since) >= slowHandshake+timesUsual*f.usual {
 		f.shaking.Remove(first)
 		f.refused(limitHandshake)
 		_ = slow.conn.NetConn().Close()

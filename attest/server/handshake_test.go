@@ -9,23 +9,24 @@ import (
 )
 
 // Of the handshakes that are too slow the first gives way, one for each that waits,
-// and none that is slow as everything is slow.
+// and none that is slow as all are.
 func TestWhichHandshakesAreCut(t *testing.T) {
 	t.Parallel()
 	second := time.Second
 	for name, c := range map[string]struct {
-		patience time.Duration
-		waiting  int
-		ago      []time.Duration
-		want     []bool
+		usual   time.Duration // of those before
+		waiting int
+		ago     []time.Duration
+		want    []bool
 	}{
-		"none is slow":                {3 * second, 5, []time.Duration{2 * second, second}, []bool{false, false}},
-		"one for one that waits":      {3 * second, 1, []time.Duration{5 * second, 4 * second, second}, []bool{true, false, false}},
-		"all that are slow":           {3 * second, 9, []time.Duration{5 * second, 4 * second, second}, []bool{true, true, false}},
-		"where everything takes long": {7 * second, 9, []time.Duration{8 * second, 5 * second, 4 * second}, []bool{true, false, false}},
-		"there is none":               {3 * second, 2, nil, nil},
+		"none is slow":             {0, 5, []time.Duration{2 * second, second}, []bool{false, false}},
+		"one for one that waits":   {0, 1, []time.Duration{5 * second, 4 * second, second}, []bool{true, false, false}},
+		"all that are slow":        {0, 9, []time.Duration{5 * second, 4 * second, second}, []bool{true, true, false}},
+		"where all take a second":  {second, 9, []time.Duration{8 * second, 6 * second, 4 * second}, []bool{true, false, false}},
+		"where all take very long": {2 * second, 9, []time.Duration{9 * second, 6 * second}, []bool{false, false}},
+		"there is none":            {0, 2, nil, nil},
 	} {
-		if got := server.CutHandshakes(c.patience, c.waiting, c.ago...); !slices.Equal(got, c.want) {
+		if got := server.CutHandshakes(c.usual, c.waiting, c.ago...); !slices.Equal(got, c.want) {
 			t.Errorf("%s: cut %v, want %v", name, got, c.want)
 		}
 	}
