@@ -154,7 +154,7 @@ func (d *replayDiagnosis) diagnose(v *verification, l *EventLog, pcr int) (Code,
 		return CodeLogReordered, fmt.Sprintf("the events %d and %d were measured in the other order", d.events[i[0]].Number, d.events[i[1]].Number)
 	}
 	if *d.extends > len(d.events) {
-		if what := d.left(v.knownEvents(d.bank, pcr)); what != "" {
+		if what := d.left(v.knownEvents(d.bank, pcr, *d.extends)); what != "" {
 			return CodeLogDeleted, what
 		}
 	}
@@ -237,8 +237,12 @@ func (d *replayDiagnosis) swapped(neighbours bool) ([2]int, bool) {
 // left finds a known event that was measured and is not in the log.
 func (d *replayDiagnosis) left(known []knownEvent) string {
 	for _, k := range known {
-		for i := range d.states {
-			if !d.leads(d.states[i], [][]byte{[]byte(k.digest)}, i) {
+		if *d.extends < 1 {
+			break // a policy may have very many images
+		}
+		digests := [][]byte{[]byte(k.digest)}
+		for i := max(0, len(d.events)+1-*d.extends); i < len(d.states); i++ {
+			if !d.leads(d.states[i], digests, i) {
 				continue
 			}
 			where := "at its end"
@@ -257,8 +261,9 @@ type knownEvent struct {
 	what   string
 }
 
-// knownEvents returns the events of a PCR whose digests in a bank are known.
-func (v *verification) knownEvents(bank string, pcr int) []knownEvent {
+// knownEvents returns events of a PCR whose digests in a bank are known: about so many, as
+// each that is tried costs a hash.
+func (v *verification) knownEvents(bank string, pcr, most int) []knownEvent {
 	hash, _ := bankHash(bank)
 	var known []knownEvent
 	seen := map[digest]bool{}
@@ -281,6 +286,9 @@ func (v *verification) knownEvents(bank string, pcr int) []knownEvent {
 	for _, m := range images {
 		if m == nil {
 			continue
+		}
+		if len(known) >= most {
+			break
 		}
 		of := " of image " + imageName(m)
 		sha256 := func(d manifest.SHA256, what string) {

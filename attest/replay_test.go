@@ -9,6 +9,7 @@ import (
 
 	. "github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/papertpm"
+	"github.com/sealift/sealift/image/manifest"
 )
 
 // at returns where the nth event of a PCR is.
@@ -185,6 +186,36 @@ func TestTheSearchForWhatIsWrongIsBounded(t *testing.T) {
 	s.collect()
 	if got := codesOf(s.verify()); !slices.Equal(got, []Code{CodeLogAdded}) {
 		t.Errorf("codes are %q", got)
+	}
+}
+
+// A policy may have the images of many years. What is known of them all is not tried.
+func TestTheSearchForWhatIsWrongIsBoundedWithManyImages(t *testing.T) {
+	cost := func(added int) float64 {
+		s := newScene(t)
+		base := s.policy.Images[0]
+		for i := range 500 {
+			m := *base
+			m.UKI.Cmdline = fmt.Sprint("image ", i)
+			p := manifest.PCR{Index: 9}
+			for n := range 20 {
+				p.Events = append(p.Events, manifest.Event{Digests: map[string]string{"sha256": fmt.Sprintf("%064x", 1000*i+n+1)}})
+			}
+			m.Boots = []manifest.Boot{{PCRs: []manifest.PCR{p}}}
+			s.policy.Images = append(s.policy.Images, &m)
+		}
+		for i := range 55 {
+			s.Measured = append(s.Measured, papertpm.Measurement{PCR: 9, Type: EventIPL, Data: fmt.Append(nil, i)})
+		}
+		s.Logged = slices.Clone(s.Measured)
+		for i := range added {
+			s.Logged = slices.Insert(s.Logged, at(t, s.Logged, 9, 20*i), papertpm.Measurement{PCR: 9, Type: EventIPL, Data: []byte("x")})
+		}
+		s.collect()
+		return testing.AllocsPerRun(1, func() { s.verify() })
+	}
+	if good, bad := cost(0), cost(2); bad > good+50_000 {
+		t.Errorf("a log that does not replay costs %.0f allocations, one that does %.0f", bad, good)
 	}
 }
 

@@ -72,6 +72,9 @@ type Verdict struct {
 	Suppressed  int64           `json:"suppressed,omitempty"` // as in ChallengeRefused
 	// Explanation is that of a refusal whose evidence was stored.
 	Explanation *attest.Explanation `json:"explanation,omitempty"`
+	// Bindings say whose the TPM is, where that is new and no other entry of the
+	// decision says it.
+	Bindings []Binding `json:"bindings,omitempty"`
 }
 
 // What a release gave.

@@ -193,7 +193,7 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 	if err != nil {
 		return 0, nil, internal(fmt.Errorf("encode evidence: %w", err))
 	}
-	if owner != nil && m.Revision == 0 {
+	if owner != nil && m.Revision == 0 && signed(result) {
 		// It is no new machine: what it asks for is that one's.
 		m = owner
 	}
@@ -284,6 +284,9 @@ func (s *Server) refuse(ctx context.Context, sub *submission, m *Machine, policy
 		if full {
 			return refused(result)
 		}
+		if m.Revision > 0 {
+			v.Bindings = tpmBindings(change.Documents)
+		}
 		m.answered(result, sub.now)
 		change.Evidence, v.Evidence, v.Suppressed = stored, digestOf(stored), sub.suppressed
 		change.Machine.LastEvidence = v.Evidence
@@ -316,6 +319,10 @@ func refused(result *attest.Result) (int, any, *failure) {
 // too many others wait.
 func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine, result *attest.Result, change *Change) (full bool, f *failure) {
 	if m.Revision > 0 {
+		if f := s.noteTPM(ctx, sub, m, result); f != nil {
+			return false, f
+		}
+		change.Documents = sub.documents.dirty
 		m.LastSeen, m.LastAllowed = sub.now, false
 		change.Machine = m
 		return false, nil
@@ -336,7 +343,7 @@ func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine,
 		m.Reason = "enrolled beforehand, but its evidence was refused"
 	}
 	m.Serial, m.Digests = clip(sub.serial), sub.digests
-	if f := s.noteTPM(ctx, sub, m); f != nil {
+	if f := s.noteTPM(ctx, sub, m, result); f != nil {
 		return false, f
 	}
 	change.Documents = sub.documents.dirty

@@ -117,7 +117,11 @@ func TestSlowRequestsGiveWayToOthers(t *testing.T) {
 	s := newScene(t, func(c *server.Config) { c.Meter, c.Limits = g, server.Limits{Concurrent: 1} })
 	for range 2 {
 		n := s.node(t)
-		n.say("POST /v1/evidence HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+		n.say("POST /v1/evidence HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 100000\r\n\r\n")
+		// Then it was let in.
+		if resp, err := http.ReadResponse(n.r, nil); err != nil || resp.StatusCode != 100 {
+			t.Fatalf("%+v, %v", resp, err)
+		}
 		go dribble(n)
 	}
 	other := s.node(t)

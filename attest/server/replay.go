@@ -131,6 +131,7 @@ func (r *Recovery) Replay(e audit.Entry) error {
 		var d audit.Verdict
 		if decode(&d) && !e.Machine.IsZero() && d.Result != nil {
 			r.verdict(r.machine(e.Machine), e.Time, &d)
+			err = r.bindings(d.Bindings)
 		}
 	case audit.KindState:
 		var d audit.StateChange

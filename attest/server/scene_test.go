@@ -134,11 +134,12 @@ type scene struct {
 	tpmCA    *tpmtest.CA
 	log      *logBuffer
 	accepted []attest.MachineID // by the firmware observer
-	mu       sync.Mutex         // guards accepted, boot, refuse, offset
+	mu       sync.Mutex         // guards accepted, boot, refuse, unsigned, offset
 
-	boot   server.Boot      // that evidence proves
-	refuse []attest.Finding // findings that any evidence has
-	offset time.Duration    // of the service's clock
+	boot     server.Boot      // that evidence proves
+	refuse   []attest.Finding // findings that any evidence has
+	unsigned bool             // the attestation key signed none of the evidence
+	offset   time.Duration    // of the service's clock
 
 	ca        *x509.Certificate
 	caKey     *ecdsa.PrivateKey
@@ -167,7 +168,7 @@ func (s *scene) now() time.Time {
 // and refuses with the scene's findings.
 func (s *scene) appraise(ev *attest.Evidence, ch *attest.Challenge, ses *attest.Session, k *attest.Known, p *attest.Policy) (*attest.Result, *server.Boot) {
 	s.mu.Lock()
-	boot := s.boot
+	boot, unsigned := s.boot, s.unsigned
 	fs := append([]attest.Finding{}, s.refuse...)
 	s.mu.Unlock()
 	id, err := attest.EKMachineID(ch.EKPublic)
@@ -196,6 +197,9 @@ func (s *scene) appraise(ev *attest.Evidence, ch *attest.Challenge, ses *attest.
 	if !k.TPMOwner.IsZero() {
 		add(attest.CodeTPMTaken)
 	}
+	if unsigned {
+		add(attest.CodeQuoteSignature)
+	}
 	if k.DiskGUID != "" && k.DiskGUID != ev.Disk.GUID || !k.DiskOwner.IsZero() && k.DiskOwner != id {
 		add(attest.CodeDiskForeign)
 	}
@@ -208,6 +212,9 @@ func (s *scene) appraise(ev *attest.Evidence, ch *attest.Challenge, ses *attest.
 	r := &attest.Result{
 		Machine: id, Policy: p.ID, Findings: fs, Facts: []attest.Fact{{Name: "disk.guid", Value: ev.Disk.GUID, Trust: attest.TrustClaimed}},
 		Image: "demo 1", Firmware: attest.Firmware{Verdict: attest.FirmwareMeasured, Version: "v1"},
+	}
+	if !unsigned {
+		r.Facts = append(r.Facts, attest.Fact{Name: "tpm.resets", Value: fmt.Sprint(boot.Reset), Trust: attest.TrustQuoted})
 	}
 	if len(fs) > 0 {
 		return r, nil

@@ -285,9 +285,21 @@ func (s *Server) bindTPM(ctx context.Context, sub *submission, m *Machine, prf *
 	return nil
 }
 
-// noteTPM notes whose the TPM of a machine is that waits for approval, if it is
-// nobody's: it may be revoked while it waits.
-func (s *Server) noteTPM(ctx context.Context, sub *submission, m *Machine) *failure {
+// signed reports whether the attestation key of the challenge signed evidence that
+// answers it. That it was activated with an endorsement key does not say that it is
+// in the same TPM, if that endorsement key is not in any: whoever has it in software
+// opens the credential, whichever attestation key it names.
+func signed(r *attest.Result) bool {
+	return slices.ContainsFunc(r.Facts, func(f attest.Fact) bool { return f.Trust == attest.TrustQuoted })
+}
+
+// noteTPM notes whose the TPM of a machine is that was given nothing yet, if it is
+// nobody's: it may be locked out before it is.
+func (s *Server) noteTPM(ctx context.Context, sub *submission, m *Machine, result *attest.Result) *failure {
+	taken := slices.ContainsFunc(result.Findings, func(f attest.Finding) bool { return f.Code == attest.CodeTPMTaken })
+	if m.TPMBound || m.ID != sub.machine || taken || !signed(result) {
+		return nil
+	}
 	var k tpmKey
 	found, f := sub.documents.get(ctx, tpmKind, akDocument(sub.akName), &k)
 	if f == nil && !found {

@@ -197,6 +197,63 @@ func TestAMachineThatWaitsOwnsItsTPMOnlyOnceItIsLockedOut(t *testing.T) {
 	}
 }
 
+// What was never released is known by its attestation key all the same, as soon as
+// that has signed something.
+func TestAMachineThatWasRefusedAndLockedOutOwnsItsTPM(t *testing.T) {
+	s := newScene(t, nil)
+	first := newBox(t, s.tpmCA)
+	s.enrol(first)
+	s.set(func() { s.refuse = []attest.Finding{{Code: attest.CodeSecureBootOff}} })
+	if status, got := s.attests(first, disk); status != 403 {
+		t.Fatalf("HTTP %d, %s", status, got)
+	}
+	s.set(func() { s.refuse = nil })
+	if status := s.post(first, "revoke"); status != 200 {
+		t.Fatalf("HTTP %d", status)
+	}
+	second := s.secondKey(first)
+	s.install(second, otherDisk, "other")
+	if status, got := s.attests(second, otherDisk); status != 403 || !strings.Contains(got, string(attest.CodeTPMTaken)) {
+		t.Errorf("HTTP %d, %s", status, got)
+	}
+}
+
+// A broken TPM's endorsement key, which an authority vouches for, opens credentials
+// for any attestation key in software. What it sends is not another machine's.
+func TestWhatTheAttestationKeyDidNotSignIsNotItsMachines(t *testing.T) {
+	s := newScene(t, nil)
+	first, _ := s.running()
+	broken := s.secondKey(first)
+	before := s.machine(first)
+	s.nextBoot()
+	s.set(func() { s.unsigned = true })
+	if status, got := s.attests(broken, otherDisk); status != 403 {
+		t.Errorf("HTTP %d, %s", status, got)
+	}
+	if after := s.machine(first); after.Revision != before.Revision {
+		t.Errorf("the machine's record has changed: %+v", after.Machine)
+	}
+	if alarms := s.logged(first.id, audit.KindAlarm); len(alarms) > 0 {
+		t.Errorf("alarms of the machine: %s", alarms)
+	}
+	if m := s.machine(broken); m.State != attest.StatePending {
+		t.Errorf("state %q", m.State)
+	}
+
+	// Nor is the TPM of one that was not released yet the broken one's.
+	other := newBox(t, s.tpmCA)
+	s.install(other, "6c0d1e0c-3b1f-4a56-9d0e-0123456789ab", "other")
+	thief := s.secondKey(other)
+	s.attests(thief, otherDisk)
+	if status := s.post(thief, "revoke"); status != 200 {
+		t.Fatalf("HTTP %d", status)
+	}
+	s.set(func() { s.unsigned = false })
+	if status, got := s.attests(other, "6c0d1e0c-3b1f-4a56-9d0e-0123456789ab"); status != 200 {
+		t.Errorf("HTTP %d, %s", status, got)
+	}
+}
+
 func TestTheServiceTellsAnAgentWhichKeyIsItsMachines(t *testing.T) {
 	s := newScene(t, nil)
 	first := newBox(t, s.tpmCA)

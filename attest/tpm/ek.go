@@ -198,15 +198,19 @@ func (t *TPM) certifiedEK(kind ekKind, indices []uint32) ([]byte, error) {
 // NV holds a certificate, and calls prove with the TPMT_PUBLIC of each. Meanwhile
 // Activate opens credentials for that key and the attestation key. Making an RSA key
 // may take a chip many seconds. It returns how many there were. An error of one key
-// does not keep the others from being made; all are returned.
+// does not keep the others from being made; all are returned. In the end the key of
+// Identify is loaded as before, so that a challenge that is asked for next does not
+// grow old while it is made.
 func (t *TPM) EachOtherEK(prove func(ekPublic []byte) error) (n int, err error) {
 	if t.identity == nil {
 		return 0, fmt.Errorf("other endorsement keys: %w", errNotIdentified)
 	}
-	template := t.ekTemplate
+	template, others := t.ekTemplate, false
 	defer func() {
-		t.ekTemplate = template
-		if err = errors.Join(err, t.flush(&t.ek)); err != nil {
+		if t.ekTemplate = template; others {
+			err = errors.Join(err, t.flush(&t.ek), t.loadEK())
+		}
+		if err != nil {
 			err = fmt.Errorf("other endorsement keys: %w", err)
 		}
 	}()
@@ -219,6 +223,7 @@ func (t *TPM) EachOtherEK(prove func(ekPublic []byte) error) (n int, err error) 
 		if !slices.Contains(indices, kind.certificate) || kind.certificate == t.identity.EK.index {
 			continue
 		}
+		others = true
 		if err := t.flush(&t.ek); err != nil {
 			return n, err
 		}

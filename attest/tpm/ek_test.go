@@ -366,6 +366,7 @@ func TestEachOtherCertifiedKeyIsProvenToBeInTheTPM(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			loaded := d.Objects()
 			var kinds []tpm2.TPMAlgID
 			n, err := dev.EachOtherEK(func(ekPublic []byte) error {
 				p, err := tpm2.Unmarshal[tpm2.TPMTPublic](ekPublic)
@@ -386,7 +387,11 @@ func TestEachOtherCertifiedKeyIsProvenToBeInTheTPM(t *testing.T) {
 			if n != len(tt.kinds) || !slices.Equal(kinds, tt.kinds) {
 				t.Errorf("got %d keys of the types %v, want %v", n, kinds, tt.kinds)
 			}
-			// The identity is the same as before.
+			// The identity is the same as before, and loaded: what it has to activate
+			// next may not wait for a chip to make its key again.
+			if got := d.Objects(); got != loaded {
+				t.Errorf("%d objects are loaded, want %d", got, loaded)
+			}
 			blob, secret, want := credential(t, id)
 			if got, err := dev.Activate(blob, secret); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("activate: got equal %t, error %v", bytes.Equal(got, want), err)

@@ -26,6 +26,7 @@ type service struct {
 	log      *slog.Logger
 	identity *tpm.Identity // set by identify
 	machine  attest.MachineID
+	keysCost bool // an attempt of this boot its connection: other keys are not proven
 }
 
 // released is what the service gave this boot.
@@ -135,7 +136,8 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 // challenge asks for the challenge that evidence answers. If the service says that
 // it knows this TPM by another of its endorsement keys, that one is used from then
 // on. If it asks for the other keys they are proven first; proven says that all were.
-// A box is not held up by one that cannot be: the service asks again.
+// A box is not held up by one that cannot be, or that takes longer than the connection
+// lasts: the service asks again in the next boot.
 func (s *service) challenge(ctx context.Context, session *client.Session, t *tpm.TPM) (_ *api.Challenge, proven bool, err error) {
 	challenge, err := s.ask(ctx, session, s.identity.EK.Public, s.identity.EK.Certificates)
 	if err != nil {
@@ -157,7 +159,7 @@ func (s *service) challenge(ctx context.Context, session *client.Session, t *tpm
 			return nil, false, err
 		}
 	}
-	if !challenge.ProveKeys {
+	if !challenge.ProveKeys || s.keysCost {
 		return challenge, false, nil
 	}
 	n, err := t.EachOtherEK(func(ekPublic []byte) error {
@@ -178,11 +180,12 @@ func (s *service) challenge(ctx context.Context, session *client.Session, t *tpm
 		s.log.Warn("an endorsement key of the TPM was not proven", "err", err)
 	}
 	proven = err == nil
-	if n == 0 {
-		return challenge, proven, nil
+	if n == 0 && proven {
+		return challenge, true, nil
 	}
 	// The connection has one open challenge, and this one may be old by now.
 	challenge, err = s.ask(ctx, session, s.identity.EK.Public, s.identity.EK.Certificates)
+	s.keysCost = err != nil
 	return challenge, proven, err
 }
 

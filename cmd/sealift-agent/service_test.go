@@ -11,11 +11,13 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"math/big"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -164,5 +166,60 @@ func TestAMachineStaysWhoItIsWhenItsTPMHasANewCertificate(t *testing.T) {
 				t.Errorf("%d objects are left in the TPM", n)
 			}
 		})
+	}
+}
+
+// mortal is a connection that dies when it has sent so much more.
+type mortal struct {
+	net.Conn
+	writes atomic.Int64 // that are left
+}
+
+func (m *mortal) Write(p []byte) (int, error) {
+	if m.writes.Add(-1) < 0 {
+		return 0, errors.Join(errors.New("the connection has died"), m.Close())
+	}
+	return m.Conn.Write(p)
+}
+
+// A chip may take longer for an RSA key than a load balancer or the service keeps a
+// silent connection. That must not be so in each attempt.
+func TestABoxIsNotHeldUpByKeysForWhichItsConnectionDoesNotLast(t *testing.T) {
+	store, c := startService(t)
+	dev := tpm.New(tpmtest.Config{P256Certificate: true}.Open(t))
+	var last *mortal
+	c.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		last = &mortal{Conn: conn}
+		last.writes.Store(1000)
+		return last, err
+	}
+	s := &service{client: c, log: slog.New(slog.DiscardHandler)}
+	if err := s.identify(dev); err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(map[string]any{"machine": s.machine})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &server.Machine{Machine: api.Machine{ID: s.machine, State: attest.StateEnrolled, NodeName: "box"}}
+	d := &server.Document{Kind: "tpm", Name: "ak-" + hex.EncodeToString(s.identity.AKName), Body: body}
+	if err := store.Commit(t.Context(), &server.Change{Machine: m, Documents: []*server.Document{d}}); err != nil {
+		t.Fatal(err)
+	}
+	for attempt := range 2 {
+		session, err := s.client.Connect(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer session.Close()
+		last.writes.Store(1) // for the first challenge
+		ch, proven, err := s.challenge(t.Context(), session, dev)
+		switch {
+		case attempt == 0 && err == nil:
+			t.Fatal("the connection did not die")
+		case attempt == 1 && (err != nil || proven || !ch.ProveKeys):
+			t.Errorf("challenge %+v, proven %t: %v", ch, proven, err)
+		}
 	}
 }

@@ -25,8 +25,9 @@ const (
 	// witnessRead bounds the reading of a step.
 	witnessRead = 10 * time.Second
 	// witnessApart is how many entries there may be between one that a statement
-	// names and that of its enabling: it is written as soon as it is signed.
-	witnessApart = 10_000
+	// names and that of its enabling, which is written as soon as it is signed: what the
+	// busiest of services writes in a minute.
+	witnessApart = 100_000
 	// witnessFiled and witnessStored are how often the head that was seen is
 	// written, to the file and to the store.
 	witnessFiled  = 10 * time.Second

@@ -436,7 +436,8 @@ func (d *Demo) audit(ctx context.Context) (string, error) {
 	if err := os.WriteFile(good, []byte(log), 0o600); err != nil {
 		return "", err
 	}
-	out, err := d.sealift(ctx, nil, "audit", "verify", good)
+	key := d.path("keys", "release.pub")
+	out, err := d.sealift(ctx, nil, "audit", "verify", good, "--key", key)
 	if err != nil {
 		return "", err
 	}
@@ -449,12 +450,12 @@ func (d *Demo) audit(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer os.Remove(bad)
-	_, err = d.sealift(ctx, nil, "audit", "verify", bad)
+	_, err = d.sealift(ctx, nil, "audit", "verify", bad, "--key", key)
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 3 {
-		return "", fmt.Errorf("an altered audit log: got %w, want exit status 3", err)
+	if !errors.As(err, &exit) || exit.ExitCode() != 3 || !strings.Contains(err.Error(), "is not as it was written") {
+		return "", fmt.Errorf("an altered audit log: got %w, want exit status 3 and why", err)
 	}
-	return strings.TrimSpace(out), nil
+	return strings.Join(strings.Fields(out), " "), nil
 }
 
 // reboot boots the box that nobody touched.
