@@ -60,6 +60,9 @@ type logWitness struct {
 	policy   audit.PolicyMark // guarded by mu: up to chain's head
 	restored time.Time        // guarded by mu: see audit.HeadStatement
 	altered  error            // guarded by mu: for good
+	// led is up to which entry the log was seen to go on from which, by leadsTo, which
+	// may take longer than a look may. Guarded by mu.
+	led struct{ from, to audit.Head }
 
 	// saving guards what follows.
 	saving            sync.Mutex
@@ -218,8 +221,23 @@ func (w *logWitness) leadsTo(ctx context.Context, before audit.Head, m audit.Pol
 	if before.Seq >= m.Seq || m.Seq-before.Seq > witnessApart {
 		return false, nil
 	}
-	chain := audit.VerifierAt(before)
-	for e, err := range w.store.Audit(ctx, before.Seq+1) {
+	w.mu.Lock()
+	if w.led.from != before {
+		w.led.from, w.led.to = before, before
+	}
+	chain := audit.VerifierAt(w.led.to)
+	w.mu.Unlock()
+	if chain.Head().Seq >= m.Seq {
+		return chain.Head() == audit.Head{Seq: m.Seq, Hash: m.Hash}, nil
+	}
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.led.from == before {
+			w.led.to = chain.Head()
+		}
+	}()
+	for e, err := range w.store.Audit(ctx, chain.Head().Seq+1) {
 		switch {
 		case errors.As(err, new(*audit.BrokenError)):
 			return false, nil

@@ -197,3 +197,44 @@ func TestAClockThatWasSetBackDoesNotHideWhatWasSeen(t *testing.T) {
 		}
 	}
 }
+
+// What is between a statement and its entry may take longer to read than a look may:
+// the next one goes on.
+func TestWhatIsBetweenAStatementAndItsEntryIsReadOnce(t *testing.T) {
+	t.Parallel()
+	memory := new(storetest.Memory)
+	long(t, memory, 60)
+	var all []audit.Entry
+	for e, err := range memory.Audit(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, e)
+	}
+	mark := audit.PolicyMark{Seq: 50, Hash: all[49].Hash}
+	store := &breaking{Memory: memory}
+	w := newWitness(t, store, newReleaseKey(t), "")
+	for name, c := range map[string]struct {
+		before audit.Head
+		want   bool
+	}{
+		"of this log": {all[1].Head(), true},
+		"of another":  {audit.Head{Seq: 2, Hash: all[2].Hash}, false},
+	} {
+		var ok bool
+		var err error
+		for range 3 {
+			store.after = 20
+			if ok, err = w.leadsTo(t.Context(), c.before, mark); err == nil {
+				break
+			}
+		}
+		if ok != c.want || err != nil {
+			t.Errorf("%s: %t, %v", name, ok, err)
+		}
+		store.after = 0
+		if ok, err = w.leadsTo(t.Context(), c.before, mark); c.want && (!ok || err != nil) {
+			t.Errorf("%s, once more: %t, %v", name, ok, err)
+		}
+	}
+}
