@@ -348,6 +348,15 @@ func (c *nodeConn) settle() {
 	c.guest.idle()
 }
 
+// await has a goroutine of its own wait for the next request.
+func (f *front) await(ctx context.Context, c *nodeConn) {
+	if err := c.look(); err != nil {
+		_ = c.Close() // a peer that went away
+		return
+	}
+	go f.wait(ctx, c)
+}
+
 // wait waits for a request to begin and for room for it, and gives the
 // connection to net/http. One that says nothing for idleTimeout is closed, and
 // after headerTimeout one that never asked for anything.
@@ -358,16 +367,10 @@ func (f *front) wait(ctx context.Context, c *nodeConn) {
 		if !c.asked {
 			patience = headerTimeout
 		}
-		first := make([]byte, 1)
-		// A connection whose deadline cannot be set fails in Read.
-		// It is for writes too: a key update is answered in Read (RFC 8446 4.6.3).
-		_ = c.SetDeadline(time.Now().Add(patience))
-		if _, err := io.ReadFull(c.Conn, first); err != nil {
+		if err := c.begins(time.Now().Add(patience)); err != nil {
 			_ = c.Close() // nothing was asked, or the service ends
 			return
 		}
-		c.pending = first
-		_ = c.SetReadDeadline(time.Time{})
 	}
 	if c.open.open.Load() != nil {
 		c.guest.busy() // this is the evidence, however long it has to wait
@@ -488,7 +491,7 @@ func (f *front) turnAway(ctx context.Context, c *nodeConn) {
 	}
 	c.asked = true
 	c.open.waited += why.wait
-	go f.wait(ctx, c)
+	f.await(ctx, c)
 }
 
 // mayAskAgain notes that a request is refused with an answer, and reports
@@ -612,7 +615,7 @@ func (f *front) resume(ctx context.Context, c *nodeConn, ahead *bufio.Reader, an
 	c.pending = append(slices.Clone(next), c.pending...)
 	c.asked = true
 	c.idle()
-	go f.wait(ctx, c)
+	f.await(ctx, c)
 }
 
 // held is a ResponseWriter that keeps the answer.

@@ -31,7 +31,7 @@ func (f *front) secure(ctx context.Context, raw net.Conn) {
 		return
 	}
 	c.state = c.ConnectionState()
-	go f.wait(ctx, c)
+	f.await(ctx, c)
 }
 
 var errNoTurn = errors.New("too many handshakes at once")

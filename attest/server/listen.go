@@ -2,11 +2,13 @@ package server
 
 import (
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -161,6 +163,15 @@ func (c *guest) Read(p []byte) (int, error) {
 		c.ahead = nil
 	}
 	return n, nil
+}
+
+// SyscallConn implements syscall.Conn, to wait for what Read would read once it has
+// read what came with a proxy's header.
+func (c *guest) SyscallConn() (syscall.RawConn, error) {
+	if sys, ok := c.Conn.(syscall.Conn); ok {
+		return sys.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
 }
 
 func (c *guest) Close() error {

@@ -1,0 +1,203 @@
+package server_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/sealift/sealift/attest/api"
+)
+
+// pieces is a connection whose writes are sent as cut says.
+type pieces struct {
+	net.Conn
+	t    *testing.T
+	cut  func(b []byte) [][]byte // nil: as they are
+	held []byte
+	hold bool // what is written is kept for later
+}
+
+func (p *pieces) Write(b []byte) (int, error) {
+	if p.hold {
+		p.held = append(p.held, b...)
+		return len(b), nil
+	}
+	all := append(p.held, b...)
+	p.held = nil
+	if p.cut == nil {
+		_, err := p.Conn.Write(all)
+		return len(b), err
+	}
+	for _, piece := range p.cut(all) {
+		if _, err := p.Conn.Write(piece); err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
+}
+
+// dial is a connection to the node API of which the handshake is made, with no
+// segment of TCP waiting for the next.
+func (s *scene) dial(t *testing.T) (*pieces, *tls.Conn) {
+	t.Helper()
+	raw, err := net.Dial("tcp", s.nodes) // which sets TCP_NODELAY
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { raw.Close() })
+	p := &pieces{Conn: raw, t: t}
+	return p, tls.Client(p, &tls.Config{RootCAs: s.pool(), ServerName: "127.0.0.1"})
+}
+
+// The service waits for a request without reading it. It is served however it
+// begins to arrive.
+func TestARequestIsServedHoweverItBegins(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, nil)
+	at := func(n int) func([]byte) [][]byte {
+		return func(b []byte) [][]byte { n := min(n, len(b)); return [][]byte{b[:n], b[n:]} }
+	}
+	for name, cut := range map[string]func([]byte) [][]byte{
+		"whole":                       nil,
+		"a part of the record header": at(3),
+		"the record header alone":     at(5),
+		"a part of the record":        at(30),
+		"byte by byte":                func(b []byte) [][]byte { return bytes.SplitAfter(b, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, c := s.dial(t)
+			if err := c.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			n := s.over(c)
+			n.T = t
+			for range 3 {
+				p.cut = cut
+				n.say(post(api.PathConfirm, "{}"))
+				if status, code := n.hear(); status != 400 || code != "bad-request" {
+					t.Errorf("HTTP %d %s", status, code)
+				}
+			}
+		})
+	}
+}
+
+// What comes with the end of the handshake is read with it.
+func TestARequestThatComesWithTheHandshakeIsServed(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, nil)
+	request := post(api.PathConfirm, "{}")
+	for name, cut := range map[string]int{"whole": len(request), "a part of it": 20, "one byte": 1} {
+		t.Run(name, func(t *testing.T) {
+			p, c := s.dial(t)
+			p.cut = func(b []byte) [][]byte {
+				p.hold, p.cut = true, nil // but the client's first flight
+				return [][]byte{b}
+			}
+			if err := c.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			if len(p.held) == 0 {
+				t.Fatal("the end of the handshake was not held back")
+			}
+			n := s.over(c)
+			n.T = t
+			p.hold = false
+			n.say(request[:cut])
+			if rest := request[cut:]; rest != "" {
+				n.say(rest)
+			}
+			if status, code := n.hear(); status != 400 || code != "bad-request" {
+				t.Errorf("HTTP %d %s", status, code)
+			}
+		})
+	}
+}
+
+// A record that is no request takes nobody's room, and a silent connection that
+// ends is noticed at once.
+func TestASilentConnectionThatEndsIsClosed(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, nil)
+	for name, end := range map[string]func(*pieces, *tls.Conn) error{
+		"with an alert": func(_ *pieces, c *tls.Conn) error { return c.CloseWrite() },
+		"without one":   func(p *pieces, _ *tls.Conn) error { return p.Conn.(*net.TCPConn).CloseWrite() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, c := s.dial(t)
+			n := s.over(c)
+			n.T = t
+			n.say(post(api.PathConfirm, "{}"))
+			n.hear()
+			if err := end(p, c); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, p.Conn); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A peer may change its keys while it is silent (RFC 8446 4.6.3), and ask for the
+// service's to change.
+func TestKeysAreChangedWhileAConnectionIsSilent(t *testing.T) {
+	t.Parallel()
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		if os.Getenv("REQUIRE_TOOLS") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	s := newScene(t, nil)
+	cmd := exec.CommandContext(t.Context(), openssl, "s_client", "-connect", s.nodes, "-tls1_3")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r, said := bufio.NewReader(out), bufio.NewReader(commands)
+	until := func(r *bufio.Reader, begins string) {
+		for {
+			switch line, err := r.ReadString('\n'); {
+			case err != nil:
+				t.Fatalf("no line begins with %s: %v", begins, err)
+			case strings.HasPrefix(line, begins):
+				return
+			}
+		}
+	}
+	until(r, "---") // it is connected
+	for range 3 {
+		// k changes the client's keys, K those of both.
+		for _, command := range []string{"k\n", "K\n"} {
+			if _, err := io.WriteString(in, command); err != nil {
+				t.Fatal(err)
+			}
+			until(said, "KEYUPDATE")
+		}
+		if _, err := io.WriteString(in, post(api.PathConfirm, "{}")); err != nil {
+			t.Fatal(err)
+		}
+		until(r, "HTTP/1.1 400")
+	}
+	in.Close()
+	_ = cmd.Wait() // it ends with its input
+}
