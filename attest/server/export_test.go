@@ -194,3 +194,10 @@ func CutHandshakes(usual time.Duration, n int, ago ...time.Duration) (cut []bool
 	}
 	return cut
 }
+
+// Look reports whether crypto/tls has read a part of a request already.
+func Look(c *tls.Conn) (begun bool, err error) {
+	n := &nodeConn{Conn: c}
+	err = n.look()
+	return len(n.pending) > 0, err
+}

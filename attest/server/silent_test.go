@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/server"
 )
 
 // pieces is a connection whose writes are sent as cut says.
@@ -42,11 +43,11 @@ func (p *pieces) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// dial is a connection to the node API of which the handshake is made, with no
-// segment of TCP waiting for the next.
-func (s *scene) dial(t *testing.T) (*pieces, *tls.Conn) {
+// dial is a connection to an address before its TLS handshake, with no segment of
+// TCP waiting for the next.
+func (s *scene) dial(t *testing.T, address string) (*pieces, *tls.Conn) {
 	t.Helper()
-	raw, err := net.Dial("tcp", s.nodes) // which sets TCP_NODELAY
+	raw, err := net.Dial("tcp", address) // which sets TCP_NODELAY
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +72,7 @@ func TestARequestIsServedHoweverItBegins(t *testing.T) {
 		"byte by byte":                func(b []byte) [][]byte { return bytes.SplitAfter(b, nil) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			p, c := s.dial(t)
+			p, c := s.dial(t, s.nodes)
 			if err := c.Handshake(); err != nil {
 				t.Fatal(err)
 			}
@@ -95,7 +96,7 @@ func TestARequestThatComesWithTheHandshakeIsServed(t *testing.T) {
 	request := post(api.PathConfirm, "{}")
 	for name, cut := range map[string]int{"whole": len(request), "a part of it": 20, "one byte": 1} {
 		t.Run(name, func(t *testing.T) {
-			p, c := s.dial(t)
+			p, c := s.dial(t, s.nodes)
 			p.cut = func(b []byte) [][]byte {
 				p.hold, p.cut = true, nil // but the client's first flight
 				return [][]byte{b}
@@ -120,6 +121,56 @@ func TestARequestThatComesWithTheHandshakeIsServed(t *testing.T) {
 	}
 }
 
+// What crypto/tls has read ahead would not be seen by who waits for the network.
+func TestWhatWasReadAheadIsLookedAt(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, nil)
+	for name, ahead := range map[string]bool{"read ahead": true, "nothing was": false} {
+		t.Run(name, func(t *testing.T) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			p, c := s.dial(t, ln.Addr().String())
+			p.cut = func(b []byte) [][]byte {
+				p.hold, p.cut = ahead, nil
+				return [][]byte{b}
+			}
+			sent := make(chan error, 1)
+			go func() {
+				err := c.Handshake()
+				p.hold = false
+				if err == nil && ahead {
+					_, err = io.WriteString(c, "GET")
+				}
+				sent <- err
+			}()
+			raw, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer raw.Close()
+			peer := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{s.certificate(pkixName("service"), serverAuth)}})
+			if err := peer.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-sent; err != nil {
+				t.Fatal(err)
+			}
+			if begun, err := server.Look(peer); begun != ahead || err != nil {
+				t.Errorf("a request has begun: %v, %v, want %v", begun, err, ahead)
+			}
+			if _, err := io.WriteString(c, "POST"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(peer, make([]byte, len("POST"))); err != nil {
+				t.Errorf("what follows cannot be read: %v", err)
+			}
+		})
+	}
+}
+
 // A record that is no request takes nobody's room, and a silent connection that
 // ends is noticed at once.
 func TestASilentConnectionThatEndsIsClosed(t *testing.T) {
@@ -130,7 +181,7 @@ func TestASilentConnectionThatEndsIsClosed(t *testing.T) {
 		"without one":   func(p *pieces, _ *tls.Conn) error { return p.Conn.(*net.TCPConn).CloseWrite() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			p, c := s.dial(t)
+			p, c := s.dial(t, s.nodes)
 			n := s.over(c)
 			n.T = t
 			n.say(post(api.PathConfirm, "{}"))
