@@ -254,14 +254,14 @@ func (p *TPMPolicy) certified(machine MachineID, key crypto.PublicKey, leaf *x50
 		}
 	}
 	chains, err := p.buildChains(leaf, chain, ek.expired, now)
-	if authority := p.notSignedBy(leaf, chain); err != nil && authority != nil {
-		return nil, &Finding{
-			Code:    CodeEKNotSigned,
-			Message: fmt.Sprintf("endorsement certificate %s: the trusted authority %q is named as the issuer, and did not sign it", name, cleanText(authority.Subject.String())),
-			Hint:    "the certificate is forged or damaged: reject the machine",
-		}
-	}
 	if err != nil {
+		if authority := p.notSignedBy(leaf, chain); authority != nil {
+			return nil, &Finding{
+				Code:    CodeEKNotSigned,
+				Message: fmt.Sprintf("endorsement certificate %s: the trusted authority %q is named as the issuer, and did not sign it", name, cleanText(authority.Subject.String())),
+				Hint:    "the certificate is forged or damaged: reject the machine",
+			}
+		}
 		return untrusted(fmt.Errorf("%s: %w", name, err), "add the TPM maker's root certificate, or the missing intermediate, to the policy, if you trust it (docs/tpm-roots.md)")
 	}
 	var vendors []string
