@@ -3,6 +3,7 @@ package recovery
 import (
 	"bytes"
 	"crypto/ecdh"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
@@ -51,6 +52,15 @@ func enter(r *Reader, lines []string, now time.Time) (s *Secrets, err error) {
 	return s, nil
 }
 
+// numbered puts the number of each line in front of it.
+func numbered(lines []string) []string {
+	var out []string
+	for i, l := range lines {
+		out = append(out, fmt.Sprintf(" %d: %s", i+1, l))
+	}
+	return out
+}
+
 func soon() time.Time { return time.Now().Add(time.Hour) }
 
 func TestACodeOpensInItsBootAsItIsTyped(t *testing.T) {
@@ -72,12 +82,9 @@ func TestACodeOpensInItsBootAsItIsTyped(t *testing.T) {
 		},
 		"a line twice":       func() []string { return append([]string{lines[3], lines[0]}, lines...) },
 		"in the wrong order": func() []string { return append(append([]string{}, lines[4:]...), lines[:4]...) },
-		"with the numbers": func() []string {
-			var out []string
-			for i, l := range lines {
-				out = append(out, fmt.Sprintf(" %d: %s", i+1, l))
-			}
-			return out
+		"with the numbers":   func() []string { return numbered(lines) },
+		"with many spaces": func() []string {
+			return append(lines[:7:7], lines[7]+strings.Repeat(" ", MaxText-len(lines[7])))
 		},
 	}
 	for name, f := range typed {
@@ -169,7 +176,7 @@ func TestACodeOfAKeyThatIsBeingChangedHoldsBothHalves(t *testing.T) {
 	if len(lines) != LongLines {
 		t.Fatalf("%d lines", len(lines))
 	}
-	for _, order := range [][]string{lines, append(append([]string{}, lines[6:]...), lines[:6]...)} {
+	for _, order := range [][]string{lines, append(append([]string{}, lines[6:]...), lines[:6]...), numbered(lines)} {
 		r := k.Reader()
 		var s *Secrets
 		for _, l := range order {
@@ -225,11 +232,64 @@ func TestWhatIsAlteredDoesNotOpen(t *testing.T) {
 	}
 }
 
+// sealed makes the bytes of a code as Seal does, of what Seal would not make.
+func sealed(t *testing.T, k *BootKey, version byte, plain, serviceKey, shared []byte) []byte {
+	t.Helper()
+	boot := k.key.PublicKey().Bytes()
+	aead, err := sealer(shared, boot, serviceKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Repeat([]byte{0xff}, timeSize)
+	b := append(append([]byte{version}, serviceKey...), at...)
+	return aead.Seal(b, make([]byte, aead.NonceSize()), plain, additional(version, machine, disk, boot, serviceKey, at))
+}
+
+func TestACodeThatSealWouldNotMakeDoesNotOpen(t *testing.T) {
+	k := newBoot(t)
+	service, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := service.PublicKey().Bytes()
+	shared, err := service.ECDH(k.key.PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := func(size int, digits byte) []byte {
+		p := make([]byte, size)
+		p[halfSize] = digits
+		return p
+	}
+	for name, tt := range map[string]struct {
+		code []byte
+		want int // digits; 0: it does not open
+	}{
+		"one digit":                          {sealed(t, k, codeVersion, plain(plainSize, 1), public, shared), 1},
+		"all digits":                         {sealed(t, k, codeVersion, plain(plainSize, 64), public, shared), 64},
+		"no digits":                          {sealed(t, k, codeVersion, plain(plainSize, 0), public, shared), 0},
+		"more digits than there are":         {sealed(t, k, codeVersion, plain(plainSize, 65), public, shared), 0},
+		"one half and the version of two":    {sealed(t, k, longVersion, plain(plainSize, 10), public, shared), 0},
+		"two halves and the version of one":  {sealed(t, k, codeVersion, plain(longSize, 10), public, shared), 0},
+		"a version that there is not":        {sealed(t, k, longVersion+1, plain(plainSize, 10), public, shared), 0},
+		"the same with two halves":           {sealed(t, k, longVersion+1, plain(longSize, 10), public, shared), 0},
+		"a key of low order, without secret": {sealed(t, k, codeVersion, plain(plainSize, 10), make([]byte, keySize), nil), 0},
+		"a key of low order, with zeros":     {sealed(t, k, codeVersion, plain(plainSize, 10), make([]byte, keySize), make([]byte, 32)), 0},
+	} {
+		s, err := k.open(tt.code, time.Now())
+		if tt.want == 0 && err == nil || tt.want != 0 && (err != nil || s.NameDigits != tt.want) {
+			t.Errorf("%s: got %v, %v", name, s, err)
+		}
+	}
+}
+
 func TestARequestIsOfOneMachineAndDisk(t *testing.T) {
 	k := newBoot(t)
 	text := strings.Join(k.Request(), "\n")
 	for name, in := range map[string]string{
 		"lines": text, "one line": strings.ReplaceAll(text, "\n", " "), "slashes": strings.ReplaceAll(text, "\n", " / "), "lower case": strings.ToLower(text),
+		"commas": strings.ReplaceAll(text, "\n", ","), "lines of Windows": strings.ReplaceAll(text, "\n", "\r\n"), "carriage returns": strings.ReplaceAll(text, "\n", "\r"),
+		"as long as a text may be": text + strings.Repeat(" ", MaxText-len(text)),
 	} {
 		boot, err := ParseRequest(in, machine, disk)
 		if err != nil || !bytes.Equal(boot, k.key.PublicKey().Bytes()) {
@@ -244,6 +304,16 @@ func TestARequestIsOfOneMachineAndDisk(t *testing.T) {
 	}
 	if _, err := ParseRequest(strings.Join(code(t, k, soon())[:4], "\n"), machine, disk); err == nil {
 		t.Error("half a code was taken for a request")
+	}
+	// The version is not in the tag.
+	later := append(append([]byte{requestVersion + 1}, k.key.PublicKey().Bytes()...), requestTag(k.key.PublicKey().Bytes(), machine, disk)...)
+	if _, err := ParseRequest(strings.Join(encode(later), "\n"), machine, disk); err == nil || errors.Is(err, ErrOtherMachine) {
+		t.Errorf("a request of a later version: %v", err)
+	}
+	for _, n := range []int{0, keySize - 1, keySize + 1} {
+		if got := RequestOf(make([]byte, n), machine, disk); got != nil {
+			t.Errorf("a key of %d bytes gives the request %q", n, got)
+		}
 	}
 	low := append([]byte{requestVersion}, make([]byte, keySize)...)
 	low = append(low, requestTag(make([]byte, keySize), machine, disk)...)
@@ -321,22 +391,30 @@ func TestBadTextIsSaidToBeSo(t *testing.T) {
 	lines := k.Request()
 	swapped := []string{lines[1], lines[0], lines[2], lines[3]}
 	for name, tt := range map[string]struct{ text, want string }{
-		"nothing":          {"", "it has 0 lines"},
-		"a line short":     {strings.Join(lines[:3], "\n"), "it has 3 lines, want 4"},
-		"a symbol short":   {strings.Join(lines, " ")[1:], "it has 79 characters, want 80"},
-		"a line too short": {lines[0][1:] + "\n" + strings.Join(lines[1:], "\n"), "line 1: it has 19 characters"},
-		"swapped lines":    {strings.Join(swapped, "\n"), "line 1: it is line 2"},
-		"not the alphabet": {"ü" + strings.Join(lines, "\n")[1:], `line 1: 'Ü' is not used`},
-		"much too long":    {strings.Repeat("0", MaxText+1), "at most 1024"},
+		"nothing":                    {"", "it has 0 lines"},
+		"a line short":               {strings.Join(lines[:3], "\n"), "it has 3 lines, want 4"},
+		"a symbol short":             {strings.Join(lines, " ")[1:], "it has 79 characters, want 80"},
+		"a line too short":           {lines[0][1:] + "\n" + strings.Join(lines[1:], "\n"), "line 1: it has 19 characters"},
+		"swapped lines":              {strings.Join(swapped, "\n"), "line 1: it is line 2"},
+		"one line, not the alphabet": {"ü" + strings.Join(lines, " ")[1:], `'Ü' is not used`},
+		"not the alphabet":           {"ü" + strings.Join(lines, "\n")[1:], `line 1: 'Ü' is not used`},
+		"much too long":              {strings.Repeat("0", MaxText+1), "it has 1025 bytes, at most 1024"},
 	} {
 		var typo *TypoError
-		if _, err := ParseRequest(tt.text, machine, disk); !errors.As(err, &typo) || !strings.Contains(err.Error(), tt.want) {
+		if _, err := ParseRequest(tt.text, machine, disk); !errors.As(err, &typo) || !strings.Contains(err.Error(), "recovery request: "+tt.want) {
 			t.Errorf("%s: got %v, want %q", name, err, tt.want)
 		}
 	}
 	r := k.Reader()
-	if _, _, err := r.Line(strings.Repeat("0", MaxText+1), time.Now()); err == nil {
-		t.Error("an endless line was taken")
+	if _, _, err := r.Line(strings.Repeat("0", MaxText+1), time.Now()); err == nil || err.Error() != "a line of 1025 bytes" {
+		t.Errorf("an endless line: %v", err)
+	}
+	for text, want := range map[string]string{
+		"100: " + lines[0]: `line 1: ':' is not used`, "AB: " + lines[0]: `line 1: ':' is not used`, ": " + lines[0]: `line 1: ':' is not used`,
+	} {
+		if _, _, err := r.Line(text, time.Now()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", text, err, want)
+		}
 	}
 	if len(r.Missing()) != CodeLines {
 		t.Errorf("missing: %v", r.Missing())
@@ -356,26 +434,27 @@ func TestSecretsArePrintedNowhere(t *testing.T) {
 
 func TestSealRefuses(t *testing.T) {
 	boot := newBoot(t).key.PublicKey().Bytes()
-	for name, f := range map[string]func() error{
-		"a short half": func() error {
-			_, err := Seal(boot, machine, disk, &Secrets{DiskKey: half()[1:], NameDigits: 10}, soon())
-			return err
-		},
-		"no name": func() error {
-			_, err := Seal(boot, machine, disk, &Secrets{DiskKey: half()}, soon())
-			return err
-		},
-		"a short key": func() error {
-			_, err := Seal(boot[1:], machine, disk, &Secrets{DiskKey: half(), NameDigits: 10}, soon())
-			return err
-		},
-		"before 1970": func() error {
-			_, err := Seal(boot, machine, disk, &Secrets{DiskKey: half(), NameDigits: 10}, time.Unix(-1, 0))
-			return err
-		},
+	end := time.Unix(1<<(8*timeSize)-1, 0)
+	for name, tt := range map[string]struct {
+		boot    []byte
+		half    attest.Secret
+		digits  int
+		expires time.Time
+		ok      bool
+	}{
+		"a short half":           {boot, half()[1:], 10, soon(), false},
+		"no name":                {boot, half(), 0, soon(), false},
+		"a name of one digit":    {boot, half(), 1, soon(), true},
+		"a name of all digits":   {boot, half(), 64, soon(), true},
+		"a name of more":         {boot, half(), 65, soon(), false},
+		"a short key":            {boot[1:], half(), 10, soon(), false},
+		"before 1970":            {boot, half(), 10, time.Unix(-1, 0), false},
+		"1970":                   {boot, half(), 10, time.Unix(0, 0), true},
+		"the last time it holds": {boot, half(), 10, end, true},
+		"a second later":         {boot, half(), 10, end.Add(time.Second), false},
 	} {
-		if f() == nil {
-			t.Errorf("%s: no error", name)
+		if _, err := Seal(tt.boot, machine, disk, &Secrets{DiskKey: tt.half, NameDigits: tt.digits}, tt.expires); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -87,6 +87,9 @@ func TestCapRefusesBadInput(t *testing.T) {
 	if !bytes.Equal(d.PCR("sha256", 15), make([]byte, 32)) {
 		t.Error("PCR 15 was extended")
 	}
+	if err := dev.Cap("state", random(16), "u"); err != nil {
+		t.Errorf("the shortest key: %v", err)
+	}
 }
 
 // swallowing answers one command for the TPM, with success, without telling it.

@@ -169,6 +169,11 @@ func TestCollectRefusesBadInput(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
+	most := input()
+	most.EventLog, most.SMBIOS = make([]byte, attest.MaxEventLog), make([]byte, attest.MaxSMBIOS)
+	if _, err := dev.Collect(t.Context(), most); err != nil {
+		t.Errorf("as much as it takes: %v", err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := dev.Collect(ctx, input()); !errors.Is(err, context.Canceled) {

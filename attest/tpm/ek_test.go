@@ -231,19 +231,22 @@ func TestActivateRefuses(t *testing.T) {
 	}
 	damaged := bytes.Clone(blob)
 	damaged[len(damaged)-1] ^= 1
-	for name, in := range map[string][2][]byte{
-		"no credential":           {nil, secret},
-		"no secret":               {blob, nil},
-		"a long credential":       {make([]byte, maxCredential+1), secret},
-		"a long secret":           {blob, make([]byte, maxEncryptedSecret+1)},
-		"a damaged credential":    {damaged, secret},
-		"garbage":                 {random(64), random(64)},
-		"one for another key":     {otherBlob, otherSecret},
-		"the parts of two":        {blob, otherSecret},
-		"the longest that it may": {make([]byte, maxCredential), make([]byte, maxEncryptedSecret)},
+	for name, in := range map[string]struct {
+		blob, secret []byte
+		fault        string // of what the TPM does not see
+	}{
+		"no credential":           {nil, secret, "got a credential of 0 bytes"},
+		"no secret":               {blob, nil, "got an encrypted secret of 0 bytes"},
+		"a long credential":       {make([]byte, maxCredential+1), secret, "got a credential of 257 bytes"},
+		"a long secret":           {blob, make([]byte, maxEncryptedSecret+1), "got an encrypted secret of 513 bytes"},
+		"a damaged credential":    {damaged, secret, ""},
+		"garbage":                 {random(64), random(64), ""},
+		"one for another key":     {otherBlob, otherSecret, ""},
+		"the parts of two":        {blob, otherSecret, ""},
+		"the longest that it may": {make([]byte, maxCredential), make([]byte, maxEncryptedSecret), ""},
 	} {
-		if got, err := dev.Activate(in[0], in[1]); err == nil {
-			t.Errorf("%s: got %d bytes, want an error", name, len(got))
+		if got, err := dev.Activate(in.blob, in.secret); err == nil || got != nil || strings.Contains(err.Error(), "bytes, want") != (in.fault != "") || !strings.Contains(err.Error(), in.fault) {
+			t.Errorf("%s: got %d bytes and %v, want an error with %q", name, len(got), err, in.fault)
 		}
 	}
 	if _, err := dev.Activate(blob, secret); err != nil {

@@ -192,6 +192,24 @@ func TestAWrappedKeyThatDoesNotOpenIsAnErrorThatSaysWhy(t *testing.T) {
 			newer.Version = 2
 			put(t, path, &newer)
 		}, "of version 2, want"},
+		"the file is of another type": {func(t *testing.T) {
+			other := w
+			other.Type = "sealift release key"
+			put(t, path, &other)
+		}, `it is "sealift release key" of version 1`},
+		"the file names no key": {func(t *testing.T) {
+			none := w
+			none.ID = ""
+			put(t, path, &none)
+		}, "id or ciphertext is missing"},
+		"the file has no ciphertext": {func(t *testing.T) {
+			none := w
+			none.Ciphertext = nil
+			put(t, path, &none)
+		}, "id or ciphertext is missing"},
+		"the file has a field that nobody knows": {func(t *testing.T) {
+			write(t, path, bytes.Replace(good, []byte("{"), []byte(`{"key":"00",`), 1))
+		}, "unknown field"},
 		"the file is cut":          {func(t *testing.T) { write(t, path, good[:20]) }, "EOF"},
 		"the file has more":        {func(t *testing.T) { write(t, path, append(bytes.Clone(good), "{}"...)) }, "data after the document"},
 		"the file is a plain key":  {func(t *testing.T) { write(t, path, []byte(strings.Repeat("00", 32))) }, "wrapped key-encryption key"},
@@ -278,8 +296,14 @@ func TestAKeyInAFile(t *testing.T) {
 	if err != nil || server.KEKID(key) != id {
 		t.Errorf("got %s, %v", key, err)
 	}
-	if _, err := Init(path); !errors.Is(err, os.ErrExist) {
+	if _, err := Init(path); !errors.Is(err, os.ErrExist) || !strings.Contains(err.Error(), "write key-encryption key "+path) {
 		t.Errorf("a second time: %v", err)
+	}
+	if _, err := Init(filepath.Join(dir, "none", "disk-kek.key")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("into a directory that is not there: %v", err)
+	}
+	if _, err := (Source{File: dir}).Open(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a directory: %v", err)
 	}
 	if all, err := os.ReadDir(dir); err != nil || len(all) != 1 {
 		t.Errorf("there are %v, %v", all, err)
@@ -291,29 +315,37 @@ func TestAKeyInAFile(t *testing.T) {
 	for name, tt := range map[string]struct {
 		b    []byte
 		mode os.FileMode
+		want string
 	}{
-		"others can read it": {good, 0o640},
-		"it is short":        {good[2:], 0o600},
-		"it is not hex":      {append([]byte("zz"), good[2:]...), 0o600},
-		"it is empty":        {nil, 0o600},
-		"it is too large":    {make([]byte, maxFile+1), 0o600},
+		"others can read it":                  {good, 0o640, "mode is 0640, want 0600"},
+		"others can write it":                 {good, 0o602, "mode is 0602, want 0600"},
+		"it is short":                         {good[2:], 0o600, "got 62 characters"},
+		"it is not hex":                       {append([]byte("zz"), good[2:]...), 0o600, "not hex"},
+		"it is empty":                         {nil, 0o600, "got 0 characters"},
+		"it is as large as what is looked at": {make([]byte, maxFile), 0o600, "got 65536 characters"},
+		"it is too large":                     {make([]byte, maxFile+1), 0o600, "not a regular file of at most 65536 bytes"},
 	} {
 		write(t, path, tt.b)
 		chmod(t, path, tt.mode)
 		_, err := Source{File: path}.Open(t.Context(), nil)
-		if err == nil || len(tt.b) > 2 && bytes.Contains([]byte(err.Error()), bytes.TrimSpace(good[2:])) {
+		if err == nil || !strings.Contains(err.Error(), tt.want) || len(tt.b) > 2 && bytes.Contains([]byte(err.Error()), bytes.TrimSpace(good[2:])) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
 }
 
 func TestASourceNamesOneKey(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk-kek.key")
+	if _, err := Init(path); err != nil {
+		t.Fatal(err)
+	}
 	for name, s := range map[string]Source{
-		"nothing":          {},
-		"two":              {File: "a", URI: "hashivault://k", Wrapped: "w"},
-		"a file and a URI": {File: "a", URI: "hashivault://k"},
-		"no file":          {URI: "hashivault://k"},
-		"no URI":           {Wrapped: "w"},
+		"nothing":            {},
+		"two":                {File: "a", URI: "hashivault://k", Wrapped: "w"},
+		"a file and a URI":   {File: path, URI: "hashivault://k"},
+		"a file and another": {File: path, Wrapped: "w"},
+		"no file":            {URI: "hashivault://k"},
+		"no URI":             {Wrapped: "w"},
 	} {
 		if err := s.Check(); err == nil {
 			t.Errorf("%s is taken", name)
@@ -326,18 +358,109 @@ func TestASourceNamesOneKey(t *testing.T) {
 
 func TestURIsThatNameNoKeyAreRefused(t *testing.T) {
 	newTransit(t)
-	for _, uri := range []string{
-		"", "fleet-kek", "hashivault:fleet-kek", "hashivault://", "hashivault://a/b", "hashivault://../sys", "vault://k", "file:///etc/kek",
-		"awskms://alias", "awskms:alias/x", "awskms://host/", "gcpkms://projects/p", "gcpkms://projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1",
-		"azurekms://vault", "azurekms://vault.example/key", "pkcs11:token=t", "pkcs11:token=t;object=o;type=private?module-path=/x",
-		"pkcs11:token=t;object=o?module-path=/x&pin-value=1234", strings.Repeat("a", 5000) + ":b",
+	dir := t.TempDir()
+	for uri, want := range map[string]string{
+		"": "names no key", "fleet-kek": "names no key", "hashivault:fleet-kek": "want hashivault://KEY", "hashivault://": "want hashivault://KEY",
+		"hashivault://a/b": "want hashivault://KEY", "hashivault://../sys": "want hashivault://KEY", "vault://k": "is not known", "file:///etc/kek": "is not known",
+		"awskms://alias": "want awskms", "awskms:alias/x": "want awskms", "awskms://host/": "want awskms", "gcpkms://projects/p": "want gcpkms",
+		"gcpkms://projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1": "want gcpkms",
+		"azurekms://vault": "want azurekms", "azurekms://vault.example/key": "want azurekms", "pkcs11:token=t": "", "pkcs11:token=t;object=o;type=private?module-path=/x": "",
+		"pkcs11:token=t;object=o?module-path=/x&pin-value=1234": "", strings.Repeat("a", 5000) + ":b": "names no key", "hashivault://" + strings.Repeat("a", 5000): "names no key",
 	} {
 		_, err := openCipher(t.Context(), uri, nil)
-		if err == nil {
-			t.Errorf("%.40s is taken", uri)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40s: got %v, want %q", uri, err, want)
 		} else if strings.Contains(err.Error(), "1234") || len(err.Error()) > 500 {
 			t.Errorf("%.40s: %v", uri, err)
 		}
+		if _, err := Wrap(t.Context(), filepath.Join(dir, "kek.wrapped"), uri, nil, nil); err == nil {
+			t.Errorf("%.40s wraps", uri)
+		}
+	}
+	if all, err := os.ReadDir(dir); err != nil || len(all) != 0 {
+		t.Errorf("there are %v, %v", all, err)
+	}
+}
+
+func TestTheTokenOfVaultIsFoundWhereItsToolsKeepIt(t *testing.T) {
+	home := t.TempDir()
+	clear := func(t *testing.T) {
+		for _, name := range []string{"VAULT_ADDR", "BAO_ADDR", "VAULT_TOKEN", "BAO_TOKEN"} {
+			t.Setenv(name, "")
+		}
+		t.Setenv("HOME", home)
+	}
+	wrap := func(t *testing.T) error {
+		_, err := Wrap(t.Context(), filepath.Join(t.TempDir(), "kek.wrapped"), "openbao://fleet-kek", nil, nil)
+		return err
+	}
+	newTransit(t)
+	address := os.Getenv("VAULT_ADDR")
+	for name, tt := range map[string]struct {
+		set  func(t *testing.T)
+		want string // empty: it works
+	}{
+		"OpenBao's variables": {func(t *testing.T) { t.Setenv("BAO_ADDR", address); t.Setenv("BAO_TOKEN", "the token") }, ""},
+		"a file": {func(t *testing.T) {
+			t.Setenv("VAULT_ADDR", address)
+			write(t, filepath.Join(home, ".vault-token"), []byte("the token\n"))
+		}, ""},
+		"no file": {func(t *testing.T) { t.Setenv("VAULT_ADDR", address); os.Remove(filepath.Join(home, ".vault-token")) }, "VAULT_TOKEN or BAO_TOKEN is not set"},
+		"no home": {func(t *testing.T) { t.Setenv("VAULT_ADDR", address); t.Setenv("HOME", "") }, "VAULT_TOKEN or BAO_TOKEN is not set"},
+		"authorities that cannot be read": {func(t *testing.T) {
+			t.Setenv("VAULT_ADDR", address)
+			t.Setenv("VAULT_TOKEN", "the token")
+			t.Setenv("VAULT_CACERT", "/none")
+		}, "/none"},
+		"an address that is none": {func(t *testing.T) { t.Setenv("VAULT_ADDR", "https://["); t.Setenv("VAULT_TOKEN", "the token") }, "https://["},
+		"another token":           {func(t *testing.T) { t.Setenv("VAULT_ADDR", address); t.Setenv("VAULT_TOKEN", "another") }, "encrypt with openbao://fleet-kek"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clear(t)
+			tt.set(t)
+			if err := wrap(t); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestAnAnswerOfVaultWithoutAKeyIsAnError(t *testing.T) {
+	var status int
+	var body string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		fmt.Fprint(w, body)
+	}))
+	t.Cleanup(s.Close)
+	t.Setenv("VAULT_ADDR", s.URL)
+	t.Setenv("VAULT_TOKEN", "the token")
+	t.Setenv("VAULT_MAX_RETRIES", "0")
+	c, err := openCipher(t.Context(), transitURI, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		status     int
+		body, want string
+	}{
+		"nothing":         {http.StatusNoContent, "", "gave no answer"},
+		"no field":        {http.StatusOK, `{"data":{"x":"y"}}`, "answer has no"},
+		"an empty field":  {http.StatusOK, `{"data":{"plaintext":"","ciphertext":""}}`, "answer has no"},
+		"a number":        {http.StatusOK, `{"data":{"plaintext":1,"ciphertext":1}}`, "answer has no"},
+		"what is no JSON": {http.StatusOK, `x`, ""},
+	} {
+		status, body = tt.status, tt.body
+		if b, err := c.Encrypt(t.Context(), []byte("the key")); err == nil || len(b) > 0 || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: encrypt: got %q, %v; want %q", name, b, err, tt.want)
+		}
+		if b, err := c.Decrypt(t.Context(), []byte("box")); err == nil || len(b) > 0 || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: decrypt: got %q, %v; want %q", name, b, err, tt.want)
+		}
+	}
+	status, body = http.StatusOK, `{"data":{"plaintext":"no base64!"}}`
+	if b, err := c.Decrypt(t.Context(), []byte("box")); err == nil || b != nil || !strings.Contains(err.Error(), "not base64") {
+		t.Errorf("what is no base64: got %q, %v", b, err)
 	}
 }
 
@@ -356,6 +479,8 @@ func amazonDouble(t *testing.T) (uri string) {
 		w.Header().Set("Content-Type", "application/x-amz-json-1.1")
 		var out map[string]any
 		switch target := r.Header.Get("X-Amz-Target"); {
+		case in.EncryptionContext["purpose"] != authenticated || len(in.EncryptionContext) != 1:
+			t.Errorf("%s with the context %v", target, in.EncryptionContext)
 		case !strings.Contains(r.Header.Get("Authorization"), "AWS4-HMAC-SHA256") || in.KeyId != "alias/fleet-kek":
 			t.Errorf("%s with %+v", target, in)
 		case target == "TrentService.Encrypt":
@@ -404,6 +529,10 @@ func TestAKeyWrappedByAWS(t *testing.T) {
 	w.Ciphertext = []byte("another")
 	if _, err := w.open(t.Context(), uri, nil); err == nil || !strings.Contains(err.Error(), "InvalidCiphertext") {
 		t.Errorf("got %v", err)
+	}
+	gone := strings.Replace(uri, "127.0.0.1:", "127.0.0.1:1/", 1)
+	if _, err := Wrap(t.Context(), filepath.Join(t.TempDir(), "kek.wrapped"), gone, nil, nil); err == nil || !strings.Contains(err.Error(), "encrypt with awskms:") {
+		t.Errorf("a service that is not there: %v", err)
 	}
 }
 

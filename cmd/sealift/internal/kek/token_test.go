@@ -3,6 +3,7 @@
 package kek
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"github.com/ThalesGroup/crypto11"
 
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/image/sign"
 )
 
 // softHSM is where Debian has the library of SoftHSM.
@@ -83,6 +85,20 @@ func TestAKeyWrappedByAToken(t *testing.T) {
 	w, err := readWrapped(path)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// Without the purpose the token itself refuses it.
+	c, err := sign.LoadTokenCipher(uri("kek"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := c.Open(w.Ciphertext, []byte(authenticated)); err != nil || !bytes.Equal(b, key) {
+		t.Errorf("with the purpose: %v", err)
+	}
+	if _, err := c.Open(w.Ciphertext, nil); err == nil {
+		t.Error("it opens for another purpose")
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
 	}
 	for _, box := range [][]byte{nil, w.Ciphertext[:20], append([]byte{w.Ciphertext[0] ^ 1}, w.Ciphertext[1:]...)} {
 		w.Ciphertext = box
