@@ -26,6 +26,7 @@ type service struct {
 	log      *slog.Logger
 	identity *tpm.Identity // set by identify
 	machine  attest.MachineID
+	told     bool // the service has said that it is that machine
 	keysCost bool // an attempt of this boot its connection: other keys are not proven
 }
 
@@ -154,7 +155,7 @@ func (s *service) challenge(ctx context.Context, session *client.Session, t *tpm
 			return challenge, false, nil
 		}
 		s.log.Info("the service knows this TPM by another endorsement key, which is used", "machine", m.Short(), "key", identity.EK.Kind)
-		s.identity, s.machine = identity, m
+		s.identity, s.machine, s.told = identity, m, true
 		if challenge, err = s.ask(ctx, session, identity.EK.Public, identity.EK.Certificates); err != nil {
 			return nil, false, err
 		}
