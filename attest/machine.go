@@ -66,7 +66,13 @@ func (v *verification) checkTPMOwner() {
 	}
 	state := stateName(v.known.TPMOwnerState)
 	hint := fmt.Sprintf("let the agent use the machine's own endorsement key: it does so by itself if the image is of this version; if the key is to change: sealift machine re-enrol --old %s --new %s --reason TEXT", owner, v.r.Machine)
-	if v.known.TPMOwnerState != StateEnrolled {
+	switch {
+	case v.known.TPMOwnerState == StateEnrolled:
+	case v.known.State == StateEnrolled:
+		// Both are on record, so a person may have locked out a duplicate.
+		hint = fmt.Sprintf("the lock-out is of the hardware, whichever of its keys it shows. Look why machine %s is %s: sealift machine show %s. If only that record was to go, and the box is to stay machine %s: sealift machine re-enrol --old %s --new %s --reason TEXT",
+			owner.Short(), state, owner, v.r.Machine.Short(), owner, v.r.Machine)
+	default:
 		hint = fmt.Sprintf("the lock-out is of the hardware, whichever of its keys it shows: sealift machine show %s", owner)
 	}
 	v.find(Finding{

@@ -75,8 +75,10 @@ func mends(c Code) (component, command string) {
 		return "the machine's enrolment", "sealift machine approve ID --reason TEXT"
 	case CodePCRChanged, CodeLogChanged:
 		return "the running system", commandRestart
-	case CodeSerialMismatch, CodeSerialTaken, CodeTPMTaken:
+	case CodeSerialMismatch, CodeSerialTaken:
 		return "the machine's serial number", "sealift machine show ID"
+	case CodeTPMTaken:
+		return "the TPM's endorsement key", "sealift machine show ID"
 	case CodeMachineRevoked, CodeQuarantined:
 		return "the machine's enrolment", "sealift machine reinstate ID --reason TEXT"
 	case CodeDiskForeign:

@@ -13,6 +13,7 @@ func TestATPMThatIsAnotherMachineIsRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		owner func(self MachineID) MachineID
 		state EnrolmentState
+		self  EnrolmentState // enrolled if unset
 		want  []Code
 		hint  string
 	}{
@@ -21,6 +22,8 @@ func TestATPMThatIsAnotherMachineIsRefused(t *testing.T) {
 		"another that is enrolled":    {state: StateEnrolled, want: []Code{CodeTPMTaken}, hint: "re-enrol --old " + other.String()},
 		"another that is revoked":     {state: StateRevoked, want: []Code{CodeTPMTaken}, hint: "machine show " + other.String()},
 		"another that is quarantined": {state: StateQuarantined, want: []Code{CodeTPMTaken}, hint: "machine show " + other.String()},
+		"a duplicate that is revoked": {state: StateRevoked, want: []Code{CodeTPMTaken}, hint: "re-enrol --old " + other.String()},
+		"a locked-out one comes back": {state: StateRevoked, self: StatePending, want: []Code{CodeMachinePending, CodeTPMTaken}, hint: "machine show " + other.String()},
 		"another in an unheard state": {state: "lost", want: []Code{CodeTPMTaken}, hint: "machine show " + other.String()},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -33,6 +36,9 @@ func TestATPMThatIsAnotherMachineIsRefused(t *testing.T) {
 			if c.owner != nil {
 				s.known.TPMOwner = c.owner(self)
 			}
+			if c.self != "" {
+				s.known.State = c.self
+			}
 			s.known.OtherKeys = []MachineID{{8}}
 			s.collect()
 			r := s.verify()
@@ -43,6 +49,12 @@ func TestATPMThatIsAnotherMachineIsRefused(t *testing.T) {
 				t.Error("no fact tells of the other key")
 			}
 			for _, f := range r.Findings {
+				if f.Code != CodeTPMTaken {
+					continue
+				}
+				if re := strings.Contains(f.Hint, "re-enrol"); re != (c.self == "") {
+					t.Errorf("names re-enrol: %t: %s", re, f.Hint)
+				}
 				if !strings.Contains(f.Hint, c.hint) || f.Got != self.String() || f.Want != other.String() || !strings.Contains(f.Message, "another endorsement key of the same TPM") {
 					t.Errorf("got %+v", f)
 				}

@@ -50,6 +50,9 @@ type PruneRequest struct {
 	Older  int64  `json:"older"`
 	Reason string `json:"reason,omitempty"`
 	DryRun bool   `json:"dryRun,omitempty"`
+	// ClockIsRight: the service's clock counts, however much later it is than when
+	// evidence was pruned last.
+	ClockIsRight bool `json:"clockIsRight,omitempty"`
 }
 
 // Need is why evidence that is old is kept.

@@ -20,6 +20,11 @@ const (
 	// AlarmMachineMisused: evidence has findings that say that an identity, a disk
 	// or a key is where it does not belong.
 	AlarmMachineMisused AlarmName = "machine.misused"
+	// AlarmBanksFailed: the proof of its active PCR banks that a machine gave does
+	// not hold, or shows a bank that it does not quote, and its evidence raises no
+	// AlarmEvidenceTampered for that: the policy may only ask for the proof, so that
+	// the machine can have been released.
+	AlarmBanksFailed AlarmName = "banks.proof-failed"
 	// AlarmConfirmContradicted: a release whose end was confirmed was confirmed
 	// again with another outcome. Only the machine knows the release's id; that
 	// the second came from it is not proven.
@@ -54,7 +59,7 @@ const (
 // AlarmNames returns all of them.
 func AlarmNames() []AlarmName {
 	return []AlarmName{
-		AlarmReleaseRepeated, AlarmEvidenceTampered, AlarmMachineMisused, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
+		AlarmReleaseRepeated, AlarmEvidenceTampered, AlarmMachineMisused, AlarmBanksFailed, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
 		AlarmWrongListener, AlarmRevokedOperator, AlarmRecoveryGiven, AlarmRecoveryRefused,
 		AlarmPolicyBack, AlarmPolicyUnproven, AlarmLogAltered,
 	}

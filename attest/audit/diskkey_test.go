@@ -41,7 +41,7 @@ func TestAReportTellsOfChangesOfKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !r.Chain.Verified || r.Summary.Confirmed != 1 || len(r.Machines) != 1 {
+	if !r.Chain.Intact || r.Summary.Confirmed != 1 || len(r.Machines) != 1 {
 		t.Fatalf("got %+v", r.Summary)
 	}
 	for i, want := range []string{

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"crypto/ecdsa"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,15 @@ type ReportOptions struct {
 	Machine   attest.MachineID // Optional; the whole fleet if unset.
 	From, To  time.Time        // Optional; entries before From or from To on are left out. The whole chain is verified all the same.
 	Generated time.Time        // printed on the report
+
+	// Key is the service's public release key, and Signed what the service signs of
+	// where its log ends, of type HeadType, nil if it signs nothing. The report is then
+	// of the log up to there. Optional.
+	Key    *ecdsa.PublicKey
+	Signed *Envelope
+	// Kept is the hash of an entry that was kept elsewhere, which the log must have.
+	// Optional.
+	Kept manifest.SHA256
 }
 
 // Report is what an auditor gets: everything that the log says of one machine
@@ -38,15 +48,33 @@ type Report struct {
 	Service   []Line           `json:"service"`  // starts of the service, changes of the key-encryption key
 }
 
-// ChainState says whether the whole log verified.
+// ChainState says what was shown of the log.
 type ChainState struct {
-	Verified bool   `json:"verified"`
-	Entries  int64  `json:"entries"` // that verified, from the first
-	Head     Head   `json:"head"`    // the last entry that verified
-	Broken   string `json:"broken,omitempty"`
+	// Verified: the log is one chain, and what shows that the service wrote it was
+	// checked: all of Signed and Kept that was asked for, and at least one of them.
+	Verified bool `json:"verified"`
+	// Intact: it is one chain, which anybody can make.
+	Intact  bool   `json:"intact"`
+	Entries int64  `json:"entries"` // of the chain, from the first
+	Head    Head   `json:"head"`    // the last of them
+	Broken  string `json:"broken,omitempty"`
+	// Signed: the service signed at that time, with that key, that the log ends with
+	// Head. Nil: that was not shown.
+	Signed *SignedBy `json:"signed,omitempty"`
+	// Kept is the entry of the hash that was kept elsewhere. It shows nothing of those
+	// after it.
+	Kept *Head `json:"kept,omitempty"`
+	// Unproven is why an intact chain is not verified.
+	Unproven string `json:"unproven,omitempty"`
 	// Unverified is the number of entries in the report that come after the
 	// break. Nothing vouches for them.
 	Unverified int64 `json:"unverified,omitempty"`
+}
+
+// SignedBy says which key signed a head, and when.
+type SignedBy struct {
+	Time time.Time `json:"time"`
+	Key  string    `json:"key"` // its id
 }
 
 // Summary counts what the report holds.
@@ -99,7 +127,7 @@ type Line struct {
 	Machine  attest.MachineID `json:"machine,omitzero"`
 	Text     string           `json:"text"`
 	Bad      bool             `json:"bad"`      // a refusal or a step against a machine
-	Verified bool             `json:"verified"` // part of the chain that verified
+	Verified bool             `json:"verified"` // part of the chain that is intact
 	Hash     manifest.SHA256  `json:"hash"`
 }
 
@@ -131,9 +159,10 @@ type CampaignReport struct {
 	Lines []Line `json:"lines"`
 }
 
-// Build makes a report from a whole log, verifying the chain as it reads. A
-// broken chain does not stop it: the report says so, and marks what follows
-// the break. Only an error that ends the sequence is returned.
+// Build makes a report from a whole log, verifying the chain as it reads, and what
+// shows that the service wrote it. A broken chain does not stop it: the report says
+// so, and marks what follows the break. Only an error that ends the sequence is
+// returned.
 func Build(entries iter.Seq2[Entry, error], o ReportOptions) (*Report, error) {
 	b := builder{
 		o: o,
@@ -149,7 +178,8 @@ func Build(entries iter.Seq2[Entry, error], o ReportOptions) (*Report, error) {
 		waiting:   map[string]waiting{},
 		stored:    map[manifest.SHA256]waiting{},
 	}
-	b.r.Chain.Verified = true
+	b.r.Chain.Intact = true
+	b.signed()
 	b.r.Summary.Kinds = map[Kind]int{}
 	for e, err := range entries {
 		if err != nil {
@@ -163,8 +193,47 @@ func Build(entries iter.Seq2[Entry, error], o ReportOptions) (*Report, error) {
 		if err := b.add(e); err != nil {
 			return nil, err
 		}
+		if b.end != nil && b.r.Chain.Intact && b.r.Chain.Entries >= b.end.Head.Seq {
+			break // what was decided since is not signed
+		}
 	}
 	return b.finish(), nil
+}
+
+// signed verifies what the service signed, before any entry is read.
+func (b *builder) signed() {
+	c := &b.r.Chain
+	switch {
+	case b.o.Key == nil && b.o.Kept.IsZero():
+		c.Unproven = "neither the service's key nor the hash of an entry was given"
+	case b.o.Key == nil:
+	case b.o.Signed == nil:
+		c.Unproven = "the service does not sign where its log ends"
+	default:
+		s := new(HeadStatement)
+		if err := b.o.Signed.Open(b.o.Key, HeadType, s); err != nil {
+			c.Unproven = "the signed head: " + err.Error()
+			return
+		}
+		b.end = s
+	}
+}
+
+// prove compares an intact chain with what was signed and kept.
+func (b *builder) prove() {
+	c := &b.r.Chain
+	switch {
+	case !c.Intact || c.Unproven != "":
+	case b.end != nil && b.end.Head != c.Head:
+		c.Unproven = fmt.Sprintf("it ends with entry %d, %s, and the service signed that it ends with entry %d, %s", c.Head.Seq, c.Head.Hash, b.end.Head.Seq, b.end.Head.Hash)
+	case !b.o.Kept.IsZero() && c.Kept == nil:
+		c.Unproven = fmt.Sprintf("it has no entry with the hash that was kept elsewhere, %s: it was cut short or written anew", b.o.Kept)
+	default:
+		c.Verified = true
+		if b.end != nil {
+			c.Signed = &SignedBy{Time: b.end.Time, Key: b.o.Signed.SignedBy()}
+		}
+	}
 }
 
 type waiting struct {
@@ -183,21 +252,25 @@ type builder struct {
 	releases  map[string]*ReleaseLine     // by release id
 	waiting   map[string]waiting          // allowed verdicts by challenge id
 	stored    map[manifest.SHA256]waiting // verdicts by evidence
+	end       *HeadStatement              // what the service signed; nil: nothing that was verified
 }
 
 func (b *builder) broke(err error) {
-	if b.r.Chain.Verified {
-		b.r.Chain.Verified = false
+	if b.r.Chain.Intact {
+		b.r.Chain.Intact = false
 		b.r.Chain.Broken = err.Error()
 	}
 }
 
 func (b *builder) add(e Entry) error {
-	if b.r.Chain.Verified {
+	if b.r.Chain.Intact {
 		if err := b.v.Add(e); err != nil {
 			b.broke(err)
 		} else {
 			b.r.Chain.Entries++
+			if !b.o.Kept.IsZero() && e.Hash == b.o.Kept {
+				b.r.Chain.Kept = &Head{Seq: e.Seq, Hash: e.Hash}
+			}
 		}
 	}
 	if e.Kind == KindPrune {
@@ -209,11 +282,11 @@ func (b *builder) add(e Entry) error {
 	if !b.o.From.IsZero() && e.Time.Before(b.o.From) || !b.o.To.IsZero() && !e.Time.Before(b.o.To) {
 		return nil
 	}
-	if !b.r.Chain.Verified {
+	if !b.r.Chain.Intact {
 		b.r.Chain.Unverified++
 	}
 	b.r.Summary.Kinds[e.Kind]++
-	l := Line{Seq: e.Seq, Time: e.Time, Kind: e.Kind, Machine: e.Machine, Verified: b.r.Chain.Verified, Hash: e.Hash}
+	l := Line{Seq: e.Seq, Time: e.Time, Kind: e.Kind, Machine: e.Machine, Verified: b.r.Chain.Intact, Hash: e.Hash}
 	if err := b.describe(e, &l); err != nil {
 		// The entry is in the chain but its data is not what its kind says:
 		// it is shown, not hidden.
@@ -609,6 +682,7 @@ func (b *builder) policy(e Entry, l *Line) error {
 func (b *builder) finish() *Report {
 	r := b.r
 	r.Chain.Head = b.v.Head()
+	b.prove()
 	for _, m := range b.machines {
 		r.Machines = append(r.Machines, *m)
 	}

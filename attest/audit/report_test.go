@@ -2,9 +2,11 @@ package audit
 
 import (
 	"bytes"
+	"crypto/elliptic"
 	"encoding/json"
 	"iter"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -95,7 +97,7 @@ func TestReportHoldsEveryVerdictReleaseAndRefusal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !r.Chain.Verified || r.Chain.Head != entries[len(entries)-1].Head() || r.Chain.Entries != int64(len(entries)) {
+	if !r.Chain.Intact || r.Chain.Head != entries[len(entries)-1].Head() || r.Chain.Entries != int64(len(entries)) {
 		t.Errorf("chain: %+v", r.Chain)
 	}
 	if s := r.Summary; s.Machines != 2 || s.Allowed != 1 || s.Refused != 2 || s.Releases != 1 || s.Confirmed != 1 || s.Suppressed != 3 {
@@ -136,7 +138,7 @@ func TestReportOfOneMachineVerifiesTheWholeChain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Machines) != 1 || r.Machines[0].ID != other || !r.Chain.Verified || r.Chain.Entries != int64(len(entries)) {
+	if len(r.Machines) != 1 || r.Machines[0].ID != other || !r.Chain.Intact || r.Chain.Entries != int64(len(entries)) {
 		t.Errorf("machines %+v, chain %+v", r.Machines, r.Chain)
 	}
 }
@@ -148,7 +150,7 @@ func TestReportSaysWhereTheChainBreaks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Chain.Verified || !strings.Contains(r.Chain.Broken, "entry 4") || r.Chain.Head.Seq != 3 || r.Chain.Unverified != int64(len(entries))-3 {
+	if r.Chain.Intact || !strings.Contains(r.Chain.Broken, "entry 4") || r.Chain.Head.Seq != 3 || r.Chain.Unverified != int64(len(entries))-3 {
 		t.Errorf("chain: %+v", r.Chain)
 	}
 	var page bytes.Buffer
@@ -158,6 +160,72 @@ func TestReportSaysWhereTheChainBreaks(t *testing.T) {
 	if !strings.Contains(page.String(), "Not verified") || !strings.Contains(page.String(), "unverified") {
 		t.Error("the page does not say that the chain is broken")
 	}
+}
+
+// A chain alone anybody can make.
+func TestReportSaysWhatShowsThatTheServiceWroteTheLog(t *testing.T) {
+	entries := story(t)
+	last := entries[len(entries)-1].Head()
+	key, other := newKey(t, elliptic.P256()), newKey(t, elliptic.P256())
+	at := begin.Add(time.Hour)
+	sign := func(h Head) *Envelope { return signed(t, key, HeadStatement{Head: h, Time: at}) }
+	upTo3 := sign(entries[2].Head())
+	for claim, c := range map[string]struct {
+		o        ReportOptions
+		verified bool
+		entries  int
+		says     []string // the page
+		unproven string
+	}{
+		"nothing":                         {ReportOptions{}, false, len(entries), []string{"Not verified", "nothing shows that the service wrote it"}, "neither the service's key"},
+		"the service's signature":         {ReportOptions{Key: &key.PublicKey, Signed: sign(last)}, true, len(entries), []string{"✓ Verified", "The service signed on", sign(last).SignedBy()}, ""},
+		"its signature of a part":         {ReportOptions{Key: &key.PublicKey, Signed: upTo3}, true, 3, []string{"✓ Verified"}, ""},
+		"not another key's":               {ReportOptions{Key: &other.PublicKey, Signed: sign(last)}, false, len(entries), []string{"Not verified", "another key"}, "another key"},
+		"not one of another type":         {ReportOptions{Key: &key.PublicKey, Signed: func() *Envelope { e := sign(last); e.PayloadType = "x"; return e }()}, false, len(entries), []string{"Not verified"}, "signed as"},
+		"not one of another log":          {ReportOptions{Key: &key.PublicKey, Signed: sign(Head{Seq: last.Seq, Hash: manifest.SHA256{1}})}, false, len(entries), []string{"Not verified"}, "the service signed that it ends with"},
+		"not one of more than there is":   {ReportOptions{Key: &key.PublicKey, Signed: sign(Head{Seq: last.Seq + 1, Hash: last.Hash})}, false, len(entries), []string{"Not verified"}, "the service signed that it ends with"},
+		"not a service that signs none":   {ReportOptions{Key: &key.PublicKey}, false, len(entries), []string{"Not verified"}, "does not sign"},
+		"a hash that was kept":            {ReportOptions{Kept: entries[1].Hash}, true, len(entries), []string{"✓ Verified", "Entry 2 has the hash", "nothing of the entries after it"}, ""},
+		"not one that it does not have":   {ReportOptions{Kept: manifest.SHA256{1}}, false, len(entries), []string{"Not verified"}, "was cut short or written anew"},
+		"both":                            {ReportOptions{Kept: entries[1].Hash, Key: &key.PublicKey, Signed: sign(last)}, true, len(entries), []string{"✓ Verified", "Entry 2 has the hash", "The service signed on"}, ""},
+		"not one of both alone, the hash": {ReportOptions{Kept: manifest.SHA256{1}, Key: &key.PublicKey, Signed: sign(last)}, false, len(entries), []string{"Not verified"}, "was cut short or written anew"},
+		"not one of both alone, the key":  {ReportOptions{Kept: entries[1].Hash, Key: &other.PublicKey, Signed: sign(last)}, false, len(entries), []string{"Not verified"}, "another key"},
+	} {
+		t.Run(claim, func(t *testing.T) {
+			r, err := Build(seq(entries), c.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := r.Chain
+			if !s.Intact || s.Verified != c.verified || s.Entries != int64(c.entries) || s.Broken != "" || (s.Unproven == "") != c.verified || !strings.Contains(s.Unproven, c.unproven) {
+				t.Errorf("chain: %+v", s)
+			}
+			if want := c.verified && c.o.Key != nil; (s.Signed != nil) != want || want && !s.Signed.Time.Equal(at) {
+				t.Errorf("signed: %+v", s.Signed)
+			}
+			var page bytes.Buffer
+			if err := r.WriteHTML(&page); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range c.says {
+				if !strings.Contains(page.String(), want) {
+					t.Errorf("the page does not say %q", want)
+				}
+			}
+		})
+	}
+	t.Run("nothing is verified that is altered", func(t *testing.T) {
+		bad := slices.Clone(entries)
+		bad[3].Data = json.RawMessage(strings.Replace(string(bad[3].Data), "demo 1", "demo 2", 1))
+		r, err := Build(seq(bad), ReportOptions{Key: &key.PublicKey, Signed: upTo3})
+		if err != nil || !r.Chain.Verified {
+			t.Errorf("the part before: %+v, %v", r.Chain, err)
+		}
+		r, err = Build(seq(bad), ReportOptions{Key: &key.PublicKey, Signed: sign(last), Kept: entries[1].Hash})
+		if err != nil || r.Chain.Verified || r.Chain.Intact || r.Chain.Signed != nil {
+			t.Errorf("%+v, %v", r.Chain, err)
+		}
+	})
 }
 
 func TestReportPageStandsAloneAndEscapes(t *testing.T) {

@@ -177,6 +177,75 @@ func TestAPolicyThatRequiresTheBanksIsTriedBeforeItRefuses(t *testing.T) {
 	f.again(able)
 }
 
+// banksAlarms returns the alarms about proofs that failed.
+func (f *fleet) banksAlarms(b *paperBox) []audit.Alarm {
+	f.Helper()
+	var out []audit.Alarm
+	for e, err := range f.memory.Audit(f.Context(), 1) {
+		if err != nil {
+			f.Fatal(err)
+		}
+		var a audit.Alarm
+		if e.Kind != audit.KindAlarm || e.Machine != b.id {
+			continue
+		}
+		if err := json.Unmarshal(e.Data, &a); err != nil {
+			f.Fatal(err)
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// A machine that shows a bank which it keeps back is released where the policy only
+// asks. Somebody must look at it.
+func TestAProofOfTheBanksThatFailsIsAnAlarm(t *testing.T) {
+	f := newFleet(t)
+	ask, require := *f.policy, *f.policy
+	ask.TPM.AskBanks, require.TPM.ProveBanks = true, true
+	f.policy, f.asks = &ask, true
+	able, old, hides := f.box(true), f.box(true), f.box(true)
+	old.deaf = true
+	hidesSHA384(hides)
+	for range 2 { // once a day, however often it boots
+		for _, b := range []*paperBox{able, old, hides} {
+			f.again(b)
+		}
+	}
+	for name, b := range map[string]*paperBox{"proven": able, "silent": old} {
+		if got := f.banksAlarms(b); len(got) > 0 {
+			t.Errorf("%s: got %+v", name, got)
+		}
+	}
+	got := f.banksAlarms(hides)
+	if len(got) != 1 || got[0].Name != audit.AlarmBanksFailed || !strings.Contains(got[0].What, "bank.hidden: bank sha384 is active") || !strings.Contains(got[0].What, "released") || got[0].Peer == "" {
+		t.Errorf("got %+v", got)
+	}
+	// Refused for something else it is told, too.
+	both := f.box(true)
+	hidesSHA384(both)
+	denied := ask
+	denied.Models = []attest.ModelRule{{Minimum: []attest.FirmwareMinimum{{Version: "1.5"}}}}
+	f.policy = &denied
+	if codes := f.attest(both); len(codes) == 0 || slices.Contains(codes, attest.CodeBankHidden) {
+		t.Fatalf("codes are %q", codes)
+	}
+	got = f.banksAlarms(both)
+	if len(got) != 1 || got[0].Name != audit.AlarmBanksFailed || strings.Contains(got[0].What, "released") {
+		t.Errorf("got %+v", got)
+	}
+	// Where the policy requires it, it is a finding, which has an alarm.
+	f.policy = &require
+	other := f.box(true)
+	hidesSHA384(other)
+	if codes := f.attest(other); !slices.Equal(codes, []attest.Code{attest.CodeBankHidden}) {
+		t.Fatalf("codes are %q", codes)
+	}
+	if got := f.banksAlarms(other); len(got) != 1 || got[0].Name != audit.AlarmEvidenceTampered {
+		t.Errorf("got %+v", got)
+	}
+}
+
 // Evidence of a version that did not note whether it asked counts as not asked.
 func TestEvidenceThatDoesNotSayWhetherItWasAskedForIsNotJudged(t *testing.T) {
 	f := newFleet(t)

@@ -481,11 +481,12 @@ func (s *Server) postReEnrol(op Operator, w http.ResponseWriter, r *http.Request
 
 // reEnrol gives the node name and the serial number of a machine to another
 // endorsement key, and revokes the machine. It is the only way in which either
-// changes its endorsement key. It takes two commits, for the two records; done
-// again after the first, it goes on with the second.
+// changes its endorsement key. Both records are written with one commit, so that the
+// other is never released under a name of its own in between. What an earlier version
+// left half done is brought to its end.
 //
-// If both are proven to be one TPM and both were released, it takes one: the machine
-// is revoked, and the other stays what it is.
+// If both are proven to be one TPM and both were released, the machine is revoked,
+// and the other stays what it is.
 func (s *Server) reEnrol(ctx context.Context, old, next attest.MachineID, by, reason string) (*api.Machine, *failure) {
 	reason, f := checkReason(reason)
 	if f != nil {
@@ -494,66 +495,82 @@ func (s *Server) reEnrol(ctx context.Context, old, next attest.MachineID, by, re
 	if next.IsZero() || next == old {
 		return nil, badRequest("new names no other machine than the old one")
 	}
-	n, f := s.load(ctx, next)
-	if f != nil {
-		return nil, f
-	}
-	var from Machine
-	token := ""
-	_, f = s.change(ctx, old, func(m *Machine, now time.Time) ([]audit.Event, *failure) {
-		from, token = *m, ""
-		switch {
-		case m.Revision == 0:
-			return nil, notFound(fmt.Sprintf("there is no machine %s", old))
-		case m.ReplacedBy == next:
-			return nil, nil // the second commit is what is missing
-		case !m.ReplacedBy.IsZero():
-			return nil, conflict(fmt.Sprintf("machine %s was replaced by machine %s before", old, m.ReplacedBy), "")
-		case !n.isNew() && !(n.State == attest.StateEnrolled && oneTPM(n, m)):
-			return nil, conflict(fmt.Sprintf("machine %s is %s: only one that was given nothing yet can take the place of another", next, n.State), "")
+	var last error
+	for range attempts {
+		m, f := s.load(ctx, old)
+		if f != nil {
+			return nil, f
 		}
-		token = m.TokenID
-		if !n.isNew() {
-			ev := stateEvent(m, attest.StateRevoked, by, "its TPM is that of machine "+next.String()+": "+reason)
-			m.ReplacedBy = next
-			from = *m
-			return []audit.Event{ev}, nil
+		n, f := s.load(ctx, next)
+		if f != nil {
+			return nil, f
 		}
-		ev := withEffect(stateEvent(m, attest.StateRevoked, by, "replaced by machine "+next.String()+": "+reason),
-			fmt.Sprintf(effectGivesUp+"%s, %q, to machine %s", m.NodeName, m.Serial, next))
-		// The node stays, with another machine.
-		m.FenceDue, m.TokenID = false, ""
-		m.ReplacedBy, m.FormerName = next, m.NodeName
-		m.NodeName = "gone-" + m.ID.String()[:50]
-		from = *m
-		return []audit.Event{ev}, nil
-	})
-	if f != nil {
-		return nil, f
-	}
-	if token != "" && s.c.Tokens != nil {
-		s.takeBack(ctx, old, token)
-	}
-	return s.changeAll(ctx, next, func(m *Machine, now time.Time) (*Change, *failure) {
-		if m.State == attest.StateEnrolled && m.NodeName == from.FormerName || from.FormerName == "" {
-			return nil, nil
+		token := m.TokenID
+		c, f := s.replace(ctx, m, n, by, reason)
+		if f != nil {
+			return nil, f
 		}
-		if !m.isNew() {
-			return nil, conflict(fmt.Sprintf("machine %s is %s meanwhile", next, m.State), "")
+		if c == nil {
+			return &n.Machine, nil // done before
 		}
-		d := s.documents()
-		if key := s.serialKey(from.Serial); key != "" {
-			var number serialNumber
-			if _, f := d.get(ctx, serialKind, key, &number); f != nil {
-				return nil, f
+		now := s.c.Clock()
+		for i := range c.Events {
+			c.Events[i].Time = now
+		}
+		f = s.commit(ctx, c)
+		if f == nil {
+			if token != "" && s.c.Tokens != nil {
+				s.takeBack(ctx, old, token)
 			}
-			d.set(serialKind, key, &serialNumber{Serial: from.Serial, Machine: next})
+			return &n.Machine, nil
 		}
-		// A new board may have no serial number, or another one: it is held
-		// to the old one only if it claims that.
-		m.Listed = from.Listed && s.serialKey(m.Serial) == s.serialKey(from.Serial)
-		m.Serial, m.NodeName, m.Joined = from.Serial, from.FormerName, false
-		ev := withEffect(stateEvent(m, attest.StateEnrolled, by, reason), fmt.Sprintf(effectTakesOver+"%s, %q, of machine %s", from.FormerName, from.Serial, old))
-		return &Change{Documents: d.dirty, Events: []audit.Event{ev}}, nil
-	})
+		if last = f.cause; !errors.Is(last, ErrConflict) {
+			return nil, f
+		}
+	}
+	return nil, unavailable("the machine's record", fmt.Errorf("machines %s and %s: changed %d times meanwhile: %w", old, next, attempts, last))
+}
+
+// replace returns what puts n in the place of m, nil if it is there.
+func (s *Server) replace(ctx context.Context, m, n *Machine, by, reason string) (*Change, *failure) {
+	c := new(Change)
+	switch {
+	case m.Revision == 0:
+		return nil, notFound(fmt.Sprintf("there is no machine %s", m.ID))
+	case m.ReplacedBy == n.ID && (m.FormerName == "" || n.State == attest.StateEnrolled && n.NodeName == m.FormerName):
+		return nil, nil
+	case m.ReplacedBy == n.ID && !n.isNew():
+		return nil, conflict(fmt.Sprintf("machine %s is %s meanwhile", n.ID, n.State), "")
+	case m.ReplacedBy == n.ID: // an earlier version was cut off between its two commits
+	case !m.ReplacedBy.IsZero():
+		return nil, conflict(fmt.Sprintf("machine %s was replaced by machine %s before", m.ID, m.ReplacedBy), "")
+	case n.isNew():
+		// The node stays, with another machine.
+		c.Gives, c.Events = m, []audit.Event{withEffect(stateEvent(m, attest.StateRevoked, by, "replaced by machine "+n.ID.String()+": "+reason),
+			fmt.Sprintf(effectGivesUp+"%s, %q, to machine %s", m.NodeName, m.Serial, n.ID))}
+		m.FenceDue, m.TokenID = false, ""
+		m.ReplacedBy, m.FormerName = n.ID, m.NodeName
+		m.NodeName = "gone-" + m.ID.String()[:50]
+	case n.State == attest.StateEnrolled && oneTPM(n, m):
+		c.Machine, c.Events = m, []audit.Event{stateEvent(m, attest.StateRevoked, by, "its TPM is that of machine "+n.ID.String()+": "+reason)}
+		m.ReplacedBy = n.ID
+		return c, nil
+	default:
+		return nil, conflict(fmt.Sprintf("machine %s is %s: only one that was given nothing yet can take the place of another", n.ID, n.State), "")
+	}
+	d := s.documents()
+	if key := s.serialKey(m.Serial); key != "" {
+		var number serialNumber
+		if _, f := d.get(ctx, serialKind, key, &number); f != nil {
+			return nil, f
+		}
+		d.set(serialKind, key, &serialNumber{Serial: m.Serial, Machine: n.ID})
+	}
+	// A new board may have no serial number, or another one: it is held
+	// to the old one only if it claims that.
+	n.Listed = m.Listed && s.serialKey(n.Serial) == s.serialKey(m.Serial)
+	n.Serial, n.NodeName, n.Joined = m.Serial, m.FormerName, false
+	c.Machine, c.Documents = n, d.dirty
+	c.Events = append(c.Events, withEffect(stateEvent(n, attest.StateEnrolled, by, reason), fmt.Sprintf(effectTakesOver+"%s, %q, of machine %s", m.FormerName, m.Serial, m.ID)))
+	return c, nil
 }

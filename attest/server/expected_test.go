@@ -231,22 +231,29 @@ func TestAnIdentityKeepsItsEndorsementKey(t *testing.T) {
 		t.Error("enrolled anew without a reason")
 	}
 
-	// The first of the two commits is all that is done.
-	s.set(func() {
-		n := 0
-		s.fail = func(method string) (error, bool) {
-			if n++; method == "Commit" && n == 2 {
-				return errors.New("killed"), false
+	// Cut off before its commit it has done nothing, after it everything.
+	cut := func(persisted bool) {
+		t.Helper()
+		s.set(func() {
+			s.fail = func(method string) (error, bool) {
+				if method == "Commit" {
+					return errors.New("killed"), persisted
+				}
+				return nil, false
 			}
-			return nil, false
+		})
+		if _, err := op.ReEnrol(ctx, old.id, board.id, "mainboard exchanged, ticket 9"); err == nil {
+			t.Fatal("want a failure")
 		}
-	})
-	if _, err := op.ReEnrol(ctx, old.id, board.id, "mainboard exchanged, ticket 9"); err == nil {
-		t.Fatal("want a failure")
+		s.set(func() { s.fail = nil })
 	}
-	s.set(func() { s.fail = nil })
-	if m := s.machine(board); m.State != attest.StatePending {
-		t.Errorf("%s", m.State)
+	cut(false)
+	if m := s.machine(board); m.State != attest.StatePending || s.machine(old).State != was.State || s.machine(old).NodeName != was.NodeName {
+		t.Errorf("%s, and the machine to be replaced is %s", m.State, s.machine(old).State)
+	}
+	cut(true)
+	if m := s.machine(board); m.State != attest.StateEnrolled || m.NodeName != was.NodeName {
+		t.Errorf("%s, named %s", m.State, m.NodeName)
 	}
 	if status, _ := s.claims(old, "SN-1", disk); status != 403 {
 		t.Error("the replaced machine is still served")
@@ -284,6 +291,71 @@ func TestAnIdentityKeepsItsEndorsementKey(t *testing.T) {
 	}
 	if n != 2 {
 		t.Errorf("%d entries tell of it, want one for each machine", n)
+	}
+}
+
+// A board that was approved already must not be released, under a name of its own,
+// while it takes the place of another.
+func TestNothingIsReleasedWhileAMachineTakesThePlaceOfAnother(t *testing.T) {
+	s := knowing(t, nil)
+	ctx, op := t.Context(), s.operatorClient()
+	old, board := newBox(t, s.tpmCA), newBox(t, s.tpmCA)
+	s.enrol(old)
+	name := s.machine(old).NodeName
+	rec := record(board)
+	rec.DiskGUID, rec.Serial = otherDisk, "SN-8"
+	if _, err := s.srv.Enrol(ctx, "line-1", rec); err != nil {
+		t.Fatal(err)
+	}
+	// The board asks with each commit that there is.
+	asked := 0
+	s.set(func() {
+		s.fail = func(method string) (error, bool) {
+			if method == "Commit" {
+				asked++
+			}
+			if method == "Commit" && asked > 1 {
+				return errors.New("killed"), false
+			}
+			return nil, false
+		}
+	})
+	_, err := op.ReEnrol(ctx, old.id, board.id, "ticket 9")
+	s.set(func() { s.fail = nil })
+	if err != nil {
+		t.Fatalf("it took more than one commit: %v", err)
+	}
+	if m := s.machine(board); m.NodeName != name {
+		t.Errorf("named %s, want %s", m.NodeName, name)
+	}
+	if status, resp := s.claims(board, "SN-8", otherDisk); status != 200 {
+		t.Fatalf("HTTP %d, %s", status, codes(resp.Result))
+	}
+	if m := s.machine(board); m.NodeName != name || m.ReleaseID == "" {
+		t.Errorf("released as %s, want %s", m.NodeName, name)
+	}
+	if _, err := op.ReEnrol(ctx, old.id, board.id, "again"); err != nil {
+		t.Error(err)
+	}
+}
+
+// An earlier version wrote the two records with two commits.
+func TestAReEnrolmentThatAnEarlierVersionLeftHalfDoneIsFinished(t *testing.T) {
+	s := knowing(t, nil)
+	op := s.operatorClient()
+	old, board := newBox(t, s.tpmCA), newBox(t, s.tpmCA)
+	s.enrol(old)
+	m := s.machine(old)
+	name := m.NodeName
+	m.State, m.ReplacedBy, m.FormerName, m.NodeName = attest.StateRevoked, board.id, name, "gone-x"
+	if err := s.memory.Commit(t.Context(), &server.Change{Machine: m}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		got, err := op.ReEnrol(t.Context(), old.id, board.id, "ticket 9")
+		if err != nil || got.NodeName != name || got.State != attest.StateEnrolled {
+			t.Fatalf("%+v, %v", got, err)
+		}
 	}
 }
 

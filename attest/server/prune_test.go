@@ -197,8 +197,10 @@ func TestWhatIfTellsEvidenceThatWasPruned(t *testing.T) {
 
 func TestRetentionPrunesByItself(t *testing.T) {
 	s, _, gone := pruning(t, func(c *server.Config) { c.Retention = 400 * 24 * time.Hour })
-	if err := s.srv.RetainOnce(t.Context()); err != nil {
-		t.Fatal(err)
+	for range 2 { // the first time it only notes the clock
+		if err := s.srv.RetainOnce(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, d := range gone {
 		if _, err := s.memory.Evidence(t.Context(), d); !errors.As(err, new(*server.PrunedError)) {
@@ -220,6 +222,129 @@ func TestRetentionPrunesByItself(t *testing.T) {
 	}
 	if u, err := s.memory.Usage(t.Context()); err != nil || u.Evidence.Count != 4 {
 		t.Errorf("%+v, %v", u, err)
+	}
+}
+
+// A clock that jumps ahead must not have evidence removed that is not old.
+func TestAClockThatIsFarAheadPrunesNothing(t *testing.T) {
+	const day = 24 * time.Hour
+	s, _, _ := pruning(t, func(c *server.Config) { c.Retention = 4000 * day })
+	ctx, c := t.Context(), s.operatorClient()
+	base := s.offset
+	at := func(d time.Duration) { s.set(func() { s.offset = base + d }) }
+	count := func() int64 {
+		t.Helper()
+		u, err := s.memory.Usage(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u.Evidence.Count
+	}
+	order := func(right bool) error {
+		req := &api.PruneRequest{Older: int64(4000 * day / time.Second), ClockIsRight: right}
+		for _, err := range c.Prune(ctx, req) {
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for range 2 {
+		if err := s.srv.RetainOnce(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := count(); n != 4 {
+		t.Fatalf("%d pieces of evidence, want 4", n)
+	}
+	at(server.MaxClockStep - time.Minute)
+	if err := s.srv.RetainOnce(ctx); err != nil {
+		t.Errorf("within what is plausible: %v", err)
+	}
+	before := s.kinds()
+	for _, ahead := range []time.Duration{2*server.MaxClockStep + time.Minute, 5000 * day, 6000 * day} { // also the next days
+		at(ahead)
+		var clock *server.ClockError
+		if err := s.srv.RetainOnce(ctx); !errors.As(err, &clock) || !clock.Now.After(clock.Last.Add(server.MaxClockStep)) || !strings.Contains(err.Error(), "--clock-is-right") {
+			t.Errorf("%v ahead: got %v", ahead, err)
+		}
+		if s.srv.ClockPlausible(ctx) == nil {
+			t.Errorf("%v ahead: the check passes", ahead)
+		}
+		var answer *operator.Error
+		if err := order(false); !errors.As(err, &answer) || answer.Status != http.StatusConflict || !strings.Contains(answer.Answer.Hint, "--clock-is-right") {
+			t.Errorf("%v ahead: an approver's order: %v", ahead, err)
+		}
+	}
+	if n := count(); n != 4 || s.kinds() != before {
+		t.Errorf("%d pieces of evidence, want 4; the log has %s", n, s.kinds())
+	}
+	// The clock is right again: it goes on by itself.
+	at(0)
+	if err := s.srv.RetainOnce(ctx); err != nil || s.srv.ClockPlausible(ctx) != nil {
+		t.Errorf("got %v", err)
+	}
+	if n := count(); n != 4 {
+		t.Errorf("%d pieces of evidence, want 4", n)
+	}
+	// Or so much time has passed, and a person says so.
+	at(7000 * day)
+	if err := s.srv.RetainOnce(ctx); err == nil {
+		t.Error("no error")
+	}
+	if err := order(true); err != nil || s.srv.ClockPlausible(ctx) != nil {
+		t.Errorf("got %v", err)
+	}
+	if n := count(); n >= 4 {
+		t.Errorf("%d pieces of evidence, want fewer than 4", n)
+	}
+	at(7001 * day)
+	if err := s.srv.RetainOnce(ctx); err != nil {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestWhatIsNotedOfTheClock(t *testing.T) {
+	ctx, store, now := t.Context(), new(storetest.Memory), time.Now()
+	for i, c := range []struct {
+		at           time.Duration
+		right, first bool
+		fails        bool
+	}{
+		{0, false, true, false},
+		{time.Hour, false, false, false},
+		{server.MaxClockStep + time.Hour, false, false, false},
+		{2*server.MaxClockStep + 2*time.Hour, false, false, true},
+		{-1000 * time.Hour, false, false, false}, // it was set back
+		{0, false, false, true}, // for longer than that
+		{0, true, false, false},
+		{100000 * time.Hour, true, false, false},
+		{100000 * time.Hour, false, false, false},
+	} {
+		first, err := server.NotePruneClock(ctx, store, now.Add(c.at), c.right)
+		if first != c.first || errors.As(err, new(*server.ClockError)) != c.fails || !c.fails && err != nil {
+			t.Errorf("step %d: first %t, %v", i, first, err)
+		}
+	}
+	d, err := store.Document(ctx, "prune-clock", "last")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Body = []byte(`{"time":7}`)
+	if err := store.Commit(ctx, &server.Change{Documents: []*server.Document{d}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.NotePruneClock(ctx, store, now, false); err == nil {
+		t.Error("what is noted cannot be read, and no error")
+	}
+	if _, err := server.NotePruneClock(ctx, store, now, true); err != nil {
+		t.Errorf("a person's word: %v", err)
+	}
+	faulty := &storetest.Faulty{Store: store, Fail: func(method string) (error, bool) {
+		return errors.New("broken"), false
+	}}
+	if _, err := server.NotePruneClock(ctx, faulty, now, true); err == nil {
+		t.Error("the store is broken, and no error")
 	}
 }
 

@@ -135,6 +135,8 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
 	m.Boot, m.Banks = prf.boot, entry.Banks
 	events = append(events, s.heardOf(m, sub.now)...)
+	alarms, raised := s.banksAlarm(sub, m, result)
+	events = append(events, alarms...)
 	m.LastEvidence, m.AcceptedEvidence = evidence, evidence
 	if s.c.PolicyHolds != nil {
 		// Minting a token takes its time, and another policy may count since.
@@ -162,6 +164,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 		return 0, nil, f
 	}
 	committed = true
+	raised()
 	s.c.Log.Info("released", "request", sub.peer.request, "machine", m.ID.Short(), "release", id, "image", result.Image, "secrets", entry.Secrets)
 	if s.c.Firmware != nil {
 		if err := s.c.Firmware.Accepted(ctx, m.ID, sub.now, result); err != nil {

@@ -88,6 +88,16 @@ func (s *Server) postPrune(op Operator, w http.ResponseWriter, r *http.Request) 
 	}
 	leave := sync.OnceFunc(s.pruning.release)
 	defer leave()
+	if !req.DryRun {
+		var clock *ClockError
+		switch _, err := NotePruneClock(r.Context(), s.c.Pruner, s.c.Clock(), req.ClockIsRight); {
+		case errors.As(err, &clock):
+			return nil, conflict(clock.Error(), "look at the clock of the service; if it is right: sealift store prune --clock-is-right")
+		case err != nil:
+			return nil, unavailable("the store", err)
+		}
+		s.clockFault.Store(nil)
+	}
 	rc := http.NewResponseController(w)
 	enc := json.NewEncoder(w)
 	started, last := false, time.Now()
@@ -172,15 +182,17 @@ const (
 	retainFirst = 10 * time.Minute
 	// retainEvery is how often it does then.
 	retainEvery = 24 * time.Hour
-	// retainAgain is when it tries again after an error.
+	// retainAgain is when it tries again after an error, retainClock if the clock
+	// is wrong, which a person or a time server mends.
 	retainAgain = 10 * time.Minute
+	retainClock = time.Hour
 )
 
 // Retain prunes what is older than the retention, ten minutes after the start and
 // then once a day, until ctx ends. Any
 // number of replicas may do so at once: each piece is removed, and recorded,
 // once. Without a retention it only notes how old evidence is that an earlier
-// program stored.
+// program stored, and what the clock says (NotePruneClock).
 func (s *Server) Retain(ctx context.Context) error {
 	if s.c.Pruner == nil {
 		return nil
@@ -193,10 +205,11 @@ func (s *Server) Retain(ctx context.Context) error {
 		}
 		wait = retainEvery
 		if err := s.retain(ctx); err != nil && ctx.Err() == nil {
-			s.c.Log.Error("old evidence not pruned, trying again", "error", err, "again", retainAgain)
 			wait = retainAgain
-		} else if err == nil && s.c.Retention == 0 {
-			return nil
+			if errors.As(err, new(*ClockError)) {
+				wait = retainClock
+			}
+			s.c.Log.Error("old evidence not pruned, trying again", "error", err, "again", wait)
 		}
 	}
 }
@@ -207,6 +220,17 @@ func (s *Server) retain(ctx context.Context) error {
 		return errors.New("the store is being pruned")
 	}
 	defer s.pruning.release()
+	now := s.c.Clock()
+	first, err := NotePruneClock(ctx, s.c.Pruner, now, false)
+	var clock *ClockError
+	switch isClock := errors.As(err, &clock); {
+	case isClock && s.c.Retention > 0:
+		s.clockFault.Store(clock)
+		return fmt.Errorf("%w; if it is right: sealift store prune --evidence-older-than AGE --clock-is-right", err)
+	case err != nil && !isClock:
+		return err
+	}
+	s.clockFault.Store(nil)
 	if s.c.Retention == 0 {
 		began := time.Now()
 		return index(ctx, s.c.Pruner, func() error {
@@ -215,8 +239,12 @@ func (s *Server) retain(ctx context.Context) error {
 			return err
 		})
 	}
+	if first {
+		s.c.Log.Info("the clock is noted; old evidence is pruned from the next time on", "clock", now, "next", retainEvery)
+		return nil
+	}
 	report, err := Prune(ctx, s.c.Pruner, PruneOrder{
-		By: "service", Reason: "retention " + s.c.Retention.String(), Before: s.c.Clock().Add(-s.c.Retention), Now: s.c.Clock, Rest: Rest,
+		By: "service", Reason: "retention " + s.c.Retention.String(), Before: now.Add(-s.c.Retention), Now: s.c.Clock, Rest: Rest,
 	})
 	s.logPruned(report, "service")
 	return err

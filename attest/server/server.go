@@ -335,6 +335,7 @@ type Server struct {
 	// trying lets one proposal be tried at a time, pruning one order be
 	// carried out, and measuring the store be measured.
 	trying, pruning, measuring slots
+	clockFault                 atomic.Pointer[ClockError] // why the retention does not go by the clock
 
 	// appraise is attest.Verify with what only an accepted result gives.
 	appraise func(*attest.Evidence, *attest.Challenge, *attest.Session, *attest.Known, *attest.Policy) (*attest.Result, *proof)

@@ -161,6 +161,12 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 			alarms = append(alarms, alarm(m.ID, sub.now, audit.Alarm{Name: name, Peer: sub.peer.address, What: what[name]}))
 		}
 	}
+	failed := func() {}
+	if count[tampered] == 0 {
+		var more []audit.Event
+		more, failed = s.banksAlarm(sub, m, result)
+		alarms = append(alarms, more...)
+	}
 	if m.Revision > 0 && has[attest.CodeReleaseRepeated] {
 		// Each is told of within the machine's budget for refusals, and one of a
 		// boot whatever else used that up.
@@ -172,7 +178,10 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 			}))
 		}
 	}
-	return alarms, func() { s.raised.note(keys, sub.now) }
+	return alarms, func() {
+		s.raised.note(keys, sub.now)
+		failed()
+	}
 }
 
 // reminders remember when something was told last. A process that was started

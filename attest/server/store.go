@@ -188,6 +188,9 @@ type Change struct {
 	// and DiskGUID if it is set, are unique among machines: a taken one gives
 	// ErrConflict. Optional.
 	Machine *Machine
+	// Gives is stored as Machine is, and before it: the machine that gives up the
+	// node name that Machine takes. Optional.
+	Gives *Machine
 	// Release is added. If there is one with the same Machine, Generation,
 	// ResetCount and RestartCount, or the same ID: ErrReleased. Optional.
 	Release *Release

@@ -297,7 +297,7 @@ func TestTheWholeProtocolWithARealTPM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !r.Chain.Verified || len(r.Machines) != 1 || r.Summary.Allowed != 3 || r.Summary.Refused != 6 || r.Summary.Releases != 3 || r.Summary.Confirmed != 1 {
+	if !r.Chain.Intact || len(r.Machines) != 1 || r.Summary.Allowed != 3 || r.Summary.Refused != 6 || r.Summary.Releases != 3 || r.Summary.Confirmed != 1 {
 		t.Errorf("report: %+v, %+v", r.Chain, r.Summary)
 	}
 	var page bytes.Buffer

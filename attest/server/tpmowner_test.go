@@ -574,6 +574,53 @@ func TestDuplicatesOfAnEarlierVersionBecomeOneMachine(t *testing.T) {
 	}
 }
 
+// An earlier version let one box be two machines, and an operator revoked the one that
+// was not in use. The box is then refused, and the hint's command mends it.
+func TestADuplicateThatWasRevokedByHandIsReplaced(t *testing.T) {
+	memory := new(storetest.Memory)
+	plain := newScene(t, nil) // for its authority
+	first := newBox(t, plain.tpmCA)
+	second := plain.secondKey(first)
+	akName, err := attest.AKName(first.akPublic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*server.Machine{
+		{AKName: akName, Machine: api.Machine{ID: first.id, State: attest.StateRevoked, Reason: "duplicate", NodeName: "n0", DiskGUID: disk}},
+		{AKName: akName, ReleaseID: "r", Machine: api.Machine{ID: second.id, State: attest.StateEnrolled, NodeName: "n1", DiskGUID: otherDisk}},
+	} {
+		if err := memory.Commit(t.Context(), &server.Change{Machine: m}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := newScene(t, func(c *server.Config) { c.Store = memory })
+	s.memory, s.tpmCA = memory, plain.tpmCA
+	if status, got := s.attests(second, otherDisk); status != 403 || got != string(attest.CodeTPMTaken) {
+		t.Fatalf("HTTP %d, %s", status, got)
+	}
+	// By which the verifier knows what to advise.
+	stored, err := memory.Evidence(t.Context(), s.machine(second).LastEvidence)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ev, err := api.DecodeEvidence(stored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ev.Known.State != attest.StateEnrolled || ev.Known.TPMOwner != first.id || ev.Known.TPMOwnerState != attest.StateRevoked {
+		t.Errorf("the verifier is told that the machine is %s, and machine %s, which has its TPM, %s", ev.Known.State, ev.Known.TPMOwner.Short(), ev.Known.TPMOwnerState)
+	}
+	if m, err := s.operatorClient().ReEnrol(t.Context(), first.id, second.id, "the duplicate was revoked"); err != nil || m.NodeName != "n1" {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if status, got := s.attests(second, otherDisk); status != 200 {
+		t.Errorf("HTTP %d, %s", status, got)
+	}
+	if status, _ := s.attests(first, disk); status != 403 {
+		t.Error("the record that was revoked is served")
+	}
+}
+
 func TestReplicasIndexTheirStoreAtOnce(t *testing.T) {
 	s := newScene(t, nil)
 	for round := range 5 {

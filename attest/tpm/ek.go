@@ -189,18 +189,41 @@ func (t *TPM) certifiedEK(kind ekKind, indices []uint32) ([]byte, error) {
 		err = t.makeEK(kind, indices)
 	}
 	if err == nil && !certifies(cert, t.ek.public) {
-		err = errors.Join(fmt.Errorf("nv index %#x: the certificate is not of the %s key that its template gives", kind.certificate, kind.name), t.flush(&t.ek))
+		if err = t.flush(&t.ek); err == nil {
+			err = unusable{fmt.Errorf("nv index %#x: the certificate is not of the %s key that its template gives", kind.certificate, kind.name)}
+		}
 	}
 	return cert, err
 }
+
+// unusable says that the TPM has no key for a certificate in NV: as long as NV holds
+// what it does, making the key again fails again.
+type unusable struct{ error }
+
+func (u unusable) Unwrap() error { return u.error }
+
+// refusedTemplates are what a TPM answers to a template of a key that it cannot have
+// (Part 3, TPM2_CreatePrimary, and the checks of a public area in Part 2, 12.2).
+func refusedTemplates() []tpm2.TPMRC {
+	return []tpm2.TPMRC{
+		tpm2.TPMRCAsymmetric, tpm2.TPMRCAttributes, tpm2.TPMRCCurve, tpm2.TPMRCHash, tpm2.TPMRCKDF, tpm2.TPMRCKey, tpm2.TPMRCKeySize,
+		tpm2.TPMRCMode, tpm2.TPMRCScheme, tpm2.TPMRCSize, tpm2.TPMRCSymmetric, tpm2.TPMRCType, tpm2.TPMRCValue,
+	}
+}
+
+// UnusableKeysError says that all that kept EachOtherEK from a key are certificates
+// for which the TPM has no key. No service can know the TPM by one of them.
+type UnusableKeysError struct{ Keys []error }
+
+func (e *UnusableKeysError) Error() string { return errors.Join(e.Keys...).Error() }
 
 // EachOtherEK makes, one after the other, the TPM's other endorsement keys for which
 // NV holds a certificate, and calls prove with the TPMT_PUBLIC of each. Meanwhile
 // Activate opens credentials for that key and the attestation key. Making an RSA key
 // may take a chip many seconds. It returns how many there were. An error of one key
-// does not keep the others from being made; all are returned. In the end the key of
-// Identify is loaded as before, so that a challenge that is asked for next does not
-// grow old while it is made.
+// does not keep the others from being made; all are returned, as an UnusableKeysError if
+// there is nothing else. In the end the key of Identify is loaded as before, so that a
+// challenge that is asked for next does not grow old while it is made.
 func (t *TPM) EachOtherEK(prove func(ekPublic []byte) error) (n int, err error) {
 	if t.identity == nil {
 		return 0, fmt.Errorf("other endorsement keys: %w", errNotIdentified)
@@ -208,7 +231,9 @@ func (t *TPM) EachOtherEK(prove func(ekPublic []byte) error) (n int, err error) 
 	template, others := t.ekTemplate, false
 	defer func() {
 		if t.ekTemplate = template; others {
-			err = errors.Join(err, t.flush(&t.ek), t.loadEK())
+			if back := errors.Join(t.flush(&t.ek), t.loadEK()); back != nil {
+				err = fmt.Errorf("%w; before: %v", back, err)
+			}
 		}
 		if err != nil {
 			err = fmt.Errorf("other endorsement keys: %w", err)
@@ -219,6 +244,7 @@ func (t *TPM) EachOtherEK(prove func(ekPublic []byte) error) (n int, err error) 
 		return 0, err
 	}
 	var errs []error
+	usable := false
 	for _, kind := range ekKinds() {
 		if !slices.Contains(indices, kind.certificate) || kind.certificate == t.identity.EK.index {
 			continue
@@ -228,13 +254,16 @@ func (t *TPM) EachOtherEK(prove func(ekPublic []byte) error) (n int, err error) 
 			return n, err
 		}
 		if _, err := t.certifiedEK(kind, indices); err != nil {
-			errs = append(errs, err)
+			errs, usable = append(errs, err), usable || !errors.As(err, new(unusable))
 			continue
 		}
 		n++
 		if err := prove(t.ek.public); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", kind.name, err))
+			errs, usable = append(errs, fmt.Errorf("%s: %w", kind.name, err)), true
 		}
+	}
+	if len(errs) > 0 && !usable {
+		return n, &UnusableKeysError{errs}
 	}
 	return n, errors.Join(errs...)
 }
@@ -250,7 +279,7 @@ func (t *TPM) makeEK(kind ekKind, indices []uint32) error {
 		}
 		p, err := tpm2.Unmarshal[tpm2.TPMTPublic](data)
 		if err != nil {
-			return fmt.Errorf("nv index %#x: decode template: %w", kind.template, err)
+			return unusable{fmt.Errorf("nv index %#x: decode template: %w", kind.template, err)}
 		}
 		public = *p
 	} else if kind.nonce != 0 && slices.Contains(indices, kind.nonce) {
@@ -259,11 +288,15 @@ func (t *TPM) makeEK(kind ekKind, indices []uint32) error {
 			return err
 		}
 		if public.Unique, err = uniqueNonce(public.Type, nonce); err != nil {
-			return fmt.Errorf("nv index %#x: %w", kind.nonce, err)
+			return unusable{fmt.Errorf("nv index %#x: %w", kind.nonce, err)}
 		}
 	}
 	t.ekTemplate = public
-	return t.loadEK()
+	err := t.loadEK()
+	if slices.ContainsFunc(refusedTemplates(), func(rc tpm2.TPMRC) bool { return errors.Is(err, rc) }) {
+		return unusable{fmt.Errorf("the %s key: %w", kind.name, err)}
+	}
+	return err
 }
 
 // loadEK makes the endorsement key of t.ekTemplate where it is not loaded.

@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/tpm/tpmtest"
@@ -402,6 +404,80 @@ func TestEachOtherCertifiedKeyIsProvenToBeInTheTPM(t *testing.T) {
 			empty(t, d, dev)
 		})
 	}
+}
+
+// What cannot be mended by trying again must be told from what can.
+func TestCertificatesWithoutAKeyAreToldFromKeysThatWereNotProven(t *testing.T) {
+	no := errors.New("no")
+	for claim, tt := range map[string]struct {
+		with     func(*tpmtest.TPM)
+		prove    error
+		break_   func(*failing)
+		unusable bool
+		fails    bool
+	}{
+		"nothing is wrong":             {},
+		"a certificate of another key": {with: func(d *tpmtest.TPM) { d.DefineNV(0x01c00014, d.CA.Issuer.Raw) }, unusable: true, fails: true},
+		"no certificate at all":        {with: func(d *tpmtest.TPM) { d.DefineNV(0x01c00014, bytes.Repeat([]byte{0xff}, 700)) }, unusable: true, fails: true},
+		"a template that is none":      {with: func(d *tpmtest.TPM) { d.DefineNV(0x01c00014, d.CA.Issuer.Raw); d.DefineNV(0x01c00015, []byte("none")) }, unusable: true, fails: true},
+		"a template that the TPM refuses": {with: func(d *tpmtest.TPM) {
+			d.DefineNV(0x01c00014, d.CA.Issuer.Raw)
+			d.DefineNV(0x01c00015, tpm2.Marshal(impossible()))
+		}, unusable: true, fails: true},
+		"a key that was not proven":           {prove: no, fails: true},
+		"that beside a certificate of no key": {with: func(d *tpmtest.TPM) { d.DefineNV(0x01c00014, d.CA.Issuer.Raw) }, prove: no, fails: true},
+		"a TPM that fails for once":           {break_: func(f *failing) { f.code, f.answer = tpm2.TPMCCCreatePrimary, tpm2.TPMRCRetry }, fails: true},
+		"a TPM that fails in the end":         {with: func(d *tpmtest.TPM) { d.DefineNV(0x01c00014, d.CA.Issuer.Raw) }, break_: func(f *failing) { f.code, f.answer, f.after = tpm2.TPMCCCreatePrimary, tpm2.TPMRCRetry, 2 }, fails: true},
+	} {
+		t.Run(claim, func(t *testing.T) {
+			d := tpmtest.Open(t)
+			if tt.with != nil {
+				tt.with(d)
+			}
+			f := &failing{TPM: d}
+			dev := New(f)
+			if _, err := dev.Identify("test"); err != nil {
+				t.Fatal(err)
+			}
+			if tt.break_ != nil {
+				tt.break_(f)
+			}
+			_, err := dev.EachOtherEK(func([]byte) error { return tt.prove })
+			if (err != nil) != tt.fails || errors.As(err, new(*UnusableKeysError)) != tt.unusable {
+				t.Errorf("got %v, want an error %t that is of unusable keys alone %t", err, tt.fails, tt.unusable)
+			}
+			if tt.prove != nil && !errors.Is(err, no) {
+				t.Errorf("got %v, want %v", err, no)
+			}
+			if f.code == 0 {
+				empty(t, d, dev)
+			}
+		})
+	}
+}
+
+// impossible is a template of a key that no TPM makes: of an unknown curve.
+func impossible() tpm2.TPMTPublic {
+	p := highRange(tpm2.TPMECCNistP256)
+	p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{Symmetric: aesCFB(128), CurveID: 0x7777})
+	return p
+}
+
+// failing is a TPM that answers one command with an error, after some of them.
+type failing struct {
+	transport.TPM
+	code   tpm2.TPMCC // 0: none
+	answer tpm2.TPMRC
+	after  int
+}
+
+func (f *failing) Send(command []byte) ([]byte, error) {
+	if f.code != 0 && len(command) >= 10 && binary.BigEndian.Uint32(command[6:]) == uint32(f.code) {
+		if f.after--; f.after < 0 {
+			return binary.BigEndian.AppendUint32([]byte{0x80, 0x01, 0, 0, 0, 10}, uint32(f.answer)), nil
+		}
+	}
+	return f.TPM.Send(command)
 }
 
 func TestAKeyThatIsNotProvenDoesNotKeepTheOthers(t *testing.T) {

@@ -135,7 +135,7 @@ func (t *TPM) certificate(index uint32) ([]byte, error) {
 		err = errors.New("no DER certificate in it")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("nv index %#x: %w", index, err)
+		return nil, unusable{fmt.Errorf("nv index %#x: %w", index, err)}
 	}
 	return certs[0], nil
 }

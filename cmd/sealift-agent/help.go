@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/client"
 	"github.com/sealift/sealift/attest/recovery"
@@ -26,10 +27,13 @@ type help struct {
 	wanted bool // there is a disk that a code could open
 	since  time.Time
 	asking chan *recovery.Secrets // nil: nobody was asked
-	prompt func(context.Context) (*recovery.Secrets, error)
+	prompt func(context.Context, attest.MachineID) (*recovery.Secrets, error)
 	log    func(error)
 
-	nodeName func(digits int) string
+	// who says which machine this is to those who are asked for the code. It uses
+	// the TPM.
+	who     func() attest.MachineID
+	machine attest.MachineID // as it said; set before anybody is asked
 }
 
 // newHelp prepares help. A machine whose state is not there yet has nothing that
@@ -37,16 +41,25 @@ type help struct {
 func (m *machine) newHelp(ctx context.Context, s *service, e *early) *help {
 	h := &help{
 		wanted: e.state.Exists(), since: time.Now(),
-		log:      func(err error) { m.log.Error("no recovery", "err", err) },
-		nodeName: func(digits int) string { return api.NodeName(s.machine, digits) },
+		log: func(err error) { m.log.Error("no recovery", "err", err) },
 	}
-	h.prompt = func(ctx context.Context) (*recovery.Secrets, error) {
+	h.who = func() attest.MachineID {
+		if s.told {
+			return s.machine
+		}
+		id, err := e.state.NameFor(m.keys(e), s.machine)
+		if err != nil {
+			m.log.Warn("the recovery is asked for under this TPM's own name", "err", err)
+		}
+		return id
+	}
+	h.prompt = func(ctx context.Context, id attest.MachineID) (*recovery.Secrets, error) {
 		// A box may have a serial line and no keyboard.
 		if err := loadPeopleModules(e.root.Dir); err != nil {
 			m.log.Warn("keyboards may not work", "err", err)
 		}
 		p := rescue.Prompt{
-			Machine: s.machine, NodeName: h.nodeName(10), Disk: e.state.DiskGUID(), Terminals: rescue.OpenTerminals(),
+			Machine: id, NodeName: api.NodeName(id, 10), Disk: e.state.DiskGUID(), Terminals: rescue.OpenTerminals(),
 			Clock: time.Now, Sleep: unlock.Sleep, After: time.After,
 		}
 		return p.Run(ctx)
@@ -78,7 +91,7 @@ func loadPeopleModules(root string) error {
 
 // failed asks people for a recovery code, once, when an attempt failed in a way
 // that does not mend itself soon: a refusal, or rescueAfter without an answer.
-// It is called by one goroutine.
+// It is called by one goroutine, which uses the TPM.
 func (h *help) failed(err error) {
 	if !h.wanted || h.asking != nil || h.ctx.Err() != nil {
 		return
@@ -92,10 +105,11 @@ func (h *help) failed(err error) {
 	case time.Since(h.since) < rescueAfter:
 		return
 	}
+	h.machine = h.who()
 	h.asking = make(chan *recovery.Secrets, 1)
 	go func() {
 		defer close(h.asking)
-		s, err := h.prompt(h.ctx)
+		s, err := h.prompt(h.ctx, h.machine)
 		if err != nil {
 			if h.ctx.Err() == nil {
 				h.log(err)
@@ -117,5 +131,5 @@ func (h *help) end() *released {
 	if s == nil {
 		return nil
 	}
-	return &released{secrets: &api.Secrets{DiskKey: s.DiskKey, NextDiskKey: s.NextDiskKey, NodeName: h.nodeName(s.NameDigits)}, recovered: true}
+	return &released{secrets: &api.Secrets{DiskKey: s.DiskKey, NextDiskKey: s.NextDiskKey, NodeName: api.NodeName(h.machine, s.NameDigits)}, recovered: true}
 }

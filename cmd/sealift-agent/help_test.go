@@ -20,8 +20,8 @@ func refusal(codes ...attest.Code) error {
 	return fmt.Errorf("send evidence: %w", &client.RefusedError{Result: r})
 }
 
-func newTestHelp(t *testing.T, prompt func(context.Context) (*recovery.Secrets, error)) *help {
-	h := &help{wanted: true, since: time.Now(), prompt: prompt, log: func(err error) { t.Error(err) }, nodeName: func(n int) string { return fmt.Sprintf("box-%d", n) }}
+func newTestHelp(t *testing.T, prompt func(context.Context, attest.MachineID) (*recovery.Secrets, error)) *help {
+	h := &help{wanted: true, since: time.Now(), prompt: prompt, log: func(err error) { t.Error(err) }, who: func() attest.MachineID { return attest.MachineID{0xab, 0xcd} }}
 	h.ctx, h.cancel = context.WithCancel(t.Context())
 	return h
 }
@@ -41,7 +41,10 @@ func TestPeopleAreAskedWhenNothingElseHelps(t *testing.T) {
 		"a machine without a state, and refused": {refusal(attest.CodeCmdline), 2 * rescueAfter, false, false},
 	} {
 		t.Run(claim, func(t *testing.T) {
-			h := newTestHelp(t, func(ctx context.Context) (*recovery.Secrets, error) { <-ctx.Done(); return nil, ctx.Err() })
+			h := newTestHelp(t, func(ctx context.Context, _ attest.MachineID) (*recovery.Secrets, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			})
 			h.wanted, h.since = c.wanted, time.Now().Add(-c.since)
 			h.failed(c.err)
 			if got := h.asking != nil; got != c.asked {
@@ -56,15 +59,18 @@ func TestPeopleAreAskedWhenNothingElseHelps(t *testing.T) {
 
 func TestACodeEndsTheAttemptsToAttest(t *testing.T) {
 	asked := 0
-	h := newTestHelp(t, func(context.Context) (*recovery.Secrets, error) {
+	h := newTestHelp(t, func(_ context.Context, id attest.MachineID) (*recovery.Secrets, error) {
 		asked++
-		return &recovery.Secrets{DiskKey: attest.Secret("half"), NameDigits: 16}, nil
+		if id != (attest.MachineID{0xab, 0xcd}) {
+			t.Errorf("asked as machine %s", id)
+		}
+		return &recovery.Secrets{DiskKey: attest.Secret("half"), NameDigits: 5}, nil
 	})
 	h.failed(refusal(attest.CodeCmdline))
 	<-h.ctx.Done()
 	h.failed(refusal(attest.CodeCmdline))
 	r := h.end()
-	if r == nil || !r.recovered || string(r.secrets.DiskKey) != "half" || r.secrets.NodeName != "box-16" || r.secrets.Join != nil {
+	if r == nil || !r.recovered || string(r.secrets.DiskKey) != "half" || r.secrets.NodeName != "box-abcd0" || r.secrets.Join != nil {
 		t.Errorf("got %+v", r)
 	}
 	if asked != 1 {
@@ -74,7 +80,7 @@ func TestACodeEndsTheAttemptsToAttest(t *testing.T) {
 
 func TestAReleaseEndsTheAsking(t *testing.T) {
 	ended := make(chan struct{})
-	h := newTestHelp(t, func(ctx context.Context) (*recovery.Secrets, error) {
+	h := newTestHelp(t, func(ctx context.Context, _ attest.MachineID) (*recovery.Secrets, error) {
 		defer close(ended)
 		<-ctx.Done()
 		return nil, ctx.Err()

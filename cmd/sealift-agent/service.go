@@ -26,6 +26,7 @@ type service struct {
 	log      *slog.Logger
 	identity *tpm.Identity // set by identify
 	machine  attest.MachineID
+	told     bool // the service has said that it is that machine
 	keysCost bool // an attempt of this boot its connection: other keys are not proven
 }
 
@@ -135,7 +136,8 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 
 // challenge asks for the challenge that evidence answers. If the service says that
 // it knows this TPM by another of its endorsement keys, that one is used from then
-// on. If it asks for the other keys they are proven first; proven says that all were.
+// on. If it asks for the other keys they are proven first; proven says that all were
+// that the TPM has.
 // A box is not held up by one that cannot be, or that takes longer than the connection
 // lasts: the service asks again in the next boot.
 func (s *service) challenge(ctx context.Context, session *client.Session, t *tpm.TPM) (_ *api.Challenge, proven bool, err error) {
@@ -154,7 +156,7 @@ func (s *service) challenge(ctx context.Context, session *client.Session, t *tpm
 			return challenge, false, nil
 		}
 		s.log.Info("the service knows this TPM by another endorsement key, which is used", "machine", m.Short(), "key", identity.EK.Kind)
-		s.identity, s.machine = identity, m
+		s.identity, s.machine, s.told = identity, m, true
 		if challenge, err = s.ask(ctx, session, identity.EK.Public, identity.EK.Certificates); err != nil {
 			return nil, false, err
 		}
@@ -179,10 +181,12 @@ func (s *service) challenge(ctx context.Context, session *client.Session, t *tpm
 	if err != nil {
 		s.log.Warn("an endorsement key of the TPM was not proven", "err", err)
 	}
-	proven = err == nil
-	if n == 0 && proven {
+	if n == 0 && err == nil {
 		return challenge, true, nil
 	}
+	// A certificate of which the TPM has no key is nothing to prove: it would only
+	// cost the time of all keys again in each boot.
+	proven = err == nil || errors.As(err, new(*tpm.UnusableKeysError))
 	// The connection has one open challenge, and this one may be old by now.
 	challenge, err = s.ask(ctx, session, s.identity.EK.Public, s.identity.EK.Certificates)
 	s.keysCost = err != nil

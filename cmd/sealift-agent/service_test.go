@@ -223,3 +223,38 @@ func TestABoxIsNotHeldUpByKeysForWhichItsConnectionDoesNotLast(t *testing.T) {
 		}
 	}
 }
+
+// A certificate of which the TPM has no key would otherwise have the service ask for
+// all keys again in each boot, and a chip make them.
+func TestACertificateWithoutAKeyLeavesNothingToProve(t *testing.T) {
+	store, c := startService(t)
+	d := tpmtest.Config{P256Certificate: true}.Open(t)
+	d.DefineNV(0x01c00014, d.CA.Issuer.Raw)
+	dev := tpm.New(d)
+	var log bytes.Buffer
+	s := &service{client: c, log: slog.New(slog.NewTextHandler(&log, nil))}
+	if err := s.identify(dev); err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(map[string]any{"machine": s.machine})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &server.Machine{Machine: api.Machine{ID: s.machine, State: attest.StateEnrolled, NodeName: "box"}}
+	doc := &server.Document{Kind: "tpm", Name: "ak-" + hex.EncodeToString(s.identity.AKName), Body: body}
+	if err := store.Commit(t.Context(), &server.Change{Machine: m, Documents: []*server.Document{doc}}); err != nil {
+		t.Fatal(err)
+	}
+	session, err := s.client.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	ch, proven, err := s.challenge(t.Context(), session, dev)
+	if err != nil || !proven || !ch.ProveKeys {
+		t.Errorf("challenge %+v, proven %t: %v", ch, proven, err)
+	}
+	if !strings.Contains(log.String(), "0x1c00014") {
+		t.Errorf("the log does not tell of it: %s", log.String())
+	}
+}

@@ -246,7 +246,7 @@ func (m *machine) setClock(now time.Time) {
 // enter opens or creates the state, caps the boot, and switches root.
 func (m *machine) enter(ctx context.Context, s *service, e *early, r *released) error {
 	secrets := r.secrets
-	opened, err := m.openState(ctx, e, secrets, r.recovered)
+	opened, err := m.openState(ctx, s, e, secrets, r.recovered)
 	clear(secrets.DiskKey)
 	clear(secrets.NextDiskKey)
 	if err != nil {
@@ -316,17 +316,16 @@ func outcomeOf(o *unlock.Opened) string {
 	return api.OutcomeUnlocked
 }
 
+// keys returns what this boot brings to the keys of its disk, without the service's.
+func (m *machine) keys(e *early) unlock.Keys {
+	return unlock.Keys{TPM: e.tpm, PCRKey: []byte(m.config.PCRKey), PCRSignature: e.pcrSig}
+}
+
 // openState opens the state that the evidence spoke of, or makes the first one.
 // Without evidence, after a recovery, it makes none, and changes no key.
-func (m *machine) openState(ctx context.Context, e *early, secrets *api.Secrets, recovered bool) (*unlock.Opened, error) {
-	keys := unlock.Keys{
-		TPM:          e.tpm,
-		PCRKey:       []byte(m.config.PCRKey),
-		PCRSignature: e.pcrSig,
-		ServiceHalf:  secrets.DiskKey,
-		NextHalf:     secrets.NextDiskKey,
-		Either:       recovered,
-	}
+func (m *machine) openState(ctx context.Context, s *service, e *early, secrets *api.Secrets, recovered bool) (*unlock.Opened, error) {
+	keys := m.keys(e)
+	keys.ServiceHalf, keys.NextHalf, keys.Either, keys.Machine = secrets.DiskKey, secrets.NextDiskKey, recovered, s.machine
 	if !e.state.Exists() {
 		if recovered {
 			return nil, errors.New("open state: there is none, and none is made with a recovery code, which proves nothing of who made it")
@@ -348,6 +347,9 @@ func (m *machine) openState(ctx context.Context, e *early, secrets *api.Secrets,
 		m.console.Step("disk key changed")
 	case o.RekeyErr != nil:
 		m.log.Error("the disk key was to be changed and was not", "err", o.RekeyErr)
+	}
+	if o.NoteErr != nil {
+		m.log.Warn("the disk does not say to which machine its key was released", "err", o.NoteErr)
 	}
 	return o, nil
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -318,8 +320,55 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 		t.Errorf("audit export from beyond the end: exit %d, %s", code, talk)
 	}
 	report := filepath.Join(s.dir, "report")
-	if out := mustCLI(t, ask("report", "attestation", "--machine", id.String(), "--out", report, "--json")...); !strings.Contains(out, `"verified":true,"entries":5`) {
+	reportWith := func(args ...string) []string {
+		return ask(append([]string{"report", "attestation", "--machine", id.String(), "--out", report, "--json"}, args...)...)
+	}
+	if out := mustCLI(t, reportWith("--key", key)...); !strings.Contains(out, `"verified":true,"intact":true,"entries":5`) || !strings.Contains(out, `"signed":{`) {
 		t.Errorf("report: %s", out)
+	}
+	if out := mustCLI(t, reportWith("--chain-only")...); !strings.Contains(out, `"verified":false,"intact":true`) || strings.Contains(out, `"signed":{`) {
+		t.Errorf("report of the chain alone: %s", out)
+	}
+	otherKey := filepath.Join(t.TempDir(), "other.pub")
+	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(&stranger.PublicKey)
+	if err == nil {
+		err = os.WriteFile(otherKey, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash := regexp.MustCompile(`"seq":2,.*"hash":"([0-9a-f]{64})"`).FindStringSubmatch(log)
+	if hash == nil {
+		t.Fatalf("no entry 2 in %s", log)
+	}
+	for claim, c := range map[string]struct {
+		args []string
+		code int
+		out  string // with --json
+		talk string
+	}{
+		"without a key":           {nil, exitRefused, `"verified":false`, "give the service's public release key"},
+		"with another key":        {[]string{"--key", otherKey}, exitRefused, `"verified":false`, "signed by another key"},
+		"with a hash":             {[]string{"--head", hash[1]}, exitOK, `"kept":{"seq":2`, ""},
+		"with another's hash":     {[]string{"--head", strings.Repeat("ab", 32)}, exitRefused, `"verified":false`, "cut short or written anew"},
+		"with a hash of none":     {[]string{"--head", "xyz"}, exitUsage, "", "--head"},
+		"with a key of none":      {[]string{"--key", "/nope"}, exitFailed, "", "/nope"},
+		"of nothing and a key":    {[]string{"--chain-only", "--key", key}, exitUsage, "", "--chain-only"},
+		"with the key, as a text": {[]string{"--key", key, "--json=false"}, exitOK, "signed by the service at ", ""},
+	} {
+		t.Run("a report "+claim, func(t *testing.T) {
+			code, out, talk := cli(t, "", reportWith(c.args...)...)
+			if code != c.code || !strings.Contains(out, c.out) || !strings.Contains(talk, c.talk) {
+				t.Errorf("exit %d, want %d; %s%s", code, c.code, out, talk)
+			}
+			if b, err := os.ReadFile(filepath.Join(report, "report.html")); code == exitRefused && (err != nil || !strings.Contains(string(b), "Not verified")) {
+				t.Errorf("the page of a log that is not verified does not say so: %v", err)
+			}
+		})
 	}
 	if b, err := os.ReadFile(filepath.Join(report, "report.html")); err != nil || !strings.Contains(string(b), "stolen") {
 		t.Errorf("report.html does not tell of the revocation: %v", err)

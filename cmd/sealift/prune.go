@@ -261,7 +261,7 @@ func pruneText(r *api.PruneReport) string {
 func newStorePruneCommand(e *env) *cobra.Command {
 	var o storeOptions
 	var reason string
-	var dry, vacuum bool
+	var dry, vacuum, clockIsRight bool
 	cmd := &cobra.Command{
 		Use:   "prune --evidence-older-than AGE",
 		Short: "Remove old evidence that nothing needs",
@@ -276,6 +276,10 @@ Kept in any case:
     and was heard of a year after it
   - machines, releases, documents, and the audit log: releases keep a boot from
     having two, and the log is a chain
+
+A clock that is more than 7 days later than when evidence was pruned last, or than
+the service noted since, may be wrong, and nothing is pruned by it. If it is right,
+--clock-is-right says so.
 
 A running service does it, for an approver. With --config the store is opened here,
 which is as safe, whether the service runs or not. Cut off, what was removed is
@@ -299,10 +303,10 @@ Example:
 				return usage{errors.New("--vacuum needs --config, and does not go with --dry-run")}
 			}
 			if o.config != "" {
-				return pruneLocally(cmd.Context(), e, &o, older, reason, dry, vacuum)
+				return pruneLocally(cmd.Context(), e, &o, older, reason, dry, vacuum, clockIsRight)
 			}
 			return o.do(func(client *operator.Client) error {
-				req := &api.PruneRequest{Older: int64(older / time.Second), Reason: reason, DryRun: dry}
+				req := &api.PruneRequest{Older: int64(older / time.Second), Reason: reason, DryRun: dry, ClockIsRight: clockIsRight}
 				for r, err := range client.Prune(cmd.Context(), req) {
 					if err != nil {
 						return err
@@ -322,12 +326,13 @@ Example:
 	f.StringVar(&o.older, "evidence-older-than", "", "`age` of evidence to remove, as 400d (required)")
 	f.StringVar(&reason, "reason", "", "why, for the audit log")
 	f.BoolVar(&dry, "dry-run", false, "only say what would be removed")
+	f.BoolVar(&clockIsRight, "clock-is-right", false, "prune also if the clock is more than 7 days later than the last time")
 	f.BoolVar(&vacuum, "vacuum", false, "give the room back to the file system")
 	required(cmd, "evidence-older-than")
 	return cmd
 }
 
-func pruneLocally(ctx context.Context, e *env, o *storeOptions, older time.Duration, reason string, dry, vacuum bool) (err error) {
+func pruneLocally(ctx context.Context, e *env, o *storeOptions, older time.Duration, reason string, dry, vacuum, clockIsRight bool) (err error) {
 	c, store, err := o.open(ctx)
 	if err != nil {
 		return err
@@ -344,6 +349,13 @@ func pruneLocally(ctx context.Context, e *env, o *storeOptions, older time.Durat
 	by := "unknown"
 	if u, err := user.Current(); err == nil {
 		by = u.Username
+	}
+	if !dry {
+		if _, err := server.NotePruneClock(ctx, store, e.now(), clockIsRight); errors.As(err, new(*server.ClockError)) {
+			return withHint(err, "look at this machine's clock; if it is right, give --clock-is-right")
+		} else if err != nil {
+			return err
+		}
 	}
 	report, err := server.Prune(ctx, store, server.PruneOrder{
 		Before: e.now().Add(-older), By: "local: " + by, Reason: reason, DryRun: dry, Now: e.now, Rest: server.Rest,

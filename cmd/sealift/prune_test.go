@@ -3,10 +3,12 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,8 +87,31 @@ func TestAServicePrunesItsStore(t *testing.T) {
 			t.Errorf("%q: exit %d, %s", bad, code, talk)
 		}
 	}
-	// Here it is as safe while the service runs.
 	config := filepath.Join(s.dir, "serve.yaml")
+	// By a clock that is far ahead of what was noted last nothing goes.
+	other, err := openStore(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := other.Document(t.Context(), "prune-clock", "last")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Body = fmt.Appendf(nil, `{"time":%q}`, time.Now().Add(-30*24*time.Hour).UTC().Format(time.RFC3339))
+	if err := errors.Join(other.Commit(t.Context(), &server.Change{Documents: []*server.Document{d}}), other.Close()); err != nil {
+		t.Fatal(err)
+	}
+	prune := []string{"store", "prune", "--evidence-older-than", "200d"}
+	for claim, args := range map[string][]string{"the service": ask(prune...), "its store": append(slices.Clone(prune), "--config", config)} {
+		if code, out, talk := cli(t, "", args...); code != exitFailed || out != "" || !strings.Contains(talk, "nothing is pruned: the clock says") || !strings.Contains(talk, "--clock-is-right") {
+			t.Errorf("%s: exit %d, %s%s", claim, code, out, talk)
+		}
+		if code, _, talk := cli(t, "", append(args, "--dry-run")...); code != exitOK {
+			t.Errorf("%s, without doing it: exit %d, %s", claim, code, talk)
+		}
+	}
+	mustCLI(t, ask("store", "prune", "--evidence-older-than", "4000d", "--clock-is-right", "--reason", "it was off")...)
+	// Here it is as safe while the service runs.
 	if out := mustCLI(t, "store", "prune", "--config", config, "--evidence-older-than", "200d"); !strings.Contains(out, "pruned 4 pieces") {
 		t.Errorf("got\n%s", out)
 	}

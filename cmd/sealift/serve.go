@@ -270,6 +270,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	group.Go(func() error { rewrap(ctx, service, log); return nil })
 	group.Go(func() error { policies.Run(background); return nil })
 	group.Go(func() error { return service.Watch(background) })
+	mon.Prefer("retention", service.ClockPlausible)
 	group.Go(func() error { return service.Retain(background) })
 	group.Go(func() error { return service.DeliverWebhooks(background) })
 	if tokens != nil {

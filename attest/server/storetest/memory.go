@@ -100,11 +100,14 @@ func (s *Memory) Commit(_ context.Context, c *server.Change) error {
 		head = e.Head()
 	}
 	s.log = log
-	if c.Machine != nil {
+	for _, m := range []*server.Machine{c.Gives, c.Machine} {
+		if m == nil {
+			continue
+		}
 		if s.machines == nil {
 			s.machines = map[attest.MachineID]*server.Machine{}
 		}
-		m := cloneMachine(c.Machine)
+		m = cloneMachine(m)
 		m.Revision++
 		s.machines[m.ID] = m
 	}
@@ -136,7 +139,10 @@ func (s *Memory) Commit(_ context.Context, c *server.Change) error {
 
 // check refuses a change that must not be written. The caller holds mu.
 func (s *Memory) check(c *server.Change) error {
-	if m := c.Machine; m != nil {
+	for _, m := range []*server.Machine{c.Gives, c.Machine} {
+		if m == nil {
+			continue
+		}
 		var stored int64
 		if old := s.machines[m.ID]; old != nil {
 			stored = old.Revision
@@ -145,6 +151,9 @@ func (s *Memory) check(c *server.Change) error {
 			return fmt.Errorf("machine %s: revision is %d, want %d: %w", m.ID, stored, m.Revision, server.ErrConflict)
 		}
 		for _, other := range s.machines {
+			if c.Gives != nil && m != c.Gives && other.ID == c.Gives.ID {
+				other = c.Gives
+			}
 			if other.ID != m.ID && (other.NodeName == m.NodeName || m.DiskGUID != "" && other.DiskGUID == m.DiskGUID) {
 				return fmt.Errorf("machine %s: node name or disk of machine %s: %w", m.ID, other.ID, server.ErrConflict)
 			}

@@ -40,6 +40,7 @@ func Run(t *testing.T, sub Subject) {
 		"a machine is found as it was stored":            machineRoundTrip,
 		"a stale revision changes nothing":               staleRevision,
 		"node names and disks are unique":                uniqueNames,
+		"a name goes from one machine to another":        givenName,
 		"machines are found by each field":               query,
 		"one release per boot and install":               releaseOnce,
 		"of concurrent releases one wins":                releaseRace,
@@ -207,6 +208,52 @@ func uniqueNames(t *testing.T, s server.Store) {
 		m := machine(name)
 		m.DiskGUID = ""
 		commit(t, s, &server.Change{Machine: m}) // no disk is not a disk that two share
+	}
+}
+
+func givenName(t *testing.T, s server.Store) {
+	commit(t, s, &server.Change{Machine: machine("a")})
+	commit(t, s, &server.Change{Machine: machine("b")})
+	read := func(name string) *server.Machine {
+		t.Helper()
+		m, err := s.Machine(t.Context(), machine(name).ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	give := func(from, to string) *server.Change {
+		gives, takes := read(from), read(to)
+		takes.NodeName, gives.NodeName = gives.NodeName, "gone-"+from
+		return &server.Change{Gives: gives, Machine: takes, Events: []audit.Event{verdict(gives.ID, "x"), verdict(takes.ID, "y")}}
+	}
+	stale := give("a", "b")
+	stale.Gives.Revision--
+	bad := map[string]*server.Change{"what gives it was changed": stale}
+	stale = give("a", "b")
+	stale.Machine.Revision--
+	bad["what takes it was changed"] = stale
+	taken := give("a", "b")
+	taken.Gives.NodeName = taken.Machine.NodeName
+	bad["both have it"] = taken
+	for name, c := range bad {
+		err := s.Commit(t.Context(), c)
+		if !errors.Is(err, server.ErrConflict) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if a, b := read("a"), read("b"); a.NodeName != "box-a" || b.NodeName != "box-b" || a.Revision != 1 || b.Revision != 1 {
+			t.Errorf("%s: %s at %d, %s at %d", name, a.NodeName, a.Revision, b.NodeName, b.Revision)
+		}
+	}
+	if n := count(t, s); n != 0 {
+		t.Errorf("%d audit entries of refused changes", n)
+	}
+	commit(t, s, give("a", "b"))
+	if a, b := read("a"), read("b"); a.NodeName != "gone-a" || b.NodeName != "box-a" || a.Revision != 2 || b.Revision != 2 {
+		t.Errorf("%s at %d, %s at %d", a.NodeName, a.Revision, b.NodeName, b.Revision)
+	}
+	if n := count(t, s); n != 2 {
+		t.Errorf("%d audit entries, want 2", n)
 	}
 }
 

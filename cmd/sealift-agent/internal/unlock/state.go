@@ -32,6 +32,9 @@ type token struct {
 	Type       string   `json:"type"`
 	Keyslots   []string `json:"keyslots"`
 	DeviceHalf []byte   `json:"sealift-device-half"` // of TPM.SealDeviceHalf
+	// Machine is to which machine the key was released last, its id in hex. Whoever
+	// can write to the disk can change it: it is a name, and proves nothing.
+	Machine string `json:"sealift-machine,omitempty"`
 }
 
 // TPM seals and opens device halves; *tpm.TPM is one.
@@ -52,6 +55,9 @@ type Keys struct {
 	// Either: NextHalf only opens a state that is under it already, and takes no
 	// place. Optional.
 	Either bool
+	// Machine is whose release it is, which is noted on the disk (State.NameFor).
+	// Optional, and not noted with Either.
+	Machine attest.MachineID
 }
 
 // Opened is a state that existed.
@@ -62,6 +68,8 @@ type Opened struct {
 	// the volume. RekeyErr is why not; the volume is under one of the two.
 	Rekeyed  bool
 	RekeyErr error
+	// NoteErr is why the machine was not noted that was to be.
+	NoteErr error
 }
 
 // State is the state partition of the disk that this boot came from, or the
@@ -117,8 +125,8 @@ func (s *State) DiskGUID() string { return s.table.Disk.String() }
 func (s *State) node() string { return blockdev.PartitionNode(s.disk.Node, s.part.Number) }
 
 // Open opens the existing state. It changes the disk only to make the key of
-// the NextHalf the one that opens it, after it was opened; whatever is wrong
-// with a state that does not open, it is left as it is.
+// the NextHalf the one that opens it, and to note the machine, both after it was
+// opened; whatever is wrong with a state that does not open, it is left as it is.
 func (s *State) Open(k Keys) (_ *Opened, err error) {
 	defer func() {
 		if err != nil {
@@ -132,7 +140,7 @@ func (s *State) Open(k Keys) (_ *Opened, err error) {
 		return nil, errors.New("there is none")
 	}
 	flag := os.O_RDONLY
-	if k.NextHalf != nil && !k.Either {
+	if k.NextHalf != nil && !k.Either || s.notes(k) {
 		flag = os.O_RDWR
 	}
 	f, err := os.OpenFile(s.node(), flag, 0)
@@ -140,6 +148,9 @@ func (s *State) Open(k Keys) (_ *Opened, err error) {
 		return nil, err
 	}
 	o, err := s.unlock(f, k)
+	if err == nil && s.notes(k) {
+		o.NoteErr = s.note(f, o.Volume, k.Machine)
+	}
 	// What was written was synced before.
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, err
@@ -153,11 +164,7 @@ func (s *State) Open(k Keys) (_ *Opened, err error) {
 // unlock opens the volume on d, with the next key if it is under that already,
 // and then makes the next key the only one.
 func (s *State) unlock(d luks2.Device, k Keys) (*Opened, error) {
-	blob, err := deviceHalf(s.header)
-	if err != nil {
-		return nil, err
-	}
-	half, err := k.TPM.UnsealDeviceHalf(blob, k.PCRKey, k.PCRSignature)
+	half, err := s.unseal(k)
 	if err != nil {
 		return nil, err
 	}
@@ -195,20 +202,29 @@ func (s *State) unlock(d luks2.Device, k Keys) (*Opened, error) {
 	return o, nil
 }
 
-// deviceHalf returns the sealed device half from the header's token.
-func deviceHalf(h *luks2.UntrustedHeader) ([]byte, error) {
+// unseal opens the device half, which only the machine's TPM can.
+func (s *State) unseal(k Keys) (attest.Secret, error) {
+	t, _, err := readToken(s.header)
+	if err != nil {
+		return nil, err
+	}
+	return k.TPM.UnsealDeviceHalf(t.DeviceHalf, k.PCRKey, k.PCRSignature)
+}
+
+// readToken returns the header's token with the sealed device half.
+func readToken(h *luks2.UntrustedHeader) (*token, *luks2.UntrustedToken, error) {
 	raw, ok := h.Token(tokenType)
 	if !ok {
-		return nil, fmt.Errorf("its header has no token of type %s, or more than one", tokenType)
+		return nil, nil, fmt.Errorf("its header has no token of type %s, or more than one", tokenType)
 	}
-	var t token
-	if err := json.Unmarshal(raw.JSON, &t); err != nil {
-		return nil, fmt.Errorf("token of type %s: %w", tokenType, err)
+	t := new(token)
+	if err := json.Unmarshal(raw.JSON, t); err != nil {
+		return nil, nil, fmt.Errorf("token of type %s: %w", tokenType, err)
 	}
 	if len(t.DeviceHalf) == 0 {
-		return nil, fmt.Errorf("token of type %s: no device half", tokenType)
+		return nil, nil, fmt.Errorf("token of type %s: no device half", tokenType)
 	}
-	return t.DeviceHalf, nil
+	return t, &raw, nil
 }
 
 // Create makes the state: a partition in the free space behind the image, a
@@ -235,7 +251,11 @@ func (s *State) Create(ctx context.Context, k Keys, mkfs func(ctx context.Contex
 	if err := s.addPartition(ctx); err != nil {
 		return nil, "", err
 	}
-	t, err := json.Marshal(token{Type: tokenType, Keyslots: []string{"0"}, DeviceHalf: blob})
+	made := token{Type: tokenType, Keyslots: []string{"0"}, DeviceHalf: blob}
+	if !k.Machine.IsZero() {
+		made.Machine = k.Machine.String()
+	}
+	t, err := json.Marshal(made)
 	if err != nil {
 		return nil, "", fmt.Errorf("encode token: %w", err)
 	}

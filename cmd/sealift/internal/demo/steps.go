@@ -420,7 +420,7 @@ func (d *Demo) campaignClosed(ctx context.Context) (string, error) {
 
 // audit writes the report and checks that an altered log is found out.
 func (d *Demo) audit(ctx context.Context) (string, error) {
-	if _, err := d.operator(ctx, "report", "attestation", "--machine", d.machine.ID.String(), "--out", d.path("report")); err != nil {
+	if _, err := d.operator(ctx, "report", "attestation", "--key", d.path("keys", "release.pub"), "--machine", d.machine.ID.String(), "--out", d.path("report")); err != nil {
 		return "", err
 	}
 	for _, f := range []string{"report.html", "report.json"} {

@@ -81,7 +81,10 @@ func (s *Store) submit(ctx context.Context, p *pending) error {
 // write returns the statements that write c, but for its evidence and events.
 func write(c *server.Change) ([]statement, error) {
 	var out []statement
-	if m := c.Machine; m != nil {
+	for _, m := range []*server.Machine{c.Gives, c.Machine} {
+		if m == nil {
+			continue
+		}
 		doing := fmt.Sprintf("store machine %s", m.ID)
 		body, err := json.Marshal(m)
 		if err != nil {

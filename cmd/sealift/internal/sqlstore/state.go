@@ -130,10 +130,11 @@ func one(missed error) func(sql.Result, error) error {
 // Commit implements server.Store. All is encoded here, by the caller: the
 // writer has no time to lose.
 func (s *Store) Commit(ctx context.Context, c *server.Change) error {
+	gives, err0 := encoded(c.Gives)
 	machine, err1 := encoded(c.Machine)
 	release, err2 := encoded(c.Release)
 	confirm, err3 := encoded(c.Confirm)
-	if err := errors.Join(err1, err2, err3); err != nil {
+	if err := errors.Join(err0, err1, err2, err3); err != nil {
 		return fmt.Errorf("encode what is to be stored: %w", err)
 	}
 	var ev *evidence
@@ -141,6 +142,11 @@ func (s *Store) Commit(ctx context.Context, c *server.Change) error {
 		ev = newEvidence(c.Evidence)
 	}
 	return s.submit(ctx, true, func(ctx context.Context, tx *tx) error {
+		if c.Gives != nil {
+			if err := putMachine(ctx, tx, c.Gives, gives); err != nil {
+				return fmt.Errorf("store machine %s: %w", c.Gives.ID, err)
+			}
+		}
 		if c.Machine != nil {
 			if err := putMachine(ctx, tx, c.Machine, machine); err != nil {
 				return fmt.Errorf("store machine %s: %w", c.Machine.ID, err)
