@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -235,4 +236,10 @@ func TestALostCursorHasTheLogReadAgain(t *testing.T) {
 			t.Errorf("%v: %v, %v; scanned %d", err, pause, got, h.scanned)
 		}
 	}
+}
+
+// DeliverOnce delivers what is to be delivered to the first webhook, and returns
+// after what time to look again.
+func (s *Server) DeliverOnce(ctx context.Context) (time.Duration, error) {
+	return s.deliver(ctx, s.hooks[0])
 }
