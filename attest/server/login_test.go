@@ -22,7 +22,10 @@ import (
 // tokens knows operators by tokens that are their names and roles.
 type tokens struct{}
 
-func (tokens) Authenticate(_ context.Context, token string) (server.Operator, error) {
+func (tokens) Authenticate(ctx context.Context, token string) (server.Operator, error) {
+	if _, bounded := ctx.Deadline(); !bounded {
+		return server.Operator{}, errors.New("it may take for ever")
+	}
 	if token == "" {
 		return server.Operator{Name: "ana", Roles: []api.Role{api.RoleViewer}}, nil // nobody may ask for it
 	}
