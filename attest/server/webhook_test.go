@@ -494,6 +494,11 @@ func TestAReplicaThatIsStoppedHandsOver(t *testing.T) {
 	<-hang
 	r.fail.Store(nil)
 	stop()
+	// The receiver did not fail: nobody has to wait because of it.
+	docs, err := store.Documents(t.Context(), "webhook", "", 0)
+	if err != nil || len(docs) != 1 || bytes.Contains(docs[0].Body, []byte("attempts")) || bytes.Contains(docs[0].Body, []byte("holder")) {
+		t.Errorf("the cursor is %s, %v", docs[0].Body, err)
+	}
 	// The lease was for a minute; the next one need not wait for its end.
 	replica(t, store, r.hook())
 	if d := <-r.got; d.reason() != "one" {

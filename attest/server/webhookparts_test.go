@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -92,8 +93,10 @@ func TestEveryStatusOfSuccessIsADeliveryAndNoOther(t *testing.T) {
 		w.WriteHeader(status)
 	}))
 	t.Cleanup(r.Close)
-	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	h := testHook(t, r.URL+"/x")
+	if h.client.Transport.(*http.Transport).Proxy != nil {
+		t.Error("a proxy is asked for")
+	}
 	for _, status = range []int{200, 201, 204, 299, 300, 302, 304, 400, 404, 410, 500} {
 		if err := h.post(t.Context(), time.Unix(1700000000, 5e8), "sealift_1_aa", []byte(`{"a":1}`)); (err == nil) != (status < 300) {
 			t.Errorf("HTTP %d: %v", status, err)
@@ -235,4 +238,10 @@ func TestALostCursorHasTheLogReadAgain(t *testing.T) {
 			t.Errorf("%v: %v, %v; scanned %d", err, pause, got, h.scanned)
 		}
 	}
+}
+
+// DeliverOnce delivers what is to be delivered to the first webhook, and returns
+// after what time to look again.
+func (s *Server) DeliverOnce(ctx context.Context) (time.Duration, error) {
+	return s.deliver(ctx, s.hooks[0])
 }

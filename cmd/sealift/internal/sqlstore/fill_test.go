@@ -68,11 +68,23 @@ func TestFillMakesAWholeDatabaseOrNone(t *testing.T) {
 	if err := Fill(t.Context(), path, records(func() error { return nil })); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second time: got %v, want %v", err, fs.ErrExist)
 	}
+	// One that comes while another is filled stays as it is.
+	raced := filepath.Join(dir, "raced.db")
+	err := Fill(t.Context(), raced, records(func() error { return os.WriteFile(raced, []byte("another's"), 0o600) }))
+	if b, readErr := os.ReadFile(raced); !errors.Is(err, fs.ErrExist) || string(b) != "another's" {
+		t.Errorf("got %v, want %v; there is now %.20q, %v", err, fs.ErrExist, b, readErr)
+	}
+	if left, err := filepath.Glob(raced + ".new-*"); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
+	}
 	s, err := Open(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	if _, err := s.read.ExecContext(t.Context(), "DELETE FROM audit"); err == nil {
+		t.Error("who reads can write")
+	}
 	n := 0
 	for _, err := range s.Audit(t.Context(), 1) {
 		if err != nil {
