@@ -230,9 +230,7 @@ func restoreText(r *backup.Report, store string, check bool) string {
 	fmt.Fprintf(&b, "%s %d machines, %d releases, %d audit entries of %s into %s\n", verb,
 		r.Backup.Count.Machines, r.Backup.Count.Releases, r.Backup.Count.Entries, r.Backup.Taken.Format(time.RFC3339), storeName(store))
 	fmt.Fprintf(&b, "%d later audit entries repeated\n", r.Replayed)
-	for _, kind := range slices.Sorted(maps.Keys(r.NotReplayed)) {
-		fmt.Fprintf(&b, "%d of %q could not be repeated\n", r.NotReplayed[kind], plain(string(kind)))
-	}
+	writeNotReplayed(&b, r.NotReplayed)
 	writeMissing(&b, r.Missing)
 	writeMissing(&b, r.MustStart)
 	if r.Complete {
@@ -250,6 +248,13 @@ func restoreText(r *backup.Report, store string, check bool) string {
 	return b.String()
 }
 
+// writeNotReplayed writes a line for each kind of entry that could not be repeated.
+func writeNotReplayed[K ~string](b *strings.Builder, counts map[K]int64) {
+	for _, kind := range slices.Sorted(maps.Keys(counts)) {
+		fmt.Fprintf(b, "%d of %q could not be repeated\n", counts[kind], plain(string(kind)))
+	}
+}
+
 // writeMissing writes a line for each thing that a restore could not rebuild.
 func writeMissing(b *strings.Builder, all []api.RestoreMissing) {
 	for _, m := range all {
@@ -263,7 +268,11 @@ func writeMissing(b *strings.Builder, all []api.RestoreMissing) {
 		if m.Serial != "" {
 			who = append(who, fmt.Sprintf("serial number %q", plain(m.Serial)))
 		}
-		fmt.Fprintf(b, "missing: %s: %s\n  mend: %s\n", strings.Join(who, ", "), plain(m.What), plain(m.Mend))
+		what := plain(m.What)
+		if len(who) > 0 {
+			what = strings.Join(who, ", ") + ": " + what
+		}
+		fmt.Fprintf(b, "missing: %s\n  mend: %s\n", what, plain(m.Mend))
 	}
 }
 
@@ -336,7 +345,8 @@ func newRestoreStatusCommand(e *env) *cobra.Command {
 		Short: "Show whether the service is held after a restore",
 		Long: `Shows when the service's store was last restored from a backup, whether secrets are
 held back because nobody has accepted that yet, whether machines that are enrolled now
-must start once more, and what the restore could not rebuild of which machine.
+must start once more, and what the restore could not rebuild: the policy that was
+enabled after the backup, and what of which machine.
 
 Example:
   sealift restore status` + exitStatus,
@@ -379,6 +389,7 @@ func printRestore(e *env, s *api.RestoreStatus) error {
 	case !s.Settled.IsZero():
 		fmt.Fprintf(&b, "settled %s by %s\n", s.Settled.Format(time.RFC3339), plain(s.SettledBy))
 	}
+	writeNotReplayed(&b, s.NotReplayed)
 	writeMissing(&b, s.Missing)
 	if s.MissingMore > 0 {
 		fmt.Fprintf(&b, "and %d more, which the restore printed\n", s.MissingMore)
