@@ -274,6 +274,9 @@ type RestoreStatus struct {
 	// first MaxRestoreMissing; MissingMore counts the others.
 	Missing     []RestoreMissing `json:"missing,omitempty"`
 	MissingMore int              `json:"missingMore,omitempty"`
+	// NotReplayed counts the entries of the audit log after the backup, by kind, whose
+	// effect could not be repeated.
+	NotReplayed map[string]int64 `json:"notReplayed,omitempty"`
 }
 
 // MaxRestoreMissing is how many RestoreMissing a RestoreStatus has.

@@ -37,10 +37,18 @@ func missing(m *Machine, what, mend string) api.RestoreMissing {
 	return api.RestoreMissing{Machine: m.ID, NodeName: m.NodeName, Serial: m.Serial, What: what, Mend: mend}
 }
 
-// Missing returns what could not be rebuilt and a person must mend, machine by
-// machine.
+// Missing returns what could not be rebuilt and a person must mend: the policy, then
+// machine by machine.
 func (r *Recovery) Missing() []api.RestoreMissing {
 	var out []api.RestoreMissing
+	// First, as it is about all machines, and of what is missing only so much is kept.
+	if p := r.policy; p.Seq > 0 {
+		what := "that policies were turned off after the backup"
+		if p.Name != "" {
+			what = fmt.Sprintf("policy %s version %d, enabled after the backup", p.Name, p.Version)
+		}
+		out = append(out, api.RestoreMissing{What: what + ": nothing is released until a policy is enabled again", Mend: "sealift policy enable FILE --reason TEXT"})
+	}
 	for _, id := range r.Lost() {
 		m := r.machines[id]
 		out = append(out, missing(m, "its disk key, made after the backup: its disk does not open any more",
@@ -63,13 +71,6 @@ func (r *Recovery) Missing() []api.RestoreMissing {
 			out = append(out, missing(m, what+", in entries of an earlier version",
 				"install it again, or, if it is not yours: sealift machine revoke "+id.String()+" --reason TEXT"))
 		}
-	}
-	if p := r.policy; p.Seq > 0 {
-		what := "that policies were turned off after the backup"
-		if p.Name != "" {
-			what = fmt.Sprintf("policy %s version %d, enabled after the backup", p.Name, p.Version)
-		}
-		out = append(out, api.RestoreMissing{What: what + ": nothing is released until a policy is enabled again", Mend: "sealift policy enable FILE --reason TEXT"})
 	}
 	for _, e := range r.expected {
 		out = append(out, api.RestoreMissing{

@@ -316,7 +316,7 @@ func TestWhatIsNotedOfTheClock(t *testing.T) {
 		{server.MaxClockStep + time.Hour, false, false, false},
 		{2*server.MaxClockStep + 2*time.Hour, false, false, true},
 		{-1000 * time.Hour, false, false, false}, // it was set back
-		{0, false, false, true}, // for longer than that
+		{0, false, false, true},                  // for longer than that
 		{0, true, false, false},
 		{100000 * time.Hour, true, false, false},
 		{100000 * time.Hour, false, false, false},

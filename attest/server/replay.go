@@ -638,9 +638,13 @@ func (r *Recovery) Finish(head audit.Head, restore audit.Restore, at time.Time) 
 	}
 	state := &restoreState{Entry: entry.Head(), Status: api.RestoreStatus{
 		Held: before.Held || !restore.Complete, Unsettled: before.Unsettled || !restore.Complete,
-		Restored: at.UTC(), Taken: restore.Taken, By: restore.By, Reason: restore.Reason,
+		NotReplayed: map[string]int64{},
+		Restored:    at.UTC(), Taken: restore.Taken, By: restore.By, Reason: restore.Reason,
 		Missing: missing[:min(len(missing), api.MaxRestoreMissing)], MissingMore: max(0, len(missing)-api.MaxRestoreMissing),
 	}}
+	for kind, n := range r.skipped {
+		state.Status.NotReplayed[string(kind)] = n
+	}
 	if err := r.keep(state); err != nil {
 		return nil, nil, err
 	}

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -188,5 +189,61 @@ func TestARestoredNodeNameIsValid(t *testing.T) {
 		if m := rec.Machine; m != nil && m.ID == id && (len(m.NodeName) > 63 || !strings.HasPrefix(m.NodeName, api.NodeName(id, 33))) {
 			t.Errorf("node name %s has %d characters", m.NodeName, len(m.NodeName))
 		}
+	}
+}
+
+// A policy that was enabled after the backup is about all machines, so it is told
+// first, and not cut off behind them.
+func TestARestoreTellsWhichPolicyItCouldNotRepeat(t *testing.T) {
+	for claim, c := range map[string]struct {
+		policy audit.Policy
+		want   string
+	}{
+		"one that was enabled":  {audit.Policy{Name: "fleet", Version: 7, Signed: true}, "policy fleet version 7, enabled after the backup"},
+		"that there is no more": {audit.Policy{FromName: "fleet", FromVersion: 7}, "that policies were turned off after the backup"},
+	} {
+		t.Run(claim, func(t *testing.T) {
+			r, seq := server.NewRecovery(), int64(0)
+			replay := func(kind audit.Kind, id attest.MachineID, data any) {
+				t.Helper()
+				body, err := json.Marshal(data)
+				if err != nil {
+					t.Fatal(err)
+				}
+				seq++
+				if err := r.Replay(audit.Entry{Seq: seq, Time: time.Unix(1, 0), Kind: kind, Machine: id, Data: body}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := range api.MaxRestoreMissing + 1 {
+				id := attest.MachineIDOf(fmt.Append(nil, i))
+				replay(audit.KindState, id, audit.StateChange{To: attest.StateEnrolled, Identity: &audit.Identity{NodeName: fmt.Sprint("n", i)}})
+				replay(audit.KindRelease, id, audit.Release{ID: fmt.Sprint("r", i), NodeName: fmt.Sprint("n", i), DiskGUID: fmt.Sprint("d", i), NewDiskKey: true, Secrets: []string{audit.SecretDiskKey}})
+			}
+			replay(audit.KindPolicy, attest.MachineID{}, c.policy)
+			replay("of a later program", attest.MachineID{}, struct{}{})
+			all, _, err := r.Finish(audit.Head{}, audit.Restore{Complete: true}, time.Unix(2, 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var state struct{ Status api.RestoreStatus }
+			for _, rec := range all {
+				if rec.Document != nil && rec.Document.Kind == "restore" {
+					if err := json.Unmarshal(rec.Document.Body, &state); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			st := state.Status
+			if len(st.Missing) != api.MaxRestoreMissing || st.MissingMore != 2 || !st.Held {
+				t.Fatalf("%d are named, and %d more; held %t", len(st.Missing), st.MissingMore, st.Held)
+			}
+			if m := st.Missing[0]; !strings.HasPrefix(m.What, c.want) || !m.Machine.IsZero() || !strings.Contains(m.Mend, "sealift policy enable") {
+				t.Errorf("the first is %+v, want %q", m, c.want)
+			}
+			if st.NotReplayed["policy"] != 1 || st.NotReplayed["of a later program"] != 1 {
+				t.Errorf("not repeated: %v", st.NotReplayed)
+			}
+		})
 	}
 }

@@ -28,7 +28,7 @@ import (
 
 func newBackupCommand(e *env) *cobra.Command {
 	var config, out string
-	var leaveOut bool
+	var leaveOut, anyLog bool
 	cmd := &cobra.Command{
 		Use:   "backup",
 		Short: "Copy the service's state into one file",
@@ -42,6 +42,10 @@ service decides later is not in it: export the audit log often, and keep it else
 
 Evidence that is not as it was stored ends it: somebody altered the database, or its
 disk fails. --leave-out-damaged makes a backup of the rest, and names what it lacks.
+
+So does an audit log that is not the one whose end the service signed, in the store and
+in the witness file of the configuration (exit 3): it was altered, or the store was
+turned back. --any-log makes a backup all the same, and says so.
 
 Example:
   sealift backup --config serve.yaml --out sealift-backup.zst` + exitStatus,
@@ -64,10 +68,29 @@ Example:
 				return err
 			}
 			defer func() { err = errors.Join(err, store.Close()) }()
+			// What is wrong with the log ends it, or is told once.
+			told := false
+			pass := func(err error) error {
+				if !anyLog || !errors.Is(err, errNotSeen) {
+					return err
+				}
+				if !told {
+					told = true
+					fmt.Fprintf(e.err, "sealift: backed up all the same: %v\n", err)
+				}
+				return nil
+			}
+			heads, err := readSignedHeads(&key.PublicKey, c.Witness)
+			if err := pass(err); err != nil {
+				return notSeen(err)
+			}
 			var m *backup.Manifest
 			err = writeFile(out, 0o600, func(w io.Writer) (err error) {
 				m, err = backup.Write(w, key, backup.Manifest{Taken: e.now().UTC(), Program: version()}, func(each func(server.Record) error) error {
 					return store.Dump(cmd.Context(), func(r server.Record) error {
+						if err := pass(heads.add(r)); err != nil {
+							return err
+						}
 						if r.Damaged == nil || !leaveOut {
 							return each(r)
 						}
@@ -78,8 +101,14 @@ Example:
 				if err == nil && m.Head.Seq == 0 {
 					return fmt.Errorf("%s is empty: no service was ever started on it", storeName(c.Store))
 				}
+				if err == nil {
+					err = pass(heads.end())
+				}
 				return err
 			})
+			if errors.Is(err, errNotSeen) {
+				return notSeen(err)
+			}
 			if errors.Is(err, backup.ErrDamaged) {
 				return withHint(err, "find out who altered the database, or whether its disk fails; --leave-out-damaged makes a backup of the rest")
 			}
@@ -92,8 +121,14 @@ Example:
 	cmd.Flags().StringVar(&config, "config", "", "configuration `file` of the service (required)")
 	cmd.Flags().StringVar(&out, "out", "", "`file` to write (required)")
 	cmd.Flags().BoolVar(&leaveOut, "leave-out-damaged", false, "leave out evidence that is not as it was stored")
+	cmd.Flags().BoolVar(&anyLog, "any-log", false, "take an audit log that is not the one whose end the service signed")
 	required(cmd, "config", "out")
 	return cmd
+}
+
+// notSeen is the refusal of a log that is not the one whose end was signed.
+func notSeen(err error) error {
+	return withHint(refused{err}, "docs/audit.md says what may have happened; if the release key or the store was exchanged on purpose, or to keep a copy of what was altered: --any-log")
 }
 
 type restoreOptions struct {
@@ -230,9 +265,7 @@ func restoreText(r *backup.Report, store string, check bool) string {
 	fmt.Fprintf(&b, "%s %d machines, %d releases, %d audit entries of %s into %s\n", verb,
 		r.Backup.Count.Machines, r.Backup.Count.Releases, r.Backup.Count.Entries, r.Backup.Taken.Format(time.RFC3339), storeName(store))
 	fmt.Fprintf(&b, "%d later audit entries repeated\n", r.Replayed)
-	for _, kind := range slices.Sorted(maps.Keys(r.NotReplayed)) {
-		fmt.Fprintf(&b, "%d of %q could not be repeated\n", r.NotReplayed[kind], plain(string(kind)))
-	}
+	writeNotReplayed(&b, r.NotReplayed)
 	writeMissing(&b, r.Missing)
 	writeMissing(&b, r.MustStart)
 	if r.Complete {
@@ -250,6 +283,13 @@ func restoreText(r *backup.Report, store string, check bool) string {
 	return b.String()
 }
 
+// writeNotReplayed writes a line for each kind of entry that could not be repeated.
+func writeNotReplayed[K ~string](b *strings.Builder, counts map[K]int64) {
+	for _, kind := range slices.Sorted(maps.Keys(counts)) {
+		fmt.Fprintf(b, "%d of %q could not be repeated\n", counts[kind], plain(string(kind)))
+	}
+}
+
 // writeMissing writes a line for each thing that a restore could not rebuild.
 func writeMissing(b *strings.Builder, all []api.RestoreMissing) {
 	for _, m := range all {
@@ -263,7 +303,11 @@ func writeMissing(b *strings.Builder, all []api.RestoreMissing) {
 		if m.Serial != "" {
 			who = append(who, fmt.Sprintf("serial number %q", plain(m.Serial)))
 		}
-		fmt.Fprintf(b, "missing: %s: %s\n  mend: %s\n", strings.Join(who, ", "), plain(m.What), plain(m.Mend))
+		what := plain(m.What)
+		if len(who) > 0 {
+			what = strings.Join(who, ", ") + ": " + what
+		}
+		fmt.Fprintf(b, "missing: %s\n  mend: %s\n", what, plain(m.Mend))
 	}
 }
 
@@ -336,7 +380,8 @@ func newRestoreStatusCommand(e *env) *cobra.Command {
 		Short: "Show whether the service is held after a restore",
 		Long: `Shows when the service's store was last restored from a backup, whether secrets are
 held back because nobody has accepted that yet, whether machines that are enrolled now
-must start once more, and what the restore could not rebuild of which machine.
+must start once more, and what the restore could not rebuild: the policy that was
+enabled after the backup, and what of which machine.
 
 Example:
   sealift restore status` + exitStatus,
@@ -379,6 +424,7 @@ func printRestore(e *env, s *api.RestoreStatus) error {
 	case !s.Settled.IsZero():
 		fmt.Fprintf(&b, "settled %s by %s\n", s.Settled.Format(time.RFC3339), plain(s.SettledBy))
 	}
+	writeNotReplayed(&b, s.NotReplayed)
 	writeMissing(&b, s.Missing)
 	if s.MissingMore > 0 {
 		fmt.Fprintf(&b, "and %d more, which the restore printed\n", s.MissingMore)

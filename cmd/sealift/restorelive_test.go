@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sealift/sealift/attest/api"
 )
@@ -77,5 +79,25 @@ func TestARestoredServiceIsAcceptedAndSettled(t *testing.T) {
 	log := mustCLI(t, ask("audit", "export")...)
 	if n := strings.Count(log, `"kind":"store.accept"`); n != 2 || !strings.Contains(log, `"power was cut"`) || !strings.Contains(log, `"settled":true`) {
 		t.Errorf("%d entries tell of it, want 2:\n%s", n, log)
+	}
+}
+
+func TestRestoreStatusNamesWhatCouldNotBeRepeated(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	var out bytes.Buffer
+	err := printRestore(&env{out: &out}, &api.RestoreStatus{
+		Held: true, Unsettled: true, Restored: at, Taken: at, By: "root", Reason: "disk", NotReplayed: map[string]int64{"policy": 2},
+		Missing: []api.RestoreMissing{{What: "policy fleet version 7, enabled after the backup", Mend: "sealift policy enable FILE --reason TEXT"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"2 of \"policy\" could not be repeated\n",
+		"missing: policy fleet version 7, enabled after the backup\n  mend: sealift policy enable FILE --reason TEXT",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("there is no %q in\n%s", want, out.String())
+		}
 	}
 }
