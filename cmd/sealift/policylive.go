@@ -602,8 +602,8 @@ func (l *livePolicy) state(ctx context.Context) (*api.PolicyState, error) {
 	if head.Name == "" {
 		return state, nil
 	}
-	var kept policyVersion
-	if _, err := document(ctx, l.store, policyVersionKind, versionName(head.Name, head.Version), &kept); err != nil {
+	_, kept, err := overwritten[policyVersion](ctx, l.store, policyVersionKind, versionName(head.Name, head.Version))
+	if err != nil {
 		return nil, err
 	}
 	state.Name, state.Version, state.Digest, state.Signed = head.Name, head.Version, head.Digest, head.Signed

@@ -142,7 +142,9 @@ func (s *policyStatement) check(ctx context.Context, w *logWitness, p *provenPol
 	}
 	if s.Name != "" {
 		var kept policyVersion
-		if _, err := document(ctx, w.store, policyVersionKind, versionName(s.Name, s.Version), &kept); err != nil {
+		if _, err := document(ctx, w.store, policyVersionKind, versionName(s.Name, s.Version), &kept); errors.Is(err, errUnreadable) {
+			return err, nil
+		} else if err != nil {
 			return nil, err
 		}
 		if !slices.Equal(kept.Images, s.Images) {

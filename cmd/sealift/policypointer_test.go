@@ -17,6 +17,7 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/backup"
+	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/image/manifest"
 )
 
@@ -336,6 +337,13 @@ func testAnApproverEnablesOverWhatIsNotProven(t *testing.T, g *ground) {
 			h.document(policyCurrentKind, policyCurrentName, func(json.RawMessage) json.RawMessage { return json.RawMessage(`"x"`) })
 		},
 		"no signature": func(h *thief) { h.pointer(func(p *policyPointer) { p.Statement = nil }) },
+		"noise as the version": func(h *thief) {
+			h.document(policyVersionKind, versionName("fleet", 3), func(json.RawMessage) json.RawMessage { return json.RawMessage(`"x"`) })
+		},
+		"noise by name": func(h *thief) {
+			h.pointer(func(p *policyPointer) { p.Statement = nil })
+			h.document(policyKind, "fleet", func(json.RawMessage) json.RawMessage { return json.RawMessage(`{"version":"x"}`) })
+		},
 		"no record by name": func(h *thief) {
 			h.pointer(func(p *policyPointer) { p.Statement = nil })
 			h.document(policyKind, "fleet", func(json.RawMessage) json.RawMessage { return nil })
@@ -745,5 +753,70 @@ func testAReplicaThatRunsFollowsTheLog(t *testing.T, g *ground) {
 	last := h.store()
 	if err := s.on(t).start(last, last, s.images[:], nil, nil).live.check(t.Context()); err == nil || !strings.Contains(err.Error(), "has the statement 2 of fleet version 2, and the audit log goes on to fleet version 3") {
 		t.Errorf("the statement of another branch: %v", err)
+	}
+}
+
+// An approver who enables the same policy once more puts right what somebody altered of
+// it in the store: a replica that starts then can go by it.
+func TestAnApproverPutsRightWhatIsStored(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	request := s.request(2, "2")
+	request.Images = s.sent[1:]
+	digest := manifest.SHA256(sha256.Sum256(s.sent[1].Manifest)).String()
+	version := func(change func(v *policyVersion)) func(json.RawMessage) (json.RawMessage, error) {
+		return func(b json.RawMessage) (json.RawMessage, error) {
+			var v policyVersion
+			if err := json.Unmarshal(b, &v); err != nil {
+				return nil, err
+			}
+			change(&v)
+			return json.Marshal(v)
+		}
+	}
+	set := func(v any) func(json.RawMessage) (json.RawMessage, error) {
+		return func(json.RawMessage) (json.RawMessage, error) { return json.Marshal(v) }
+	}
+	for name, c := range map[string]struct {
+		kind, name string
+		change     func(json.RawMessage) (json.RawMessage, error)
+	}{
+		"another text":               {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Text = policyText(2, "1") })},
+		"another signature":          {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Bundle = s.request(1, "1").Bundle })},
+		"another file":               {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Files = map[string][]byte{"x": nil} })},
+		"another manifest":           {policyManifestKind, digest, set(policyManifest(s.sent[0]))},
+		"a manifest's signature":     {policyManifestKind, digest, set(policyManifest{s.sent[1].Manifest, s.sent[0].Bundle})},
+		"noise in place of that":     {policyManifestKind, digest, set("x")},
+		"noise of the replicas":      {policyReplicasKind, policyReplicasName, set("x")},
+		"noise as the version":       {policyVersionKind, versionName("fleet", 2), set("x")},
+		"noise as what has its name": {policyKind, "fleet", set("x")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := s.on(t)
+			store := new(storetest.Memory)
+			a := s.start(store, store, s.images[:1], policyText(1, "1"), nil)
+			if _, err := a.enable(request); err != nil {
+				t.Fatal(err)
+			}
+			n := len(policyEntries(t, store))
+			if _, err := a.enable(request); err != nil || len(policyEntries(t, store)) != n {
+				t.Fatalf("the same again, before: %v", err)
+			}
+			d, err := store.Document(t.Context(), c.kind, c.name)
+			if err == nil {
+				d.Body, err = c.change(d.Body)
+			}
+			if err == nil {
+				err = store.Commit(t.Context(), &server.Change{Documents: []*server.Document{d}})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := a.enable(request); err != nil {
+				t.Fatal(err)
+			}
+			s.starts(t, store, nil).wants("then", 2, "released")
+		})
 	}
 }
