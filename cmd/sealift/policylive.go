@@ -202,8 +202,11 @@ func (l *livePolicy) check(context.Context) error {
 // that this replica is gone.
 func (l *livePolicy) Run(ctx context.Context) {
 	defer func() {
-		if w, err := l.watched(context.WithoutCancel(ctx)); err == nil {
-			if err := w.save(context.WithoutCancel(ctx), true); err != nil {
+		// A store that does not answer holds up no end.
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), policyRead)
+		defer cancel()
+		if w, err := l.watched(last); err == nil {
+			if err := w.save(last, true); err != nil {
 				l.log.Warn("where the audit log was seen to end is not kept", "error", err)
 			}
 		}
