@@ -41,6 +41,10 @@ const (
 	policyGone = 30 * time.Second
 )
 
+// hintAltered is what to do about errAltered: nobody can enable a policy with a log
+// that goes back on what was signed.
+const hintAltered = "put the right database back, or restore it; only if nothing that is lost matters, stop the replicas, remove their witness files and start them (docs/audit.md)"
+
 // errPolicyStale: it is not known which policy is enabled.
 var errPolicyStale = errors.New("it could not be read which policy is enabled")
 
@@ -134,7 +138,11 @@ func (l *livePolicy) begin(ctx context.Context, signature []byte) error {
 	}
 	if err := l.look(ctx); errors.Is(err, errUnproven) {
 		// The service runs, so that an approver can enable one.
-		l.log.Error("it is not proven which policy is enabled: nothing is released until an approver enables one", "error", err, "remedy", "sealift policy enable FILE --reason TEXT")
+		remedy := "sealift policy enable FILE --reason TEXT"
+		if errors.Is(err, errAltered) {
+			remedy = hintAltered
+		}
+		l.log.Error("it is not proven which policy is enabled: nothing is released until it is", "error", err, "remedy", remedy)
 		return nil
 	} else if err != nil {
 		l.mu.Lock()
@@ -481,7 +489,9 @@ func (l *livePolicy) enable(ctx context.Context, by string, req *api.PolicyEnabl
 	if err != nil {
 		return nil, err
 	}
-	if _, err := commitEnabling(ctx, w, n, l.local.clock().UTC(), l.log); errors.Is(err, errUnproven) {
+	if _, err := commitEnabling(ctx, w, n, l.local.clock().UTC(), l.log); errors.Is(err, errAltered) {
+		return nil, withHint(refused{err}, hintAltered)
+	} else if errors.Is(err, errUnproven) {
 		return nil, refused{err}
 	} else if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/backup"
 	"github.com/sealift/sealift/attest/server/storetest"
@@ -258,7 +259,8 @@ func testAStoreThatIsTurnedBackAsAWholeIsSeenByThoseWhoSawMore(t *testing.T, g *
 		if err := b.live.check(t.Context()); !errors.Is(err, errAltered) {
 			t.Errorf("%s: %v", what, err)
 		}
-		if _, err := b.enable(s.request(3, "1")); err == nil || !strings.Contains(err.Error(), errAltered.Error()) {
+		var says *operator.Error
+		if _, err := b.enable(s.request(3, "1")); !errors.As(err, &says) || !strings.Contains(says.Answer.Message, errAltered.Error()) || !strings.Contains(says.Answer.Hint, "witness files") {
 			t.Errorf("an approver, %s: %v", what, err)
 		}
 	}
