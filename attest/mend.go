@@ -75,7 +75,9 @@ func mends(c Code) (component, command string) {
 		return "the machine's enrolment", "sealift machine approve ID --reason TEXT"
 	case CodePCRChanged, CodeLogChanged:
 		return "the running system", commandRestart
-	case CodeSerialMismatch, CodeSerialTaken, CodeTPMTaken:
+	case CodeTPMTaken:
+		return "the TPM", "sealift machine show ID"
+	case CodeSerialMismatch, CodeSerialTaken:
 		return "the machine's serial number", "sealift machine show ID"
 	case CodeMachineRevoked, CodeQuarantined:
 		return "the machine's enrolment", "sealift machine reinstate ID --reason TEXT"
