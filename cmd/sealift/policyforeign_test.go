@@ -153,3 +153,51 @@ func TestManifestsAreThoseThatWereProven(t *testing.T) {
 	b.wants("by a manifest that the service did not sign", 1, "image.unknown")
 	b.wants("by its own", 2, "released")
 }
+
+// during is a store in which something is done once while a policy's version is read.
+type during struct {
+	server.Archive
+	do func()
+}
+
+func (d *during) Document(ctx context.Context, kind, name string) (*server.Document, error) {
+	if do := d.do; kind == policyVersionKind && do != nil {
+		d.do = nil
+		do()
+	}
+	return d.Archive.Document(ctx, kind, name)
+}
+
+// That a policy is enabled once more, with another manifest, while a replica looks at
+// it, is no sign that somebody altered the store.
+func TestAnEnablingDuringALookIsNoAlarm(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	a := s.start(memory, memory, s.images[:1], policyText(1, "1"), nil)
+	store := &during{Archive: memory}
+	b := s.on(t).start(store, store, s.images[:1], nil, nil)
+	if _, err := a.enable(s.request(2, "1")); err != nil {
+		t.Fatal(err)
+	}
+	more := s.request(2, "1")
+	more.Images = s.sent[1:]
+	enabled := false
+	store.do = func() {
+		enabled = true
+		if _, err := a.enable(more); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := b.live.look(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if alarms := alarmsIn(t, memory); len(alarms) > 0 {
+		t.Errorf("alarms: %+v", alarms)
+	}
+	if !enabled {
+		t.Error("nothing was enabled meanwhile")
+	}
+	b.look()
+	b.wants("by both", 2, "released")
+}

@@ -119,6 +119,11 @@ func provePolicy(ctx context.Context, w *logWitness) (*provenPolicy, error) {
 			if err != nil {
 				return nil, err
 			}
+			if p.fault != nil && !samePointer(before, p.document) {
+				// What it was compared with may be of an enabling since.
+				before = p.document
+				continue
+			}
 			p.images = s.Images
 		}
 		if p.fault != nil {
