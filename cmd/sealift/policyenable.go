@@ -270,8 +270,8 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 		return false, err
 	}
 	if current.Name == d.Name {
-		// Nothing signs what is kept by name.
-		head.Version, head.Left = max(head.Version, current.Version), current.Left
+		// What is kept by name is signed by nobody.
+		head.Version, head.Left = current.Version, current.Left
 	}
 	back := ""
 	switch {

@@ -201,3 +201,39 @@ func TestAnEnablingDuringALookIsNoAlarm(t *testing.T) {
 	b.look()
 	b.wants("by both", 2, "released")
 }
+
+// What is kept of a policy by its name is signed by nobody: it does not keep a later
+// version from being enabled, nor gets into what the service signs.
+func TestANumberThatSomebodyWritesHoldsUpNoPolicy(t *testing.T) {
+	onAllStores(t, testANumberThatSomebodyWritesHoldsUpNoPolicy)
+}
+
+func testANumberThatSomebodyWritesHoldsUpNoPolicy(t *testing.T, g *ground) {
+	s := newPolicyScene(t)
+	ours := g.fresh(t)
+	s.start(ours, ours, s.images[:], policyText(1, "1"), nil)
+	h := steal(t, g, ours)
+	h.document(policyKind, "fleet", func(b json.RawMessage) json.RawMessage {
+		var n policyName
+		if err := json.Unmarshal(b, &n); err != nil {
+			t.Fatal(err)
+		}
+		n.Version, n.Left = 1<<40, 1<<40
+		b, err := json.Marshal(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	})
+	store := h.store()
+	b := s.on(t).start(store, store, s.images[:], policyText(2, "2"), nil)
+	b.wants("by the configuration's", 1, denied)
+	if _, err := b.enable(s.request(3, "1")); err != nil {
+		t.Error(err)
+	}
+	b.wants("by the approver's", 1, "released")
+	var p policyPointer
+	if err := json.Unmarshal(body(t, store, policyCurrentKind, policyCurrentName), &p); err != nil || p.Version != 3 || p.Left != 0 {
+		t.Errorf("%+v, %v", p.policyHead, err)
+	}
+}
