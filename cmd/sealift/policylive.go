@@ -45,6 +45,9 @@ const (
 // that goes back on what was signed.
 const hintAltered = "put the right database back, or restore it; only if nothing that is lost matters, stop the replicas, remove their witness files and start them (docs/audit.md)"
 
+// hintStored is what to do about what is stored of a policy and is not as it was.
+const hintStored = "at a replica that runs: sealift policy enable FILE --images DIR --reason TEXT; or start one whose configuration names the policy's file (policy.file) and the directories of its images (images)"
+
 // errPolicyStale: it is not known which policy is enabled.
 var errPolicyStale = errors.New("it could not be read which policy is enabled")
 
@@ -386,8 +389,8 @@ func (l *livePolicy) alarm(ctx context.Context, fault error) {
 //   - it is signed by the image key of this replica, or is the very file that
 //     this replica's configuration names
 //   - each file that it names is there, with its digest
-//   - each manifest that belongs to it is there, is signed by the image key, and
-//     is of the cluster's distribution
+//   - each manifest that belongs to it is this replica's own, or is there, is signed
+//     by the image key, and is of the cluster's distribution
 //   - all of it compiles
 func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySource, error) {
 	head, revision := proven.head, proven.document.Revision
@@ -414,15 +417,15 @@ func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySou
 	if d == nil || d.Digest != head.Digest {
 		switch {
 		case kept.Digest != head.Digest || sha256.Sum256(kept.Text) != head.Digest:
-			return nil, errors.New("its text is not in the store")
+			return nil, withHint(errors.New("its text is not in the store"), hintStored)
 		case !head.Signed || len(kept.Bundle) == 0:
 			return nil, errors.New("it is not signed, or its signature is not in the store, and it is not the file of this replica's configuration")
 		}
 		if err := bundle.Verify(kept.Text, kept.Bundle, key); err != nil {
-			return nil, err
+			return nil, withHint(err, hintStored)
 		}
 		if d, err = policy.Parse("the enabled policy", kept.Text, sentFiles(kept.Files)); err != nil {
-			return nil, err
+			return nil, withHint(err, hintStored)
 		}
 	}
 	if d.Name != head.Name || d.Version != head.Version {
@@ -431,6 +434,9 @@ func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySou
 	var more []loadedImage
 	// Those of the statement: kept may be another than the one that was compared with it.
 	for _, digest := range proven.images {
+		if slices.ContainsFunc(l.local.images, func(i loadedImage) bool { return i.digest == digest }) {
+			continue // verified when it was loaded
+		}
 		var m policyManifest
 		if _, err := document(ctx, l.store, policyManifestKind, digest.String(), &m); err != nil {
 			return nil, err
@@ -443,7 +449,7 @@ func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySou
 			err = l.checkDistro([]loadedImage{one})
 		}
 		if err != nil {
-			return nil, fmt.Errorf("manifest %s: %w", digest, err)
+			return nil, withHint(fmt.Errorf("manifest %s: %w", digest, err), hintStored)
 		}
 		more = append(more, one)
 	}

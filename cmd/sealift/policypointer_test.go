@@ -782,16 +782,19 @@ func TestAnApproverPutsRightWhatIsStored(t *testing.T) {
 	for name, c := range map[string]struct {
 		kind, name string
 		change     func(json.RawMessage) (json.RawMessage, error)
+		starts     bool // and a replica does that starts with the policy's file
 	}{
-		"another text":               {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Text = policyText(2, "1") })},
-		"another signature":          {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Bundle = s.request(1, "1").Bundle })},
-		"another file":               {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Files = map[string][]byte{"x": nil} })},
-		"another manifest":           {policyManifestKind, digest, set(policyManifest(s.sent[0]))},
-		"a manifest's signature":     {policyManifestKind, digest, set(policyManifest{s.sent[1].Manifest, s.sent[0].Bundle})},
-		"noise in place of that":     {policyManifestKind, digest, set("x")},
-		"noise of the replicas":      {policyReplicasKind, policyReplicasName, set("x")},
-		"noise as the version":       {policyVersionKind, versionName("fleet", 2), set("x")},
-		"noise as what has its name": {policyKind, "fleet", set("x")},
+		"another text":                       {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Text = policyText(2, "1") }), false},
+		"another signature":                  {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Bundle = s.request(1, "1").Bundle }), false},
+		"another file":                       {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Files = map[string][]byte{"x": nil} }), false},
+		"another manifest":                   {policyManifestKind, digest, set(policyManifest(s.sent[0])), false},
+		"a manifest's signature":             {policyManifestKind, digest, set(policyManifest{s.sent[1].Manifest, s.sent[0].Bundle}), false},
+		"noise in place of that":             {policyManifestKind, digest, set("x"), false},
+		"noise of the replicas":              {policyReplicasKind, policyReplicasName, set("x"), false},
+		"noise as the version":               {policyVersionKind, versionName("fleet", 2), set("x"), false},
+		"noise as what has its name":         {policyKind, "fleet", set("x"), false},
+		"another text, at a start":           {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Text = policyText(2, "1") }), true},
+		"a manifest's signature, at a start": {policyManifestKind, digest, set(policyManifest{s.sent[1].Manifest, s.sent[0].Bundle}), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -815,10 +818,21 @@ func TestAnApproverPutsRightWhatIsStored(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if name == "another text" {
+				bare := &livePolicy{store: store, ring: s.ring, local: &policySource{clock: s.now}, log: slog.New(slog.DiscardHandler)}
+				if err := bare.begin(t.Context(), nil); exitCode(err) != exitRefused || !strings.Contains(hintOf(err), "policy.file") {
+					t.Errorf("a replica without the file: %v, %s", err, hintOf(err))
+				}
+			}
+			if c.starts {
+				// It has all of it in its configuration, and needs nothing of the store.
+				s.starts(t, store, request.Policy).wants("by a replica with the file", 2, "released")
+				return
+			}
 			if _, err := a.enable(request); err != nil {
 				t.Fatal(err)
 			}
-			s.starts(t, store, nil).wants("then", 2, "released")
+			s.on(t).start(store, store, s.images[:1], nil, nil).wants("then", 2, "released")
 		})
 	}
 }
