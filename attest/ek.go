@@ -469,7 +469,9 @@ func (p *TPMPolicy) notSignedBy(leaf *x509.Certificate, sent []*x509.Certificate
 				continue
 			}
 			named = a
-			signed = signed || a.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
+			err := a.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature)
+			// A signature that cannot be verified here is not known to be another's.
+			signed = signed || err == nil || errors.Is(err, x509.ErrUnsupportedAlgorithm) || errors.As(err, new(x509.InsecureAlgorithmError))
 		}
 		if named != nil && !signed {
 			return named

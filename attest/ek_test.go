@@ -80,6 +80,8 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 	forger.Root.RawSubject, forger.Root.SubjectKeyId = ca.Root.RawSubject, ca.Root.SubjectKeyId
 	damaged := slices.Clone(good[0])
 	damaged[len(damaged)-1] ^= 1
+	// ecdsa-with-SHA224 (RFC 5758, 3.2), which nobody here can verify.
+	strange := bytes.ReplaceAll(good[0], []byte{0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2}, []byte{0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 1})
 	between, err := forger.Sign(&x509.Certificate{
 		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "Intermediate"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}, forger.Root, forger.Key.Public())
@@ -120,6 +122,7 @@ func TestEndorsementCertificatesAreRefused(t *testing.T) {
 			want: CodeEKNotSigned, says: "is named as the issuer, and did not sign it"},
 		"an intermediate of such an authority": {certs: [][]byte{certify(t, &below, key.Public(), nil).Raw, between.Raw}, want: CodeEKNotSigned},
 		"a signature that is damaged":          {certs: [][]byte{damaged}, want: CodeEKNotSigned},
+		"a signature of another kind":          {certs: [][]byte{strange}, want: CodeEKCertificate, says: "algorithm unimplemented"},
 		"an authority of the same name with another key identifier": {certs: [][]byte{certify(t, newCA(t), key.Public(), nil).Raw},
 			want: CodeEKCertificate, says: "authority"},
 		"a root that is only an intermediate": {certs: good, policy: func(p *TPMPolicy) { p.Roots[0].Intermediate = true },

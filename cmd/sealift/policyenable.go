@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -88,8 +90,12 @@ func (m *policyManifest) image(key []byte) (loadedImage, error) {
 	return loadedImage{manifest: d, digest: sha256.Sum256(m.Manifest)}, nil
 }
 
+// errUnreadable: what is stored is not what this program writes.
+var errUnreadable = errors.New("it cannot be read")
+
 // document returns a stored document, and decodes its body into v. One that was
-// never stored has revision 0, and v stays as it is.
+// never stored has revision 0, and v stays as it is. With errUnreadable, too, it
+// returns the document.
 func document(ctx context.Context, store server.Store, kind, name string, v any) (*server.Document, error) {
 	d, err := store.Document(ctx, kind, name)
 	if errors.Is(err, server.ErrNotFound) {
@@ -99,9 +105,21 @@ func document(ctx context.Context, store server.Store, kind, name string, v any)
 		return nil, err
 	}
 	if err := json.Unmarshal(d.Body, v); err != nil {
-		return nil, fmt.Errorf("read %s %s: %w", kind, name, err)
+		return d, fmt.Errorf("read %s %s: %w: %w", kind, name, errUnreadable, err)
 	}
 	return d, nil
+}
+
+// overwritten is document for what is to be written anew: one that cannot be read,
+// because somebody altered it, is in nobody's way, and says no more than one that
+// somebody took away.
+func overwritten[T any](ctx context.Context, store server.Store, kind, name string) (*server.Document, T, error) {
+	var v, none T
+	d, err := document(ctx, store, kind, name, &v)
+	if errors.Is(err, errUnreadable) {
+		return d, none, nil
+	}
+	return d, v, err
 }
 
 // enabling is a policy that is to be enabled, by a configuration or by an
@@ -200,7 +218,9 @@ const byConfiguration = "configuration"
 // file.
 func canFollow(ctx context.Context, store server.Store, head policyHead) (bool, error) {
 	var kept policyVersion
-	if _, err := document(ctx, store, policyVersionKind, versionName(head.Name, head.Version), &kept); err != nil {
+	if _, err := document(ctx, store, policyVersionKind, versionName(head.Name, head.Version), &kept); errors.Is(err, errUnreadable) {
+		return false, nil
+	} else if err != nil {
 		return false, err
 	}
 	return head.Signed && kept.Digest == head.Digest && len(kept.Bundle) > 0, nil
@@ -229,17 +249,15 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 		// What counts is what the log says.
 		current = policyHead{Name: proven.mark.Name, Version: proven.mark.Version, Digest: proven.mark.Digest}
 	}
-	var head policyName
-	named, err := document(ctx, store, policyKind, d.Name, &head)
+	named, head, err := overwritten[policyName](ctx, store, policyKind, d.Name)
 	if err != nil {
 		return false, err
 	}
-	var kept policyVersion
-	versioned, err := document(ctx, store, policyVersionKind, versionName(d.Name, d.Version), &kept)
+	versioned, kept, err := overwritten[policyVersion](ctx, store, policyVersionKind, versionName(d.Name, d.Version))
 	if err != nil {
 		return false, err
 	}
-	if versioned.Revision > 0 && kept.Digest != d.Digest {
+	if !kept.Digest.IsZero() && kept.Digest != d.Digest {
 		return false, withHint(refused{fmt.Errorf("policy %s was enabled with another content before: its file has the SHA-256 %s, it had %s", d, d.Digest, kept.Digest)},
 			"raise version in the file, and sign it: sealift policy sign FILE --keys KEYS")
 	}
@@ -252,8 +270,8 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 		return false, err
 	}
 	if current.Name == d.Name {
-		// Nothing signs what is kept by name.
-		head.Version, head.Left = max(head.Version, current.Version), current.Left
+		// What is kept by name is signed by nobody.
+		head.Version, head.Left = current.Version, current.Left
 	}
 	back := ""
 	switch {
@@ -288,9 +306,22 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 	if err != nil {
 		return false, err
 	}
+	var brought []any
+	for i, m := range n.images {
+		doc, has, err := overwritten[policyManifest](ctx, store, policyManifestKind, n.digests[i].String())
+		if err != nil {
+			return false, err
+		}
+		if !bytes.Equal(has.Manifest, m.Manifest) || !bytes.Equal(has.Bundle, m.Bundle) {
+			brought = append(brought, doc, m)
+		}
+	}
 	signed := n.bundle != nil
 	same := current.Name == d.Name && current.Digest == d.Digest && current.Signed == signed && proven.fault == nil && slices.Equal(images, proven.images)
-	complete := !signed || len(kept.Bundle) > 0
+	// What an operator brings replaces what was altered. Configurations, of which there
+	// may be several with signatures of their own, replace what is of no use.
+	complete := sha256.Sum256(kept.Text) == d.Digest && (!signed || len(kept.Bundle) > 0) && len(brought) == 0 &&
+		(n.by == "" || bytes.Equal(kept.Bundle, n.bundle) && maps.EqualFunc(kept.Files, n.files, bytes.Equal))
 	if same && complete && slices.Equal(images, kept.Images) {
 		return false, nil // as before
 	}
@@ -311,7 +342,7 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 	}
 	version := policyVersion{policyHead: next, Text: d.Text, Bundle: n.bundle, Files: n.files, Images: images}
 	version.Left = 0
-	if versioned.Revision > 0 {
+	if !kept.Digest.IsZero() {
 		version.Enabled = kept.Enabled
 	}
 	pointer, err := w.signPointer(proven, next, images, &entry)
@@ -319,16 +350,7 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 		return false, err
 	}
 	version.Statement = pointer.Statement
-	pairs := []any{proven.document, pointer, named, nextNamed, versioned, version}
-	for i, m := range n.images {
-		doc, err := document(ctx, store, policyManifestKind, n.digests[i].String(), new(policyManifest))
-		if err != nil {
-			return false, err
-		}
-		if doc.Revision == 0 {
-			pairs = append(pairs, doc, m)
-		}
-	}
+	pairs := append([]any{proven.document, pointer, named, nextNamed, versioned, version}, brought...)
 	if err := commitPolicy(ctx, store, entry, now, pairs...); err != nil {
 		return false, err
 	}
@@ -351,12 +373,16 @@ func carriedImages(ctx context.Context, store server.Store, n enabling, had []ma
 		if slices.Contains(all, digest) {
 			continue
 		}
-		var m policyManifest
-		if _, err := document(ctx, store, policyManifestKind, digest.String(), &m); err != nil {
+		_, m, err := overwritten[policyManifest](ctx, store, policyManifestKind, digest.String())
+		if err != nil {
 			return nil, err
 		}
-		// Each replica verifies it when it takes the policy. One that is lost goes.
+		// Each replica verifies its signature when it takes the policy. One that is lost
+		// goes.
 		d, err := manifest.Decode(m.Manifest)
+		if err == nil && sha256.Sum256(m.Manifest) != digest {
+			err = errors.New("another is stored in its place")
+		}
 		if err != nil {
 			log.Error("a manifest that came with a policy is lost", "digest", digest, "error", err)
 			continue

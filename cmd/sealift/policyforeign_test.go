@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"iter"
 	"strings"
 	"testing"
 	"time"
@@ -15,45 +14,28 @@ import (
 	"github.com/sealift/sealift/image/manifest"
 )
 
-// replaced is a store in which entries of the log have others in their place, which
-// whoever starts after them does not read.
-type replaced struct {
-	*storetest.Memory
-	by map[int64]audit.Entry
-}
-
-func (r *replaced) Audit(ctx context.Context, from int64) iter.Seq2[audit.Entry, error] {
-	return func(yield func(audit.Entry, error) bool) {
-		for e, err := range r.Memory.Audit(ctx, from) {
-			if other, ok := r.by[e.Seq]; ok && err == nil {
-				e = other
-			}
-			if !yield(e, err) {
-				return
-			}
-		}
-	}
-}
-
 // A statement of another service with the same keys does not pass for one of this
 // service, whatever is put into the old part of its log.
 func TestAStatementOfAnotherLogIsNotTaken(t *testing.T) {
-	t.Parallel()
+	onAllStores(t, testAStatementOfAnotherLogIsNotTaken)
+}
+
+func testAStatementOfAnotherLogIsNotTaken(t *testing.T, g *ground) {
 	s := newPolicyScene(t)
-	memory := new(storetest.Memory)
-	a := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
+	ours := g.fresh(t)
+	a := s.start(ours, ours, s.images[:], policyText(1, "1"), nil)
 	if _, err := a.enable(s.request(2, "2")); err != nil {
 		t.Fatal(err)
 	}
 	// The log goes on, and is signed, so that nobody reads its old part again.
-	long(t, memory, 30)
+	long(t, ours, 30)
 	if err := a.live.watch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.live.witness.save(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
-	test := new(storetest.Memory)
+	test := g.fresh(t)
 	other := s.start(test, test, s.images[:], policyText(1, "1"), nil)
 	for version := 2; version < 5; version++ {
 		if _, err := other.enable(s.request(version, "2")); err != nil {
@@ -78,7 +60,7 @@ func TestAStatementOfAnotherLogIsNotTaken(t *testing.T) {
 	if signed.Log.Seq >= head.Seq {
 		t.Fatalf("their statement names entry %d, and this log was seen to entry %d", signed.Log.Seq, head.Seq)
 	}
-	h := steal(t, memory)
+	h := steal(t, g, ours)
 	h.document(policyCurrentKind, policyCurrentName, func(json.RawMessage) json.RawMessage { return theirs })
 	data, err := json.Marshal(audit.Policy{
 		Name: p.Name, Version: p.Version, Digest: p.Digest, Signed: true, By: "configuration", Counter: signed.Counter, Statement: sha256.Sum256(p.Statement.Payload),
@@ -87,12 +69,13 @@ func TestAStatementOfAnotherLogIsNotTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.log = append(h.log, audit.Entry{Time: time.Now(), Kind: audit.KindPolicy, Data: data})
-	store := &replaced{Memory: h.store(), by: map[int64]audit.Entry{}}
-	for _, e := range steal(t, test).log {
+	h.rows = map[int64]audit.Entry{}
+	for _, e := range steal(t, g, test).log {
 		if e.Seq == signed.Log.Seq {
-			store.by[e.Seq] = e
+			h.rows[e.Seq] = e
 		}
 	}
+	store := h.store()
 	b := s.starts(t, store, nil)
 	b.wants("by their policy", 1, "unavailable")
 	if err := b.live.check(t.Context()); err == nil || !strings.Contains(err.Error(), "it is of another store") {
@@ -104,7 +87,7 @@ func TestAStatementOfAnotherLogIsNotTaken(t *testing.T) {
 }
 
 // long appends n entries that say nothing of policies.
-func long(t *testing.T, store *storetest.Memory, n int) {
+func long(t *testing.T, store server.Store, n int) {
 	t.Helper()
 	for range n {
 		if err := store.Commit(t.Context(), &server.Change{Events: []audit.Event{{Time: time.Now(), Kind: audit.KindConfirm, Data: audit.Confirm{ReleaseID: "r", Outcome: "o"}}}}); err != nil {
@@ -169,4 +152,88 @@ func TestManifestsAreThoseThatWereProven(t *testing.T) {
 	}
 	b.wants("by a manifest that the service did not sign", 1, "image.unknown")
 	b.wants("by its own", 2, "released")
+}
+
+// during is a store in which something is done once while a policy's version is read.
+type during struct {
+	server.Archive
+	do func()
+}
+
+func (d *during) Document(ctx context.Context, kind, name string) (*server.Document, error) {
+	if do := d.do; kind == policyVersionKind && do != nil {
+		d.do = nil
+		do()
+	}
+	return d.Archive.Document(ctx, kind, name)
+}
+
+// That a policy is enabled once more, with another manifest, while a replica looks at
+// it, is no sign that somebody altered the store.
+func TestAnEnablingDuringALookIsNoAlarm(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	a := s.start(memory, memory, s.images[:1], policyText(1, "1"), nil)
+	store := &during{Archive: memory}
+	b := s.on(t).start(store, store, s.images[:1], nil, nil)
+	if _, err := a.enable(s.request(2, "1")); err != nil {
+		t.Fatal(err)
+	}
+	more := s.request(2, "1")
+	more.Images = s.sent[1:]
+	enabled := false
+	store.do = func() {
+		enabled = true
+		if _, err := a.enable(more); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := b.live.look(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if alarms := alarmsIn(t, memory); len(alarms) > 0 {
+		t.Errorf("alarms: %+v", alarms)
+	}
+	if !enabled {
+		t.Error("nothing was enabled meanwhile")
+	}
+	b.look()
+	b.wants("by both", 2, "released")
+}
+
+// What is kept of a policy by its name is signed by nobody: it does not keep a later
+// version from being enabled, nor gets into what the service signs.
+func TestANumberThatSomebodyWritesHoldsUpNoPolicy(t *testing.T) {
+	onAllStores(t, testANumberThatSomebodyWritesHoldsUpNoPolicy)
+}
+
+func testANumberThatSomebodyWritesHoldsUpNoPolicy(t *testing.T, g *ground) {
+	s := newPolicyScene(t)
+	ours := g.fresh(t)
+	s.start(ours, ours, s.images[:], policyText(1, "1"), nil)
+	h := steal(t, g, ours)
+	h.document(policyKind, "fleet", func(b json.RawMessage) json.RawMessage {
+		var n policyName
+		if err := json.Unmarshal(b, &n); err != nil {
+			t.Fatal(err)
+		}
+		n.Version, n.Left = 1<<40, 1<<40
+		b, err := json.Marshal(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	})
+	store := h.store()
+	b := s.on(t).start(store, store, s.images[:], policyText(2, "2"), nil)
+	b.wants("by the configuration's", 1, denied)
+	if _, err := b.enable(s.request(3, "1")); err != nil {
+		t.Error(err)
+	}
+	b.wants("by the approver's", 1, "released")
+	var p policyPointer
+	if err := json.Unmarshal(body(t, store, policyCurrentKind, policyCurrentName), &p); err != nil || p.Version != 3 || p.Left != 0 {
+		t.Errorf("%+v, %v", p.policyHead, err)
+	}
 }

@@ -41,6 +41,13 @@ const (
 	policyGone = 30 * time.Second
 )
 
+// hintAltered is what to do about errAltered: nobody can enable a policy with a log
+// that goes back on what was signed.
+const hintAltered = "put the right database back, or restore it; only if nothing that is lost matters, stop the replicas, remove their witness files and start them (docs/audit.md)"
+
+// hintStored is what to do about what is stored of a policy and is not as it was.
+const hintStored = "at a replica that runs: sealift policy enable FILE --images DIR --reason TEXT; or start one whose configuration names the policy's file (policy.file) and the directories of its images (images)"
+
 // errPolicyStale: it is not known which policy is enabled.
 var errPolicyStale = errors.New("it could not be read which policy is enabled")
 
@@ -136,7 +143,11 @@ func (l *livePolicy) begin(ctx context.Context, signature []byte) error {
 	}
 	if err := l.look(ctx); errors.Is(err, errUnproven) {
 		// The service runs, so that an approver can enable one.
-		l.log.Error("it is not proven which policy is enabled: nothing is released until an approver enables one", "error", err, "remedy", "sealift policy enable FILE --reason TEXT")
+		remedy := "sealift policy enable FILE --reason TEXT"
+		if errors.Is(err, errAltered) {
+			remedy = hintAltered
+		}
+		l.log.Error("it is not proven which policy is enabled: nothing is released until it is", "error", err, "remedy", remedy)
 		return nil
 	} else if err != nil {
 		l.mu.Lock()
@@ -204,8 +215,11 @@ func (l *livePolicy) check(context.Context) error {
 // that this replica is gone.
 func (l *livePolicy) Run(ctx context.Context) {
 	defer func() {
-		if w, err := l.watched(context.WithoutCancel(ctx)); err == nil {
-			if err := w.save(context.WithoutCancel(ctx), true); err != nil {
+		// A store that does not answer holds up no end.
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), policyRead)
+		defer cancel()
+		if w, err := l.watched(last); err == nil {
+			if err := w.save(last, true); err != nil {
 				l.log.Warn("where the audit log was seen to end is not kept", "error", err)
 			}
 		}
@@ -378,8 +392,8 @@ func (l *livePolicy) alarm(ctx context.Context, fault error) {
 //   - it is signed by the image key of this replica, or is the very file that
 //     this replica's configuration names
 //   - each file that it names is there, with its digest
-//   - each manifest that belongs to it is there, is signed by the image key, and
-//     is of the cluster's distribution
+//   - each manifest that belongs to it is this replica's own, or is there, is signed
+//     by the image key, and is of the cluster's distribution
 //   - all of it compiles
 func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySource, error) {
 	head, revision := proven.head, proven.document.Revision
@@ -406,15 +420,15 @@ func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySou
 	if d == nil || d.Digest != head.Digest {
 		switch {
 		case kept.Digest != head.Digest || sha256.Sum256(kept.Text) != head.Digest:
-			return nil, errors.New("its text is not in the store")
+			return nil, withHint(errors.New("its text is not in the store"), hintStored)
 		case !head.Signed || len(kept.Bundle) == 0:
 			return nil, errors.New("it is not signed, or its signature is not in the store, and it is not the file of this replica's configuration")
 		}
 		if err := bundle.Verify(kept.Text, kept.Bundle, key); err != nil {
-			return nil, err
+			return nil, withHint(err, hintStored)
 		}
 		if d, err = policy.Parse("the enabled policy", kept.Text, sentFiles(kept.Files)); err != nil {
-			return nil, err
+			return nil, withHint(err, hintStored)
 		}
 	}
 	if d.Name != head.Name || d.Version != head.Version {
@@ -423,6 +437,9 @@ func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySou
 	var more []loadedImage
 	// Those of the statement: kept may be another than the one that was compared with it.
 	for _, digest := range proven.images {
+		if slices.ContainsFunc(l.local.images, func(i loadedImage) bool { return i.digest == digest }) {
+			continue // verified when it was loaded
+		}
 		var m policyManifest
 		if _, err := document(ctx, l.store, policyManifestKind, digest.String(), &m); err != nil {
 			return nil, err
@@ -435,7 +452,7 @@ func (l *livePolicy) load(ctx context.Context, proven *provenPolicy) (*policySou
 			err = l.checkDistro([]loadedImage{one})
 		}
 		if err != nil {
-			return nil, fmt.Errorf("manifest %s: %w", digest, err)
+			return nil, withHint(fmt.Errorf("manifest %s: %w", digest, err), hintStored)
 		}
 		more = append(more, one)
 	}
@@ -481,7 +498,9 @@ func (l *livePolicy) enable(ctx context.Context, by string, req *api.PolicyEnabl
 	if err != nil {
 		return nil, err
 	}
-	if _, err := commitEnabling(ctx, w, n, l.local.clock().UTC(), l.log); errors.Is(err, errUnproven) {
+	if _, err := commitEnabling(ctx, w, n, l.local.clock().UTC(), l.log); errors.Is(err, errAltered) {
+		return nil, withHint(refused{err}, hintAltered)
+	} else if errors.Is(err, errUnproven) {
 		return nil, refused{err}
 	} else if err != nil {
 		return nil, err
@@ -605,8 +624,8 @@ func (l *livePolicy) state(ctx context.Context) (*api.PolicyState, error) {
 	if head.Name == "" {
 		return state, nil
 	}
-	var kept policyVersion
-	if _, err := document(ctx, l.store, policyVersionKind, versionName(head.Name, head.Version), &kept); err != nil {
+	_, kept, err := overwritten[policyVersion](ctx, l.store, policyVersionKind, versionName(head.Name, head.Version))
+	if err != nil {
 		return nil, err
 	}
 	state.Name, state.Version, state.Digest, state.Signed = head.Name, head.Version, head.Digest, head.Signed

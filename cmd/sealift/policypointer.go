@@ -119,6 +119,11 @@ func provePolicy(ctx context.Context, w *logWitness) (*provenPolicy, error) {
 			if err != nil {
 				return nil, err
 			}
+			if p.fault != nil && !samePointer(before, p.document) {
+				// What it was compared with may be of an enabling since.
+				before = p.document
+				continue
+			}
 			p.images = s.Images
 		}
 		if p.fault != nil {
@@ -142,7 +147,9 @@ func (s *policyStatement) check(ctx context.Context, w *logWitness, p *provenPol
 	}
 	if s.Name != "" {
 		var kept policyVersion
-		if _, err := document(ctx, w.store, policyVersionKind, versionName(s.Name, s.Version), &kept); err != nil {
+		if _, err := document(ctx, w.store, policyVersionKind, versionName(s.Name, s.Version), &kept); errors.Is(err, errUnreadable) {
+			return err, nil
+		} else if err != nil {
 			return nil, err
 		}
 		if !slices.Equal(kept.Images, s.Images) {

@@ -15,94 +15,12 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
+	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/backup"
 	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/image/manifest"
 )
-
-// A thief is who can write to the database, and has no key of the service. Here
-// it is a copy that is changed at will.
-type thief struct {
-	t       *testing.T
-	records []server.Record
-	log     []audit.Entry
-}
-
-// steal reads all of a store.
-func steal(t *testing.T, store server.Archive) *thief {
-	t.Helper()
-	h := &thief{t: t}
-	if err := store.Dump(t.Context(), func(r server.Record) error {
-		if r.Entry != nil {
-			h.log = append(h.log, *r.Entry)
-		} else {
-			h.records = append(h.records, r)
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return h
-}
-
-// store makes a store of what the thief has, with its log chained anew.
-func (h *thief) store() *storetest.Memory {
-	h.t.Helper()
-	next := new(storetest.Memory)
-	if err := next.Load(h.t.Context(), func(yield func(server.Record, error) bool) {
-		for _, r := range h.records {
-			if !yield(r, nil) {
-				return
-			}
-		}
-		var head audit.Head
-		for _, e := range h.log {
-			// Entries that are as they were keep their place.
-			again, err := audit.Next(head, audit.Event{Time: e.Time, Kind: e.Kind, Machine: e.Machine, Data: e.Data})
-			if err != nil {
-				h.t.Fatal(err)
-			}
-			head = again.Head()
-			if !yield(server.Record{Entry: &again}, nil) {
-				return
-			}
-		}
-	}); err != nil {
-		h.t.Fatal(err)
-	}
-	return next
-}
-
-// document changes the body of a document, or takes it away.
-func (h *thief) document(kind, name string, change func(body json.RawMessage) json.RawMessage) {
-	h.t.Helper()
-	for i, r := range h.records {
-		if d := r.Document; d != nil && d.Kind == kind && d.Name == name {
-			if d.Body = change(d.Body); d.Body == nil {
-				h.records = append(h.records[:i:i], h.records[i+1:]...)
-			}
-			return
-		}
-	}
-	h.t.Fatalf("there is no %s %s", kind, name)
-}
-
-func (h *thief) pointer(change func(p *policyPointer)) {
-	h.t.Helper()
-	h.document(policyCurrentKind, policyCurrentName, func(body json.RawMessage) json.RawMessage {
-		var p policyPointer
-		if err := json.Unmarshal(body, &p); err != nil {
-			h.t.Fatal(err)
-		}
-		change(&p)
-		body, err := json.Marshal(p)
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		return body
-	})
-}
 
 // body returns that of a document.
 func body(t *testing.T, store server.Store, kind, name string) json.RawMessage {
@@ -114,37 +32,29 @@ func body(t *testing.T, store server.Store, kind, name string) json.RawMessage {
 	return d.Body
 }
 
-// cut ends the log before the last enabling.
-func (h *thief) cut() {
-	for i := len(h.log) - 1; i >= 0; i-- {
-		if h.log[i].Kind == audit.KindPolicy {
-			h.log = h.log[:i]
-			return
-		}
-	}
-	h.t.Fatal("nothing was enabled")
-}
-
 // Without a key, whoever writes to the database brings no replica that starts on it
 // to go by anything but what was enabled last.
 func TestAReplicaThatStartsIsNotTurnedBack(t *testing.T) {
-	t.Parallel()
+	onAllStores(t, testAReplicaThatStartsIsNotTurnedBack)
+}
+
+func testAReplicaThatStartsIsNotTurnedBack(t *testing.T, g *ground) {
 	s := newPolicyScene(t)
 	// The service goes by version 3; it was at 1, and at 2.
-	memory := new(storetest.Memory)
+	ours := g.fresh(t)
 	var pointers []json.RawMessage
-	a := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
+	a := s.start(ours, ours, s.images[:], policyText(1, "1"), nil)
 	for version := 1; version <= 3; version++ {
 		if version > 1 {
 			if _, err := a.enable(s.request(version, "2")); err != nil {
 				t.Fatal(err)
 			}
 		}
-		pointers = append(pointers, body(t, memory, policyCurrentKind, policyCurrentName))
+		pointers = append(pointers, body(t, ours, policyCurrentKind, policyCurrentName))
 	}
 	a.wants("by the last policy", 1, denied)
 	// Another service with the same keys, which went by the first.
-	test := new(storetest.Memory)
+	test := g.fresh(t)
 	other := s.start(test, test, s.images[:], policyText(1, "1"), nil)
 	for version := 2; version < 6; version++ {
 		if _, err := other.enable(s.request(version, "2")); err != nil {
@@ -218,7 +128,7 @@ func TestAReplicaThatStartsIsNotTurnedBack(t *testing.T) {
 		"signed as something else": {func(h *thief) {
 			h.pointer(func(p *policyPointer) {
 				var e audit.Envelope
-				if err := json.Unmarshal(body(t, memory, server.KindSignedHead, server.NameSignedHead), &e); err != nil {
+				if err := json.Unmarshal(body(t, ours, server.KindSignedHead, server.NameSignedHead), &e); err != nil {
 					t.Fatal(err)
 				}
 				p.Statement = &e
@@ -269,7 +179,7 @@ func TestAReplicaThatStartsIsNotTurnedBack(t *testing.T) {
 		for with, file := range map[string][]byte{"no file": nil, "the first file": policyText(1, "1")} {
 			t.Run(name+", "+with, func(t *testing.T) {
 				t.Parallel()
-				h := steal(t, memory)
+				h := steal(t, g, ours)
 				h.t = t
 				c.steal(h)
 				store := h.store()
@@ -320,12 +230,15 @@ func (s *policyScene) on(t *testing.T) *policyScene {
 // What is left to whoever writes to the database is to turn back all of it, log and
 // signed head. Replicas that have seen more do not go along.
 func TestAStoreThatIsTurnedBackAsAWholeIsSeenByThoseWhoSawMore(t *testing.T) {
-	t.Parallel()
+	onAllStores(t, testAStoreThatIsTurnedBackAsAWholeIsSeenByThoseWhoSawMore)
+}
+
+func testAStoreThatIsTurnedBackAsAWholeIsSeenByThoseWhoSawMore(t *testing.T, g *ground) {
 	s := newPolicyScene(t)
-	memory := new(storetest.Memory)
+	ours := g.fresh(t)
 	file := filepath.Join(t.TempDir(), "witness.json")
-	a := s.start(memory, memory, s.images[:], policyText(1, "1"), func(l *livePolicy) { l.witnessFile = file })
-	old := steal(t, memory)
+	a := s.start(ours, ours, s.images[:], policyText(1, "1"), func(l *livePolicy) { l.witnessFile = file })
+	old := steal(t, g, ours)
 	if _, err := a.enable(s.request(2, "2")); err != nil {
 		t.Fatal(err)
 	}
@@ -346,7 +259,8 @@ func TestAStoreThatIsTurnedBackAsAWholeIsSeenByThoseWhoSawMore(t *testing.T) {
 		if err := b.live.check(t.Context()); !errors.Is(err, errAltered) {
 			t.Errorf("%s: %v", what, err)
 		}
-		if _, err := b.enable(s.request(3, "1")); err == nil || !strings.Contains(err.Error(), errAltered.Error()) {
+		var says *operator.Error
+		if _, err := b.enable(s.request(3, "1")); !errors.As(err, &says) || !strings.Contains(says.Answer.Message, errAltered.Error()) || !strings.Contains(says.Answer.Hint, "witness files") {
 			t.Errorf("an approver, %s: %v", what, err)
 		}
 	}
@@ -363,7 +277,7 @@ func TestAStoreThatIsTurnedBackAsAWholeIsSeenByThoseWhoSawMore(t *testing.T) {
 		t.Errorf("alarms: %+v", alarms)
 	}
 	// The file still has what was seen.
-	if w := newWitness(t, memory, a.live.witness.key, file); w.policy.Version != 2 {
+	if w := newWitness(t, ours, a.live.witness.key, file); w.policy.Version != 2 {
 		t.Errorf("the file has %+v", w.policy)
 	}
 	// A file that was altered is not taken for none.
@@ -379,7 +293,7 @@ func TestAStoreThatIsTurnedBackAsAWholeIsSeenByThoseWhoSawMore(t *testing.T) {
 		if err := os.WriteFile(bad, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := openWitness(t.Context(), memory, a.live.witness.key, bad, time.Now, slog.New(slog.DiscardHandler)); err == nil || exitCode(err) != exitRefused || !strings.Contains(hintOf(err), "remove it") {
+		if _, err := openWitness(t.Context(), ours, a.live.witness.key, bad, time.Now, slog.New(slog.DiscardHandler)); err == nil || exitCode(err) != exitRefused || !strings.Contains(hintOf(err), "remove it") {
 			t.Errorf("a witness that is %s: %v", name, err)
 		}
 	}
@@ -405,10 +319,13 @@ func signedLine(t *testing.T, key *ecdsa.PrivateKey, kind string, v any) []byte 
 
 // An approver mends what is not proven, and not by going back unseen.
 func TestAnApproverEnablesOverWhatIsNotProven(t *testing.T) {
-	t.Parallel()
+	onAllStores(t, testAnApproverEnablesOverWhatIsNotProven)
+}
+
+func testAnApproverEnablesOverWhatIsNotProven(t *testing.T, g *ground) {
 	s := newPolicyScene(t)
-	memory := new(storetest.Memory)
-	a := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
+	ours := g.fresh(t)
+	a := s.start(ours, ours, s.images[:], policyText(1, "1"), nil)
 	for version := 2; version <= 3; version++ {
 		if _, err := a.enable(s.request(version, "2")); err != nil {
 			t.Fatal(err)
@@ -422,6 +339,13 @@ func TestAnApproverEnablesOverWhatIsNotProven(t *testing.T) {
 			h.document(policyCurrentKind, policyCurrentName, func(json.RawMessage) json.RawMessage { return json.RawMessage(`"x"`) })
 		},
 		"no signature": func(h *thief) { h.pointer(func(p *policyPointer) { p.Statement = nil }) },
+		"noise as the version": func(h *thief) {
+			h.document(policyVersionKind, versionName("fleet", 3), func(json.RawMessage) json.RawMessage { return json.RawMessage(`"x"`) })
+		},
+		"noise by name": func(h *thief) {
+			h.pointer(func(p *policyPointer) { p.Statement = nil })
+			h.document(policyKind, "fleet", func(json.RawMessage) json.RawMessage { return json.RawMessage(`{"version":"x"}`) })
+		},
 		"no record by name": func(h *thief) {
 			h.pointer(func(p *policyPointer) { p.Statement = nil })
 			h.document(policyKind, "fleet", func(json.RawMessage) json.RawMessage { return nil })
@@ -429,7 +353,7 @@ func TestAnApproverEnablesOverWhatIsNotProven(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := steal(t, memory)
+			h := steal(t, g, ours)
 			h.t = t
 			change(h)
 			store := h.store()
@@ -497,10 +421,13 @@ func (h *thief) earlier() {
 }
 
 func TestWhatAnEarlierVersionEnabledIsTakenOverOnce(t *testing.T) {
-	t.Parallel()
+	onAllStores(t, testWhatAnEarlierVersionEnabledIsTakenOverOnce)
+}
+
+func testWhatAnEarlierVersionEnabledIsTakenOverOnce(t *testing.T, g *ground) {
 	s := newPolicyScene(t)
-	memory := new(storetest.Memory)
-	a := s.start(memory, memory, s.images[:1], policyText(1, "1"), nil)
+	ours := g.fresh(t)
+	a := s.start(ours, ours, s.images[:1], policyText(1, "1"), nil)
 	with := s.request(2, "2")
 	with.Images = s.sent[1:]
 	if _, err := a.enable(with); err != nil {
@@ -533,7 +460,7 @@ func TestWhatAnEarlierVersionEnabledIsTakenOverOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := steal(t, memory)
+			h := steal(t, g, ours)
 			h.t = t
 			h.earlier()
 			store := h.store()
@@ -566,7 +493,7 @@ func TestWhatAnEarlierVersionEnabledIsTakenOverOnce(t *testing.T) {
 				t.Error("it was taken over again")
 			}
 			// Without its signature it is nothing now, whatever the configuration says.
-			h = steal(t, store)
+			h = steal(t, g, store)
 			h.t = t
 			h.pointer(func(p *policyPointer) { p.Statement = nil })
 			start(t, h.store(), c.file, c.change).wants("without the signature again", 2, "unavailable")
@@ -574,12 +501,12 @@ func TestWhatAnEarlierVersionEnabledIsTakenOverOnce(t *testing.T) {
 	}
 	t.Run("off", func(t *testing.T) {
 		t.Parallel()
-		h := steal(t, memory)
+		h := steal(t, g, ours)
 		h.t = t
 		store := h.store()
 		off := func(l *livePolicy) { l.config = &policyConfig{Off: "moved"} }
 		start(t, store, nil, off)
-		h = steal(t, store)
+		h = steal(t, g, store)
 		h.t = t
 		h.earlier()
 		store = h.store()
@@ -591,14 +518,17 @@ func TestWhatAnEarlierVersionEnabledIsTakenOverOnce(t *testing.T) {
 
 // Manifests that somebody writes beside a policy are not carried on with the next.
 func TestNoManifestIsCarriedOnThatTheServiceDidNotSign(t *testing.T) {
-	t.Parallel()
+	onAllStores(t, testNoManifestIsCarriedOnThatTheServiceDidNotSign)
+}
+
+func testNoManifestIsCarriedOnThatTheServiceDidNotSign(t *testing.T, g *ground) {
 	s := newPolicyScene(t)
-	memory := new(storetest.Memory)
-	a := s.start(memory, memory, s.images[:1], policyText(1, "1"), nil)
+	ours := g.fresh(t)
+	a := s.start(ours, ours, s.images[:1], policyText(1, "1"), nil)
 	if _, err := a.enable(s.request(2, "1")); err != nil {
 		t.Fatal(err)
 	}
-	h := steal(t, memory)
+	h := steal(t, g, ours)
 	m, err := json.Marshal(policyManifest(s.sent[1]))
 	if err != nil {
 		t.Fatal(err)
@@ -637,15 +567,18 @@ func TestNoManifestIsCarriedOnThatTheServiceDidNotSign(t *testing.T) {
 // A restore is signed, and so told from a store that somebody turned back. What it
 // lost of policies it does not hide.
 func TestAReplicaGoesAlongWithARestore(t *testing.T) {
-	t.Parallel()
+	onAllStores(t, testAReplicaGoesAlongWithARestore)
+}
+
+func testAReplicaGoesAlongWithARestore(t *testing.T, g *ground) {
 	s := newPolicyScene(t)
-	memory := new(storetest.Memory)
+	ours := g.fresh(t)
 	file := filepath.Join(t.TempDir(), "witness.json")
-	a := s.start(memory, memory, s.images[:], policyText(1, "1"), func(l *livePolicy) { l.witnessFile = file })
+	a := s.start(ours, ours, s.images[:], policyText(1, "1"), func(l *livePolicy) { l.witnessFile = file })
 	key := a.live.witness.key
 	var b bytes.Buffer
 	if _, err := backup.Write(&b, key, backup.Manifest{Taken: s.now()}, func(each func(server.Record) error) error {
-		return memory.Dump(t.Context(), each)
+		return ours.Dump(t.Context(), each)
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -654,7 +587,7 @@ func TestAReplicaGoesAlongWithARestore(t *testing.T) {
 	}
 	var log []byte
 	var head audit.Head
-	for e, err := range memory.Audit(t.Context(), 1) {
+	for e, err := range ours.Audit(t.Context(), 1) {
 		if err == nil {
 			log, err = audit.AppendLine(log, e)
 			head = e.Head()
@@ -696,7 +629,7 @@ func TestAReplicaGoesAlongWithARestore(t *testing.T) {
 			if c.signed {
 				o.SignHead = func(h audit.HeadStatement) (*audit.Envelope, error) { return audit.Sign(key, audit.SeenType, h) }
 			}
-			store := new(storetest.Memory)
+			store := g.fresh(t)
 			report, err := backup.Restore(t.Context(), store.Load, o)
 			if err != nil || len(report.Missing) != c.missing {
 				t.Fatalf("%+v, %v", report, err)
@@ -742,11 +675,14 @@ func TestAReplicaGoesAlongWithARestore(t *testing.T) {
 // A replica that runs follows the log beside the pointer: one that is put back before
 // it looks, and a log that is cut though the pointer stays, are seen.
 func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
-	t.Parallel()
+	onAllStores(t, testAReplicaThatRunsFollowsTheLog)
+}
+
+func testAReplicaThatRunsFollowsTheLog(t *testing.T, g *ground) {
 	s := newPolicyScene(t)
-	memory := new(storetest.Memory)
-	a := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
-	old := steal(t, memory)
+	ours := g.fresh(t)
+	a := s.start(ours, ours, s.images[:], policyText(1, "1"), nil)
+	old := steal(t, g, ours)
 	var first server.Document
 	for _, r := range old.records {
 		if d := r.Document; d != nil && d.Kind == policyCurrentKind {
@@ -754,7 +690,7 @@ func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
 		}
 	}
 	// runs is a replica that has seen version 1, and then has another store under it.
-	runs := func(then func() *storetest.Memory) *livePolicy {
+	runs := func(then func() server.Archive) *livePolicy {
 		t.Helper()
 		before := old.store()
 		b := s.on(t).start(before, before, s.images[:], nil, nil).live
@@ -767,8 +703,8 @@ func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
 	if _, err := a.enable(s.request(2, "2")); err != nil {
 		t.Fatal(err)
 	}
-	theirs := body(t, memory, policyCurrentKind, policyCurrentName)
-	b := runs(func() *storetest.Memory {
+	theirs := body(t, ours, policyCurrentKind, policyCurrentName)
+	b := runs(func() server.Archive {
 		h := old.copied()
 		// Somebody enables version 3, and the thief is faster than the look.
 		store := h.store()
@@ -776,7 +712,7 @@ func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
 		if _, err := c.enable(s.request(3, "2")); err != nil {
 			t.Fatal(err)
 		}
-		h = steal(t, store)
+		h = steal(t, g, store)
 		for i, r := range h.records {
 			if d := r.Document; d != nil && d.Kind == policyCurrentKind {
 				h.records[i].Document = &first
@@ -796,7 +732,7 @@ func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
 		t.Error("the pointer put back: it decides")
 	}
 
-	b = runs(func() *storetest.Memory {
+	b = runs(func() server.Archive {
 		h := old.copied()
 		h.log = h.log[:len(h.log)-1]
 		return h.store()
@@ -814,7 +750,7 @@ func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
 	if _, err := c.enable(s.request(3, "2")); err != nil {
 		t.Fatal(err)
 	}
-	h := steal(t, store)
+	h := steal(t, g, store)
 	h.document(policyCurrentKind, policyCurrentName, func(json.RawMessage) json.RawMessage { return theirs })
 	last := h.store()
 	if err := s.on(t).start(last, last, s.images[:], nil, nil).live.check(t.Context()); err == nil || !strings.Contains(err.Error(), "has the statement 2 of fleet version 2, and the audit log goes on to fleet version 3") {
@@ -822,15 +758,81 @@ func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
 	}
 }
 
-// copied is a thief with the same.
-func (h *thief) copied() *thief {
-	c := &thief{t: h.t, log: h.log}
-	for _, r := range h.records {
-		if r.Document != nil {
-			d := *r.Document
-			r.Document = &d
+// An approver who enables the same policy once more puts right what somebody altered of
+// it in the store: a replica that starts then can go by it.
+func TestAnApproverPutsRightWhatIsStored(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	request := s.request(2, "2")
+	request.Images = s.sent[1:]
+	digest := manifest.SHA256(sha256.Sum256(s.sent[1].Manifest)).String()
+	version := func(change func(v *policyVersion)) func(json.RawMessage) (json.RawMessage, error) {
+		return func(b json.RawMessage) (json.RawMessage, error) {
+			var v policyVersion
+			if err := json.Unmarshal(b, &v); err != nil {
+				return nil, err
+			}
+			change(&v)
+			return json.Marshal(v)
 		}
-		c.records = append(c.records, r)
 	}
-	return c
+	set := func(v any) func(json.RawMessage) (json.RawMessage, error) {
+		return func(json.RawMessage) (json.RawMessage, error) { return json.Marshal(v) }
+	}
+	for name, c := range map[string]struct {
+		kind, name string
+		change     func(json.RawMessage) (json.RawMessage, error)
+		starts     bool // and a replica does that starts with the policy's file
+	}{
+		"another text":                       {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Text = policyText(2, "1") }), false},
+		"another signature":                  {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Bundle = s.request(1, "1").Bundle }), false},
+		"another file":                       {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Files = map[string][]byte{"x": nil} }), false},
+		"another manifest":                   {policyManifestKind, digest, set(policyManifest(s.sent[0])), false},
+		"a manifest's signature":             {policyManifestKind, digest, set(policyManifest{s.sent[1].Manifest, s.sent[0].Bundle}), false},
+		"noise in place of that":             {policyManifestKind, digest, set("x"), false},
+		"noise of the replicas":              {policyReplicasKind, policyReplicasName, set("x"), false},
+		"noise as the version":               {policyVersionKind, versionName("fleet", 2), set("x"), false},
+		"noise as what has its name":         {policyKind, "fleet", set("x"), false},
+		"another text, at a start":           {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Text = policyText(2, "1") }), true},
+		"a manifest's signature, at a start": {policyManifestKind, digest, set(policyManifest{s.sent[1].Manifest, s.sent[0].Bundle}), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := s.on(t)
+			store := new(storetest.Memory)
+			a := s.start(store, store, s.images[:1], policyText(1, "1"), nil)
+			if _, err := a.enable(request); err != nil {
+				t.Fatal(err)
+			}
+			n := len(policyEntries(t, store))
+			if _, err := a.enable(request); err != nil || len(policyEntries(t, store)) != n {
+				t.Fatalf("the same again, before: %v", err)
+			}
+			d, err := store.Document(t.Context(), c.kind, c.name)
+			if err == nil {
+				d.Body, err = c.change(d.Body)
+			}
+			if err == nil {
+				err = store.Commit(t.Context(), &server.Change{Documents: []*server.Document{d}})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name == "another text" {
+				bare := &livePolicy{store: store, ring: s.ring, local: &policySource{clock: s.now}, log: slog.New(slog.DiscardHandler)}
+				if err := bare.begin(t.Context(), nil); exitCode(err) != exitRefused || !strings.Contains(hintOf(err), "policy.file") {
+					t.Errorf("a replica without the file: %v, %s", err, hintOf(err))
+				}
+			}
+			if c.starts {
+				// It has all of it in its configuration, and needs nothing of the store.
+				s.starts(t, store, request.Policy).wants("by a replica with the file", 2, "released")
+				return
+			}
+			if _, err := a.enable(request); err != nil {
+				t.Fatal(err)
+			}
+			s.on(t).start(store, store, s.images[:1], nil, nil).wants("then", 2, "released")
+		})
+	}
 }

@@ -27,8 +27,7 @@ type policyReplicas struct {
 
 // replicas reads what the replicas tell, without those that are gone.
 func (l *livePolicy) replicas(ctx context.Context) (*policyReplicas, *server.Document, error) {
-	var all policyReplicas
-	doc, err := document(ctx, l.store, policyReplicasKind, policyReplicasName, &all)
+	doc, all, err := overwritten[policyReplicas](ctx, l.store, policyReplicasKind, policyReplicasName)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -238,3 +238,42 @@ func TestWhatIsBetweenAStatementAndItsEntryIsReadOnce(t *testing.T) {
 		}
 	}
 }
+
+// silent is a store that has stopped answering, and says so only when it is given up.
+type silent struct {
+	server.Store
+	asked chan struct{}
+}
+
+func (s *silent) Document(ctx context.Context, _, _ string) (*server.Document, error) {
+	select {
+	case s.asked <- struct{}{}:
+	default:
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A service ends though its store does not answer.
+func TestAReplicaEndsThoughItsStoreDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	r := s.start(memory, memory, s.images[:], policyText(1, "1"), nil)
+	long(t, memory, 3)
+	if err := r.live.watch(t.Context()); err != nil { // there is something to keep
+		t.Fatal(err)
+	}
+	store := &silent{memory, make(chan struct{}, 1)}
+	r.live.store, r.live.witness.store = store, store
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { r.live.Run(ctx); close(done) }()
+	<-store.asked
+	cancel()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("it goes on")
+	}
+}
