@@ -409,7 +409,7 @@ func TestConfirmOutlivesItsConnection(t *testing.T) {
 			}
 			tt.lose(s)
 			// Half of it is waited for in one case.
-			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 16*time.Second)
 			defer cancel()
 			err := session.Confirm(ctx, transport, "r1", api.OutcomeUnlocked)
 			var answered *client.ServiceError
@@ -488,7 +488,7 @@ func TestEvidenceIsSentAgainWhereNothingWasDoneForIt(t *testing.T) {
 			}
 			c := s.client()
 			if !tt.hasty {
-				c.Patience = 5 * time.Second
+				c.Patience = 30 * time.Second
 			}
 			session, err := c.Connect(t.Context())
 			if err != nil {

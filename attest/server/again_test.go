@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,11 +33,11 @@ func TestARefusedRequestKeepsItsConnectionAndItsChallenge(t *testing.T) {
 		after  func(*scene)
 	}{
 		"its address asked too often": {
-			limits: server.Limits{PerAddress: 100 * time.Millisecond, AddressBurst: 2}, limit: "address",
-			before: func(s *scene, _ *box) { s.spend(t) },
+			limits: server.Limits{PerAddress: time.Second, AddressBurst: 2}, limit: "address",
+			before: func(s *scene, _ *box) { s.spend(t) }, after: aSecondLater,
 		},
 		"its endorsement key asked too often": {
-			limits: server.Limits{PerEK: 500 * time.Millisecond, EKBurst: 1}, limit: "proven-endorsement-key",
+			limits: server.Limits{PerEK: time.Second, EKBurst: 1}, limit: "proven-endorsement-key",
 			before: func(s *scene, b *box) {
 				c := s.from(there, nil)
 				if _, err := s.boots(c, b, disk); err != nil {
@@ -44,16 +45,18 @@ func TestARefusedRequestKeepsItsConnectionAndItsChallenge(t *testing.T) {
 				}
 				s.set(func() { s.boot.Reset++ })
 			},
+			after: aSecondLater,
 		},
 		"no room to be let in": {
-			limits: server.Limits{Concurrent: 1, Queue: time.Millisecond}, limit: "bodies",
-			before: (*scene).occupy, after: (*scene).vacate,
+			limits: server.Limits{Queue: time.Millisecond}, limit: "bodies",
+			before: func(s *scene, _ *box) { s.occupy(8) }, after: func(s *scene) { s.vacate() },
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := &gauge{all: map[string]int{}}
 			s := newScene(t, func(c *server.Config) { c.Meter, c.Limits = g, tt.limits })
+			s.set(func() { s.stopped = time.Now() }) // no limit passes by itself
 			b := newBox(t, s.tpmCA)
 			s.enrol(b)
 			var dialled atomic.Int32
@@ -67,15 +70,13 @@ func TestARefusedRequestKeepsItsConnectionAndItsChallenge(t *testing.T) {
 				t.Fatal(err)
 			}
 			tt.before(s, b)
-			refused := make(chan struct{})
+			refused, before := make(chan struct{}), g.count("limited node "+tt.limit)
 			go func() {
 				defer close(refused)
-				for g.count("limited node "+tt.limit) == 0 && t.Context().Err() == nil {
+				for g.count("limited node "+tt.limit) == before && t.Context().Err() == nil {
 					time.Sleep(time.Millisecond) // the meter tells nobody
 				}
-				if tt.after != nil {
-					tt.after(s)
-				}
+				tt.after(s)
 			}()
 			r, _, err := sess.Evidence(t.Context(), b.id, s.answer(b, ch))
 			if err != nil {
@@ -91,6 +92,8 @@ func TestARefusedRequestKeepsItsConnectionAndItsChallenge(t *testing.T) {
 		})
 	}
 }
+
+func aSecondLater(s *scene) { s.set(func() { s.offset += time.Second }) }
 
 // from returns a client at an address, that comes again when it is told to.
 func (s *scene) from(address string, dialled *atomic.Int32) *client.Client {
@@ -119,22 +122,27 @@ func (s *scene) spend(t *testing.T) {
 	t.Error("no request was refused")
 }
 
-// occupy takes all the room that there is for requests.
-func (s *scene) occupy(*box) {
+// occupy has so many requests of 127.0.0.1 wait for the store, of the 8 that are let
+// in from one address, until vacate is called.
+func (s *scene) occupy(n int) {
 	s.Helper()
-	for status := 0; status != 503; {
-		begun := s.node(s.T)
-		begun.say("POST /v1/confirm HTTP/1.1\r\n")
-		s.held = append(s.held, begun)
-		n := s.node(s.T)
-		n.say(post(api.PathConfirm, "{}"))
-		status, _ = n.hear()
-	}
-}
-
-func (s *scene) vacate() {
-	for _, n := range s.held {
-		n.Close()
+	entered, leave := make(chan struct{}), make(chan struct{})
+	s.vacate = sync.OnceFunc(func() { close(leave) })
+	s.Cleanup(s.vacate)
+	s.set(func() {
+		s.fail = func(string) (error, bool) {
+			select {
+			case entered <- struct{}{}:
+			case <-leave:
+			}
+			<-leave
+			return nil, false
+		}
+	})
+	for range n {
+		// That nobody knows its challenge is for the log.
+		s.node(s.T).say(post(api.PathEvidence, string(mustJSON(s.T, &api.EvidenceRequest{ChallengeID: "c", Evidence: attest.Evidence{Disk: attest.Disk{GUID: disk}}}))))
+		<-entered
 	}
 }
 
@@ -206,8 +214,8 @@ func TestWhatFollowsARefusedRequestIsAnswered(t *testing.T) {
 // full returns another service, in which there is no room.
 func (s *scene) full() *scene {
 	s.Helper()
-	other := newScene(s.T, func(c *server.Config) { c.Limits = server.Limits{Concurrent: 1, Queue: time.Millisecond} })
-	other.occupy(nil)
+	other := newScene(s.T, func(c *server.Config) { c.Limits = server.Limits{Queue: time.Millisecond} })
+	other.occupy(8)
 	return other
 }
 
@@ -236,16 +244,20 @@ func TestAPeerThatDoesNotWaitLosesItsConnection(t *testing.T) {
 // A client that is refused while it still sends learns why.
 func TestALongRequestThatIsRefusedIsToldSo(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, func(c *server.Config) { c.Limits.PerAddress, c.Limits.AddressBurst = time.Hour, 2 })
+	s := newScene(t, func(c *server.Config) { c.Limits.PerAddress, c.Limits.AddressBurst = time.Hour, 1 })
 	b := newBox(t, s.tpmCA)
 	c := s.from("127.0.0.1", nil)
-	c.Patience = 0
+	c.Patience, c.Timeout = 0, patience
 	sess, err := c.Connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer sess.Close()
-	s.spend(t)
+	// It uses up what the address may ask for, and a connection that asked for
+	// nothing is soon closed.
+	if _, err := sess.Challenge(t.Context(), &api.ChallengeRequest{Version: api.Version, Purpose: attest.PurposeUnlock, EKPublic: b.ekPublic, AKPublic: b.akPublic}); err != nil {
+		t.Fatal(err)
+	}
 	_, _, err = sess.Evidence(t.Context(), b.id, &api.EvidenceRequest{ChallengeID: "c", Evidence: attest.Evidence{EventLog: make([]byte, 12<<20)}})
 	var busy *client.ServiceError
 	if !errors.As(err, &busy) || busy.Status != 429 || busy.RetryAfter == 0 {

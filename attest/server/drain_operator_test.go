@@ -112,7 +112,7 @@ func TestADrainAnswersOperators(t *testing.T) {
 			},
 		},
 		"one that waits for the store": {
-			drain:  6 * time.Second,
+			drain:  15 * time.Second,
 			store:  func(s *slowStore, entered chan<- struct{}, _ <-chan struct{}) { s.machine = until(entered) },
 			method: "POST", path: func(id string) string { return api.PathMachines + "/" + id + "/revoke" }, body: &api.StateChange{Reason: "stolen"},
 			check: func(t *testing.T, s *scene, b *box, got outcome) {
@@ -126,7 +126,7 @@ func TestADrainAnswersOperators(t *testing.T) {
 			},
 		},
 		"one that is being decided": {
-			drain: 6 * time.Second,
+			drain: 15 * time.Second,
 			store: func(s *slowStore, entered chan<- struct{}, _ <-chan struct{}) {
 				var request context.Context
 				s.machine = func(ctx context.Context) error { request = ctx; return nil }

@@ -135,6 +135,7 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		}
 		if resp, ok := body.(*api.EvidenceResponse); ok && f == nil {
 			s.c.Meter.Verdict(resp.Result)
+			p.conn.released = resp.Result.Allowed
 		}
 		return status, body, f
 	}
@@ -323,7 +324,7 @@ func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine,
 			return false, f
 		}
 		change.Documents = sub.documents.dirty
-		m.LastSeen, m.LastAllowed = sub.now, false
+		m.LastSeen, m.LastAllowed, m.Address = sub.now, false, sub.peer.address
 		change.Machine = m
 		return false, nil
 	}
@@ -347,7 +348,7 @@ func (s *Server) refusedRecord(ctx context.Context, sub *submission, m *Machine,
 		return false, f
 	}
 	change.Documents = sub.documents.dirty
-	m.LastSeen, m.Firmware, m.Image = sub.now, result.Firmware, result.Image
+	m.LastSeen, m.Address, m.Firmware, m.Image = sub.now, sub.peer.address, result.Firmware, result.Image
 	change.Machine = m
 	change.Events = append(change.Events, audit.Event{
 		Time: sub.now, Kind: audit.KindState, Machine: sub.machine,

@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"time"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 )
 
@@ -119,7 +121,7 @@ func EventType(e *audit.Entry) string { return eventType(e) }
 // NewConnection returns a function that takes ch from a connection.
 func NewConnection(ch *attest.Challenge) (take func(id string) bool) {
 	c := new(connection)
-	c.put(ch)
+	c.put(ch, claim{})
 	return func(id string) bool {
 		_, ok := c.take(id)
 		return ok
@@ -160,11 +162,55 @@ func Signs() map[attest.Code]Sign {
 	return all
 }
 
-// Busy, Idle and Answering say what a connection of a bounded listener is worth
-// to its peer.
-func Busy(c net.Conn)                       { guestOf(c).busy() }
-func Idle(c net.Conn)                       { guestOf(c).idle() }
-func Answering(c net.Conn, until time.Time) { guestOf(c).answering(until) }
+// Busy, Asks, Idle and Answering say what a connection of a bounded listener is
+// worth to its peer.
+func Busy(c net.Conn) { guestOf(c).busy() }
+func Asks(c net.Conn) { guestOf(c).asks() }
+func Idle(c net.Conn) { guestOf(c).idle() }
+func Answering(c net.Conn, until time.Time, machine attest.MachineID, home bool) {
+	guestOf(c).answering(until, claim{machine, home})
+}
+
+// StrangerTime is for how long a challenge for no machine on record holds a
+// connection.
+const StrangerTime = strangerTime
+
+// Claim is which machine a request for a challenge from an address counts as.
+func (s *Server) Claim(ctx context.Context, address string, req *api.ChallengeRequest) (machine attest.MachineID, home bool) {
+	c := s.claim(ctx, peer{address: address}, req)
+	return c.machine, c.home
+}
+
+// Sound reports what is wrong with what the crowd counts.
+func (l *boundedListener) Sound() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	open, backed := 0, 0
+	for _, n := range l.crowd.networks {
+		inside, of := 0, 0
+		for _, a := range n.addresses {
+			inside, of = inside+a.open, of+a.backed
+			if (a.at >= 0) != (a.first() != nil) {
+				return fmt.Errorf("address %s: at %d", a.key, a.at)
+			}
+		}
+		if inside != n.open || of != n.backed || (n.at >= 0) != (n.first() != nil) {
+			return fmt.Errorf("network %s: %d open, %d in its addresses, %d and %d of them backed, at %d", n.key, n.open, inside, n.backed, of, n.at)
+		}
+		open, backed = open+n.open, backed+n.backed
+	}
+	claims := 0
+	for _, all := range l.crowd.claims {
+		if len(all) == 0 || len(all) > claimsOfOne {
+			return fmt.Errorf("a machine backs %d", len(all))
+		}
+		claims += len(all)
+	}
+	if open != l.crowd.open || backed != claims {
+		return fmt.Errorf("%d open, %d in networks; %d backed, %d by machines", l.crowd.open, open, backed, claims)
+	}
+	return nil
+}
 
 // NetworkKey is what connections give way by.
 func NetworkKey(remote string) string { return networkKey(remote) }

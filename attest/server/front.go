@@ -271,15 +271,19 @@ type connection struct {
 	// waited is how long requests waited to be let in, or to come again, since
 	// the challenge was put. It does not run out for that.
 	waited time.Duration
+	// who is the machine that the challenge is for, by what its sender says, and
+	// released that it proved it since and was released to, or reported.
+	who      claim
+	released bool
 
 	mu     sync.Mutex
 	proven []provenKey // guarded by mu
 }
 
-// put opens a challenge in place of the one that was open.
-func (c *connection) put(ch *attest.Challenge) {
+// put opens a challenge for a machine in place of the one that was open.
+func (c *connection) put(ch *attest.Challenge, who claim) {
 	c.open.Store(ch)
-	c.waited = 0
+	c.waited, c.who, c.released = 0, who, false
 }
 
 // giveBack opens a challenge again that was taken and not judged by.
@@ -338,14 +342,16 @@ func (c *nodeConn) idle() {
 	}
 }
 
-// settle says what a connection without a request is worth to its peer: with a
-// challenge that it can answer it cannot be replaced by another.
+// settle says what a connection without a request is worth, see crowd.
 func (c *nodeConn) settle() {
-	if ch := c.open.open.Load(); ch != nil {
-		c.guest.answering(ch.Expires.Add(c.open.waited))
-		return
+	switch ch := c.open.open.Load(); {
+	case ch != nil:
+		c.guest.answering(ch.Expires.Add(c.open.waited), c.open.who)
+	case c.open.released: // until it confirms
+		c.guest.answering(time.Now().Add(idleTimeout), c.open.who)
+	default:
+		c.guest.idle()
 	}
-	c.guest.idle()
 }
 
 // await has a goroutine of its own wait for the next request.
@@ -373,7 +379,7 @@ func (f *front) wait(ctx context.Context, c *nodeConn) {
 		}
 	}
 	if c.open.open.Load() != nil {
-		c.guest.busy() // this is the evidence, however long it has to wait
+		c.guest.asks() // this is the evidence
 	}
 	began := time.Now()
 	room, cancel := context.WithTimeout(ctx, f.queue)

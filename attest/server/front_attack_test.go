@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/server"
@@ -39,7 +38,7 @@ func TestTheAnswerToHEADHasNoBody(t *testing.T) {
 // waits for the next request itself.
 func TestOPTIONSOfAllGivesItsRoomBack(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Queue: 500 * time.Millisecond} })
+	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Queue: patience} })
 	for range 8 {
 		n := s.node(t)
 		n.say("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -138,7 +137,7 @@ func TestSlowRequestsGiveWayToOthers(t *testing.T) {
 // gives its room back.
 func TestOtherProtocolsGiveTheirRoomBack(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Concurrent: 1, Queue: 500 * time.Millisecond} })
+	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Concurrent: 1, Queue: patience} })
 	for name, say := range map[string]string{
 		"HTTP/2":                  "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
 		"an upgrade to HTTP/2":    "GET /v1/confirm HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",

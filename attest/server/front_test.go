@@ -139,24 +139,32 @@ func TestRequestsWithoutRoomAreTurnedAway(t *testing.T) {
 		n.say(post(api.PathConfirm, "{}"))
 		n.hear()
 	}
+	// begin returns a node with a request that was let in and lacks its body, or the
+	// status that it was refused with.
+	begin := func() (*node, int) {
+		n := s.node(t)
+		n.say("POST /v1/confirm HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+		resp, err := http.ReadResponse(n.r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode != 100 {
+			n.Close()
+		}
+		return n, resp.StatusCode
+	}
 	var begun []*node
 	for range 8 {
-		n := s.node(t)
-		// The answer to the first shows that the connection is served.
-		n.say(post(api.PathConfirm, "{}") + "POST /v1/confirm HTTP/1.1\r\n")
-		n.hear()
+		n, status := begin()
+		if status != 100 {
+			t.Fatalf("HTTP %d", status)
+		}
 		begun = append(begun, n)
 	}
-	turned := func() (int, string) {
-		n := s.node(t)
-		n.say(post(api.PathConfirm, "{}"))
-		return n.hear()
-	}
-	// The last of the eight may be let in a moment after its answer.
-	for status, code := turned(); status != 503 || code != "busy"; status, code = turned() {
-		if status != 400 {
-			t.Fatalf("HTTP %d %s", status, code)
-		}
+	n := s.node(t)
+	n.say(post(api.PathConfirm, "{}"))
+	if status, code := n.hear(); status != 503 || code != "busy" {
+		t.Fatalf("HTTP %d %s", status, code)
 	}
 	if g.count("limited node bodies") == 0 {
 		t.Error("the meter was not told")
@@ -166,20 +174,19 @@ func TestRequestsWithoutRoomAreTurnedAway(t *testing.T) {
 			n.Close()
 			continue
 		}
-		n.say("Host: x\r\nContent-Length: 2\r\n\r\n{}")
+		n.say("{}")
 		if status, code := n.hear(); status != 400 {
 			t.Errorf("one with room: HTTP %d %s", status, code)
 		}
 	}
 	// All the room is there again, once what was cut is noticed.
-	var all []*node
-	for len(all) < 8 {
-		n := s.node(t)
-		n.say(post(api.PathConfirm, "{}") + "POST /v1/confirm HTTP/1.1\r\n")
-		if status, code := n.hear(); status == 400 {
-			all = append(all, n)
-		} else if status != 503 {
-			t.Fatalf("HTTP %d %s", status, code)
+	for room := 0; room < 8; {
+		switch _, status := begin(); status {
+		case 100:
+			room++
+		case 503:
+		default:
+			t.Fatalf("HTTP %d", status)
 		}
 	}
 }
@@ -187,7 +194,7 @@ func TestRequestsWithoutRoomAreTurnedAway(t *testing.T) {
 // The time that a request waits for room is not the machine's.
 func TestAChallengeDoesNotRunOutForTheWait(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Queue: 250 * time.Millisecond} }) // four of them
+	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Queue: patience} })
 	b := newBox(t, s.tpmCA)
 	s.enrol(b)
 	seen := make(chan time.Time, 1)
@@ -197,29 +204,12 @@ func TestAChallengeDoesNotRunOutForTheWait(t *testing.T) {
 	})
 	c := s.httpClient()
 	ch := s.challenge(c, b)
-	var begun []*node
-	for range 8 {
-		n := s.node(t)
-		n.say(post(api.PathConfirm, "{}") + "POST /v1/confirm HTTP/1.1\r\n")
-		n.hear()
-		begun = append(begun, n)
-	}
-	// They are let in a moment after their first answer.
-	for status := 0; status != 503; {
-		n := s.node(t)
-		n.say(post(api.PathConfirm, "{}"))
-		status, _ = n.hear()
-	}
-	const wait = 400 * time.Millisecond
-	time.AfterFunc(wait, func() {
-		for _, n := range begun {
-			n.Close()
-		}
-	})
+	s.occupy(8)
+	time.AfterFunc(3*time.Second, s.vacate) // that it waits is told to nobody
 	if status, _ := s.send(c, s.answer(b, ch)); status != 403 {
 		t.Errorf("HTTP %d, want 403", status)
 	}
-	if later := (<-seen).Sub(ch.Expires); later < wait/2 {
+	if later := (<-seen).Sub(ch.Expires); later <= 0 || later > patience {
 		t.Errorf("the challenge was good for %v more", later)
 	}
 }
@@ -227,7 +217,7 @@ func TestAChallengeDoesNotRunOutForTheWait(t *testing.T) {
 // What is no HTTP gives its room back.
 func TestNonsenseGivesItsRoomBack(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Queue: 500 * time.Millisecond} })
+	s := newScene(t, func(c *server.Config) { c.Limits = server.Limits{Queue: patience} })
 	for range 40 {
 		n := s.node(t)
 		n.say("\x00\x01 nonsense\r\n\r\n")

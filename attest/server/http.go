@@ -432,6 +432,12 @@ func addressKey(remote string) string { return groupOf(remote, 32, 64) }
 // site has by itself.
 func networkKey(remote string) string { return groupOf(remote, 24, 48) }
 
+// sameNetwork reports whether two addresses are of one network.
+func sameNetwork(a, b string) bool {
+	network := func(address string) string { return networkKey(net.JoinHostPort(address, "0")) }
+	return network(a) == network(b) && network(a) != "unknown"
+}
+
 // groupOf is the peer's network with so many bits, see addressKey.
 func groupOf(remote string, bits4, bits6 int) string {
 	ap, err := netip.ParseAddrPort(remote)

@@ -97,7 +97,7 @@ func (l *boundedListener) admit(c *guest, key, network string, most int, unnamed
 	if l.by[key] >= most {
 		return limitAddressConnections
 	}
-	limit, other := l.crowd.room(network, unnamed)
+	limit, other := l.crowd.room(network, key, unnamed)
 	if limit != "" {
 		return limit
 	}
@@ -109,7 +109,7 @@ func (l *boundedListener) admit(c *guest, key, network string, most int, unnamed
 	}
 	c.key = key
 	l.by[key]++
-	l.crowd.enter(c, network)
+	l.crowd.enter(c, network, key)
 	return ""
 }
 
@@ -182,15 +182,21 @@ func (c *guest) Close() error {
 	return err
 }
 
-// busy says that the service has something to do for the peer, or that the peer
-// needs this connection and no other: it is not closed for another's sake.
+// busy says that the service has something to do for the peer: the connection is
+// not closed for another's sake.
 func (c *guest) busy() { c.is(func(l *crowd) { l.busy(c) }) }
+
+// asks says that the peer answers its challenge, and waits for the service.
+func (c *guest) asks() { c.is(func(l *crowd) { l.asks(c) }) }
 
 // idle says that the peer could as well come back over another connection.
 func (c *guest) idle() { c.is(func(l *crowd) { l.idle(c) }) }
 
-// answering says that the peer needs this connection until then.
-func (c *guest) answering(until time.Time) { c.is(func(l *crowd) { l.answering(c, until) }) }
+// answering says that the peer, who says that it is a machine, needs this
+// connection until then.
+func (c *guest) answering(until time.Time, who claim) {
+	c.is(func(l *crowd) { l.answering(c, until, who) })
+}
 
 func (c *guest) is(what func(*crowd)) {
 	if c == nil {

@@ -213,7 +213,7 @@ func TestConnectionsAreCountedByWhatOnePeerHas(t *testing.T) {
 	for _, from := range []string{
 		"192.0.2.1:1", "192.0.2.1:2", "192.0.2.1:3", // the third is one too many
 		"[2001:db8::1]:1", "[2001:db8::2]:1", "[2001:db8::3]:1", // so is it of one /64
-		"192.0.2.9:1", // and then all are taken
+		"192.0.2.9:1", // all are taken: the other address of its network gives way
 	} {
 		l.from <- from
 	}
@@ -226,8 +226,8 @@ func TestConnectionsAreCountedByWhatOnePeerHas(t *testing.T) {
 		}
 		open = append(open, c)
 	}
-	if got := strings.Join(refused, " "); len(open) != 4 || got != "address-connections address-connections connections" {
-		t.Errorf("%d are open, refused: %s", len(open), got)
+	if got := strings.Join(refused, " "); len(open) != 5 || got != "address-connections address-connections evicted" {
+		t.Errorf("%d were accepted, refused: %s", len(open), got)
 	}
 	for _, c := range open {
 		for range 2 { // a connection may be closed again

@@ -46,6 +46,6 @@ const (
 	limitConnections        = "connections"            // connections of an API
 	limitAddressConnections = "address-connections"    // connections of one address
 	limitNetworkConnections = "network-connections"    // connections of one network, see shareOfFree
-	limitEvicted            = "evicted"                // idle connections that were closed for others, see crowd
+	limitEvicted            = "evicted"                // connections that were closed for others, see crowd
 	limitProxyHeader        = "proxy-header"           // connections of proxies that did not say whose they are
 )

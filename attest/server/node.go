@@ -180,7 +180,7 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		Expires:          now.Add(s.c.Limits.ChallengeTTL),
 		AsksBanks:        asksBanks,
 	}
-	p.conn.put(ch)
+	p.conn.put(ch, s.claim(ctx, p, req))
 	machine, proveKeys := s.advise(ctx, ch)
 	return http.StatusOK, &api.Challenge{
 		Machine:    machine,

@@ -132,7 +132,7 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 	m.Rebased = false
 	m.ReleaseID = id
 	m.StateMade = m.StateMade || sub.request.Evidence.Disk.StateExists
-	m.LastSeen, m.LastAllowed, m.Firmware, m.Image = sub.now, true, result.Firmware, result.Image
+	m.LastSeen, m.LastAllowed, m.Address, m.Firmware, m.Image = sub.now, true, sub.peer.address, result.Firmware, result.Image
 	m.Boot, m.Banks = prf.boot, entry.Banks
 	events = append(events, s.heardOf(m, sub.now)...)
 	alarms, raised := s.banksAlarm(sub, m, result)

@@ -203,7 +203,7 @@ func (r *Recovery) Replay(e audit.Entry) error {
 }
 
 func (r *Recovery) verdict(m *Machine, at time.Time, d *audit.Verdict) {
-	m.LastSeen, m.LastAllowed = at, d.Result.Allowed
+	m.LastSeen, m.LastAllowed, m.Address = at, d.Result.Allowed, d.Address
 	m.answered(d.Result, at)
 	if d.Result.Allowed || m.State == "" {
 		m.Firmware, m.Image = d.Result.Firmware, d.Result.Image
@@ -330,7 +330,7 @@ func (r *Recovery) report(m *Machine, at time.Time, d *audit.Reattestation) {
 	if m == nil || d.Result == nil {
 		return
 	}
-	m.LastSeen = at
+	m.LastSeen, m.Address = at, d.Address
 	if !d.Result.Allowed {
 		return
 	}

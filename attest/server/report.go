@@ -108,7 +108,7 @@ func (s *Server) decideReport(ctx context.Context, sub *submission) (int, any, *
 	}
 	entry.Evidence = digestOf(stored)
 	change := &Change{Machine: m, Evidence: stored}
-	m.LastSeen = sub.now
+	m.LastSeen, m.Address = sub.now, sub.peer.address
 	lock := rep.Changed && m.State == attest.StateEnrolled
 	if !lock {
 		if !sub.counted {
@@ -160,7 +160,7 @@ func (s *Server) reportAccepted(ctx context.Context, sub *submission, m *Machine
 		change.Events = append(change.Events, audit.Event{Time: sub.now, Kind: audit.KindReport, Machine: m.ID, Data: entry})
 	}
 	m.Boot.Clock = rep.Clock
-	m.LastSeen, m.LastReport = sub.now, sub.now
+	m.LastSeen, m.LastReport, m.Address = sub.now, sub.now, sub.peer.address
 	if f := s.commit(ctx, change); f != nil {
 		return 0, nil, f
 	}

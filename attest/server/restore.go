@@ -100,7 +100,7 @@ func (s *Server) forfeit(ctx context.Context, sub *submission, m *Machine, polic
 		m.Firmware, m.Image = result.Firmware, result.Image
 	}
 	m.answered(result, sub.now)
-	m.LastSeen, m.LastAllowed, m.LastEvidence = sub.now, false, digestOf(stored)
+	m.LastSeen, m.LastAllowed, m.Address, m.LastEvidence = sub.now, false, sub.peer.address, digestOf(stored)
 	events := []audit.Event{{Time: sub.now, Kind: audit.KindVerdict, Machine: m.ID, Data: audit.Verdict{
 		ChallengeID: sub.challenge.ID, Address: sub.peer.address, Evidence: m.LastEvidence, Result: bounded(result),
 		Explanation: s.explain(ctx, &sub.request.Evidence, result, policy, m.AcceptedEvidence).Bounded(maxExplained),

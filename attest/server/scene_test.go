@@ -134,20 +134,21 @@ type scene struct {
 	tpmCA    *tpmtest.CA
 	log      *logBuffer
 	accepted []attest.MachineID // by the firmware observer
-	mu       sync.Mutex         // guards accepted, boot, refuse, unsigned, offset
+	mu       sync.Mutex         // guards accepted, boot, refuse, unsigned, offset, stopped
 
 	boot     server.Boot      // that evidence proves
 	refuse   []attest.Finding // findings that any evidence has
 	unsigned bool             // the attestation key signed none of the evidence
 	offset   time.Duration    // of the service's clock
+	stopped  time.Time        // when it was stopped, but for the offset; zero: it goes
 
 	ca        *x509.Certificate
 	caKey     *ecdsa.PrivateKey
 	nodes     string // address of the node API
 	operators string
 	fail      func(method string) (error, bool)
-	held      []*node // requests that are begun
-	stranger  *box    // that nobody enrolled
+	vacate    func() // ends what occupy began
+	stranger  *box   // that nobody enrolled
 }
 
 // Accepted implements server.FirmwareObserver.
@@ -161,6 +162,9 @@ func (s *scene) Accepted(_ context.Context, id attest.MachineID, _ time.Time, r 
 func (s *scene) now() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.stopped.IsZero() {
+		return s.stopped.Add(s.offset)
+	}
 	return time.Now().Add(s.offset)
 }
 

@@ -116,6 +116,9 @@ type Machine struct {
 	// TPMBound: documents say that the TPM of AKName, and of OtherKeys, is this
 	// machine's.
 	TPMBound bool `json:"tpmBound,omitempty"`
+	// Address is where it last proved itself from, as an audit entry has it. It is
+	// believed only for what its connections are worth, see crowd.
+	Address string `json:"address,omitempty"`
 	// FormerName is the node name that went to ReplacedBy.
 	FormerName string `json:"formerName,omitempty"`
 

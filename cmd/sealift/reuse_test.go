@@ -122,7 +122,7 @@ func TestPipesAreNotRead(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "not a regular file") {
 				t.Errorf("%s: got %v", claim, err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("%s waits for a writer", claim)
 		}
 	}
