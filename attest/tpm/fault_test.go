@@ -14,14 +14,14 @@ import (
 	"github.com/sealift/sealift/attest/tpm/tpmtest"
 )
 
-// failing fails one command, the one of that number, with TPM_RC_FAILURE.
-type failing struct {
+// failingNth fails one command, the one of that number, with TPM_RC_FAILURE.
+type failingNth struct {
 	*tpmtest.TPM
 	number, sent int
 	failed       tpm2.TPMCC // 0: none yet
 }
 
-func (f *failing) Send(b []byte) ([]byte, error) {
+func (f *failingNth) Send(b []byte) ([]byte, error) {
 	f.sent++
 	if f.sent == f.number {
 		f.failed = tpm2.TPMCC(binary.BigEndian.Uint32(b[6:10]))
@@ -175,7 +175,7 @@ func TestACommandThatFailsIsAnErrorAndLeavesNothing(t *testing.T) {
 			d.UndefineNV(0x01c00016)
 			d.UndefineNV(0x01c00002)
 			for number := 1; ; number++ {
-				f := &failing{TPM: d}
+				f := &failingNth{TPM: d}
 				dev := New(f)
 				try := op.prepare(t, d, dev)
 				f.number = f.sent + number

@@ -26,23 +26,27 @@ type ground struct {
 	change func(h *thief) server.Archive     // with what the thief makes of what was there
 }
 
+func inMemory() *ground {
+	return &ground{
+		fresh: func(*testing.T) server.Archive { return new(storetest.Memory) },
+		change: func(h *thief) server.Archive {
+			next := new(storetest.Memory)
+			h.load(next, h.records, h.chained())
+			if len(h.rows) > 0 {
+				return &replaced{next, h.rows}
+			}
+			return next
+		},
+	}
+}
+
 // onAllStores runs a test in memory, and on SQLite and PostgreSQL, where the thief
 // changes rows by SQL while nobody has them open.
 func onAllStores(t *testing.T, test func(t *testing.T, g *ground)) {
 	t.Parallel()
 	t.Run("memory", func(t *testing.T) {
 		t.Parallel()
-		test(t, &ground{
-			fresh: func(*testing.T) server.Archive { return new(storetest.Memory) },
-			change: func(h *thief) server.Archive {
-				next := new(storetest.Memory)
-				h.load(next, h.records, h.chained())
-				if len(h.rows) > 0 {
-					return &replaced{next, h.rows}
-				}
-				return next
-			},
-		})
+		test(t, inMemory())
 	})
 	t.Run("SQLite", func(t *testing.T) {
 		t.Parallel()

@@ -151,9 +151,9 @@ func TestALogThatIsAlteredUnderAWitnessIsFound(t *testing.T) {
 			if err := w.keepUp(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			h := steal(t, memory)
+			h := steal(t, inMemory(), memory)
 			c.alter(h)
-			next := h.store()
+			next := h.store().(server.Teller)
 			next.Tell(w.tail)
 			w.store = next
 			long(t, next, c.then)
@@ -186,7 +186,7 @@ func TestWhatWasToldMustBeThere(t *testing.T) {
 	memory := new(storetest.Memory)
 	w, _ := toldWitness(t, memory)
 	long(t, memory, 10)
-	h := steal(t, memory)
+	h := steal(t, inMemory(), memory)
 	h.log = h.log[:7]
 	w.store = h.store()
 	if err := w.keepUp(t.Context()); !errors.Is(err, errAltered) || !strings.Contains(err.Error(), "it ends before entry 10") {
