@@ -22,6 +22,9 @@ const (
 	// of those who are not where the machine that they name was before. So whoever
 	// comes gets in, however many strangers come at once, and has the time to ask.
 	shareHeld = 2
+	// shareCalm is the part of all connections, one in so many, up to which nobody
+	// looks who is on record: it takes a read of the store for each challenge.
+	shareCalm = 8
 	// claimsOfOne is how many connections count as one machine's: the one that its
 	// agent uses, and one of before that has not ended yet.
 	claimsOfOne = 2
@@ -33,7 +36,12 @@ const (
 type claim struct {
 	machine attest.MachineID // zero if it is none on record
 	home    bool             // the sender is in the network that the machine last proved itself from
+	early   bool             // there were few connections, and nobody looked which machine it is
 }
+
+// lasts reports whether it keeps a connection held for as long as its challenge is
+// good. Of early ones there are few.
+func (c claim) lasts() bool { return c.early || !c.machine.IsZero() }
 
 // crowd knows who is to go when there is no room for another connection.
 //   - a connection with a request in work is never closed for another
@@ -122,14 +130,14 @@ type place struct {
 // Kinds of what is held, in the order of what they are worth.
 const (
 	strange = iota // not backed
-	away           // backed, and not home
+	away           // backed, and not home; or early
 	home
 	kinds
 )
 
 func (p *place) kind() int {
 	switch {
-	case p.claim.machine.IsZero():
+	case !p.claim.lasts():
 		return strange
 	case p.claim.home:
 		return home
@@ -140,6 +148,9 @@ func (p *place) kind() int {
 func newCrowd(total int) crowd {
 	return crowd{total: total, networks: map[string]*network{}, claims: map[claim][]*guest{}, now: time.Now}
 }
+
+// calm reports whether there are so few that it does not matter yet what each is worth.
+func (c *crowd) calm() bool { return c.open <= c.total/shareCalm }
 
 // room reports whether an address may have one connection more: not if limit is
 // set, and else once other is closed, if that is not nil. Those that a proxy has
@@ -236,7 +247,7 @@ func (c *crowd) busy(g *guest) {
 // asks is for one whose request begins and has to wait for room: if it is backed,
 // that is not its fault.
 func (c *crowd) asks(g *guest) {
-	if g.place.held != nil && !g.place.claim.machine.IsZero() && !c.now().After(g.place.until) {
+	if g.place.held != nil && g.place.claim.lasts() && !c.now().After(g.place.until) {
 		c.busy(g)
 	}
 }
@@ -260,7 +271,7 @@ func (c *crowd) answering(g *guest, until time.Time, who claim) {
 	g.place.tried = true
 	c.move(g, nil)
 	c.back(g, who)
-	if who.machine.IsZero() {
+	if !who.lasts() {
 		until = c.strangers(g, until)
 	}
 	c.hold(g, until)

@@ -168,7 +168,7 @@ func Busy(c net.Conn) { guestOf(c).busy() }
 func Asks(c net.Conn) { guestOf(c).asks() }
 func Idle(c net.Conn) { guestOf(c).idle() }
 func Answering(c net.Conn, until time.Time, machine attest.MachineID, home bool) {
-	guestOf(c).answering(until, claim{machine, home})
+	guestOf(c).answering(until, claim{machine, home, false})
 }
 
 // StrangerTime is for how long a challenge for no machine on record holds a

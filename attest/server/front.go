@@ -48,6 +48,8 @@ const (
 	// beyond that. Where all are slow the service is, and who is cut for that comes
 	// again and makes it worse.
 	timesUsual = 4
+	// slowestHandshake is when it may be cut in any case.
+	slowestHandshake = 7 * time.Second
 	// discardsAtOnce bounds the requests that are read to their end only to keep
 	// the connection that they came over, without having been let in.
 	discardsAtOnce = 64
@@ -267,7 +269,8 @@ type nodeConn struct {
 // not a database that was restored, brings back one that was taken; and it
 // costs the store nothing.
 type connection struct {
-	open atomic.Pointer[attest.Challenge]
+	open  atomic.Pointer[attest.Challenge]
+	guest *guest // of the nodeConn
 	// waited is how long requests waited to be let in, or to come again, since
 	// the challenge was put. It does not run out for that.
 	waited time.Duration

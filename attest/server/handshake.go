@@ -14,6 +14,7 @@ func (f *front) secure(ctx context.Context, raw net.Conn) {
 	peer := raw.RemoteAddr().String() // which a proxy says in its own time
 	growStack(0)
 	c := &nodeConn{Conn: tls.Server(raw, f.cfg), guest: guestOf(raw), key: addressKey(peer), front: f}
+	c.open.guest = c.guest
 	if !f.enter(c) {
 		_ = raw.Close() // the service ends
 		return
@@ -85,7 +86,8 @@ func (f *front) cutHandshake() {
 	if first == nil {
 		return
 	}
-	if slow := first.Value.(shake); time.Since(slow.since) >= slowHandshake+timesUsual*f.usual {
+	// Peers who end theirs late on purpose raise what is usual.
+	if slow := first.Value.(shake); time.Since(slow.since) >= min(slowHandshake+timesUsual*f.usual, slowestHandshake) {
 		f.shaking.Remove(first)
 		f.refused(limitHandshake)
 		_ = slow.conn.NetConn().Close()

@@ -198,6 +198,13 @@ func (c *guest) answering(until time.Time, who claim) {
 	c.is(func(l *crowd) { l.answering(c, until, who) })
 }
 
+// calm reports whether it does not matter yet what connections are worth.
+func (c *guest) calm() bool {
+	calm := true
+	c.is(func(l *crowd) { calm = l.calm() })
+	return calm
+}
+
 func (c *guest) is(what func(*crowd)) {
 	if c == nil {
 		return

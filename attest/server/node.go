@@ -180,7 +180,11 @@ func (s *Server) challenge(ctx context.Context, p peer, req *api.ChallengeReques
 		Expires:          now.Add(s.c.Limits.ChallengeTTL),
 		AsksBanks:        asksBanks,
 	}
-	p.conn.put(ch, s.claim(ctx, p, req))
+	who := claim{early: true}
+	if !p.conn.guest.calm() {
+		who = s.claim(ctx, p, req)
+	}
+	p.conn.put(ch, who)
 	machine, proveKeys := s.advise(ctx, ch)
 	return http.StatusOK, &api.Challenge{
 		Machine:    machine,
