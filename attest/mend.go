@@ -77,6 +77,8 @@ func mends(c Code) (component, command string) {
 		return "the running system", commandRestart
 	case CodeSerialMismatch, CodeSerialTaken, CodeTPMTaken:
 		return "the machine's serial number", "sealift machine show ID"
+	case CodeMachineUnproven:
+		return "the machine's enrolment", "sealift machine revoke ID --reason TEXT"
 	case CodeMachineRevoked, CodeQuarantined:
 		return "the machine's enrolment", "sealift machine reinstate ID --reason TEXT"
 	case CodeDiskForeign:

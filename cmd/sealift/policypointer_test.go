@@ -760,7 +760,7 @@ func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
 		b := s.on(t).start(before, before, s.images[:], nil, nil).live
 		next := then()
 		b.mu.Lock()
-		b.store, b.witness.store, b.source.revision = next, next, first.Revision
+		b.store, b.witness.store, b.witness.standing.store, b.source.revision = next, next, next, first.Revision
 		b.mu.Unlock()
 		return b
 	}
@@ -786,6 +786,9 @@ func TestAReplicaThatRunsFollowsTheLog(t *testing.T) {
 		return h.store()
 	})
 	b.witness.chain = audit.VerifierAt(old.log[len(old.log)-1].Head())
+	if err := b.witness.standing.reset(); err != nil {
+		t.Fatal(err)
+	}
 	if err := b.watch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
