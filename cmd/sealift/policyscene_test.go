@@ -300,12 +300,23 @@ func (r *replica) boot(version int) string {
 		r.Error(err)
 		return ""
 	}
-	ek, ak := tpm2.Marshal(tpm.EKPublic), tpm2.Marshal(tpm.AKPublic)
 	// The machine is enrolled whatever the replica goes by.
 	if err := r.enrol(r.live.store, &server.Machine{Machine: api.Machine{ID: id, NodeName: api.NodeName(id, 10), DiskGUID: boot.Disk.GUID}}); err != nil {
 		r.Error(err)
 		return ""
 	}
+	return r.ask(tpm, boot)
+}
+
+// ask has a machine that starts, or started again, ask the replica.
+func (r *replica) ask(tpm *papertpm.TPM, boot *papertpm.Boot) string {
+	r.Helper()
+	id, err := tpm.MachineID()
+	if err != nil {
+		r.Error(err)
+		return ""
+	}
+	ek, ak := tpm2.Marshal(tpm.EKPublic), tpm2.Marshal(tpm.AKPublic)
 	session, err := r.nodes.Connect(r.Context())
 	if err != nil {
 		r.Error(err)

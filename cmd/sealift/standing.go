@@ -62,6 +62,7 @@ type logStanding struct {
 	saving   sync.Mutex
 	shards   map[string]manifest.SHA256 // of the parts as they were encoded last
 	unstored bool                       // some of them are not in the store
+	spoilt   bool                       // what is in the store cannot be used
 	kept     audit.Head                 // of what is known to be in the store
 	keptAt   time.Time
 }
@@ -94,6 +95,7 @@ func openStanding(ctx context.Context, store server.Store, key *ecdsa.PrivateKey
 		}
 		log.Error("what is kept of what the audit log says of machines is not what this service signed", "error", err)
 	}
+	s.spoilt = true
 	return s, nil
 }
 
@@ -169,7 +171,13 @@ func (s *logStanding) note(e audit.Entry) error {
 // drop forgets what was kept, which is of another log.
 func (s *logStanding) drop(why error) error {
 	s.log.Error("what is kept of what the audit log says of machines is not of this log: reading the log from its start", "error", why)
-	return s.reset()
+	if err := s.reset(); err != nil {
+		return err
+	}
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	s.spoilt = true
+	return nil
 }
 
 // mendStanding brings what the log says of machines to the witness's entry, which only
@@ -275,7 +283,7 @@ func (s *logStanding) put(ctx context.Context, at time.Time) error {
 		return err
 	}
 	var there audit.StandingStatement
-	if d.Revision > 0 {
+	if d.Revision > 0 && !s.spoilt {
 		if there, err = openStandingStatement(d.Body, &s.key.PublicKey); err != nil {
 			s.log.Error("what is kept of what the audit log says of machines is not signed by this service: writing it anew", "error", err)
 		}
@@ -333,7 +341,7 @@ func (s *logStanding) put(ctx context.Context, at time.Time) error {
 		return nil // another replica was first
 	}
 	if err == nil {
-		s.kept, s.unstored = of.Head, false
+		s.kept, s.unstored, s.spoilt = of.Head, false, false
 	}
 	return err
 }
