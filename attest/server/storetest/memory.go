@@ -29,6 +29,7 @@ type Memory struct {
 	pruned    map[manifest.SHA256]server.PrunedEvidence
 	documents map[[2]string]*server.Document // by kind and name
 	log       []audit.Entry
+	tail      *audit.Tail
 }
 
 // clone copies v through JSON, which is also how a database would keep it.
@@ -99,6 +100,7 @@ func (s *Memory) Commit(_ context.Context, c *server.Change) error {
 		log = append(log, e)
 		head = e.Head()
 	}
+	s.tell(log[len(s.log):])
 	s.log = log
 	if c.Machine != nil {
 		if s.machines == nil {
@@ -242,6 +244,20 @@ func (s *Memory) Audit(_ context.Context, from int64) iter.Seq2[audit.Entry, err
 				return
 			}
 		}
+	}
+}
+
+// Tell implements server.Teller.
+func (s *Memory) Tell(tail *audit.Tail) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tail = tail
+}
+
+// tell tells of what was appended. The caller holds mu.
+func (s *Memory) tell(appended []audit.Entry) {
+	if s.tail != nil {
+		s.tail.Append(appended)
 	}
 }
 

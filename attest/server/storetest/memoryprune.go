@@ -93,6 +93,7 @@ func (s *Memory) Prune(_ context.Context, refs []server.EvidenceRef, entry func(
 		return nil, err
 	}
 	s.log = append(s.log, e)
+	s.tell([]audit.Entry{e})
 	if s.pruned == nil {
 		s.pruned = map[manifest.SHA256]server.PrunedEvidence{}
 	}

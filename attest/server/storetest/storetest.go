@@ -33,7 +33,7 @@ type Subject struct {
 	Reopen func(t *testing.T, s server.Store) server.Store
 }
 
-// Run runs the contract of server.Store, and of server.Pruner: on one Store, and on several replicas
+// Run runs the contract of server.Store, server.Pruner and server.Teller: on one Store, and on several replicas
 // of one that take turns, so that what one writes another reads.
 func Run(t *testing.T, sub Subject) {
 	tests := map[string]func(*testing.T, server.Store){
@@ -72,6 +72,7 @@ func Run(t *testing.T, sub Subject) {
 			})
 		}
 	}
+	runTeller(t, sub)
 	runArchive(t, func(t *testing.T) server.Archive {
 		s, ok := sub.Open(t).(server.Archive)
 		if !ok {

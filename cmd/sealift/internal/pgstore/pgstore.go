@@ -95,6 +95,7 @@ type Store struct {
 	// last is the head of the audit log that the writer saw last. A database
 	// without that entry has lost decisions.
 	last audit.Head
+	tail atomic.Pointer[audit.Tail] // see Tell; nil: nobody is told
 	// store is the name of the store that was opened, or loaded.
 	store atomic.Pointer[string]
 	// parts are those of evidence that are in the database. Of the writer.

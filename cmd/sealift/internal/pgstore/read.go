@@ -15,7 +15,7 @@ import (
 	"github.com/sealift/sealift/attest/server"
 )
 
-var _ server.Store = (*Store)(nil)
+var _ server.Teller = (*Store)(nil)
 
 // row reads one row. A row that is not there gives server.ErrNotFound.
 func (s *Store) row(ctx context.Context, query string, args []any, into ...any) error {
@@ -165,6 +165,9 @@ func (s *Store) Documents(ctx context.Context, kind, after string, limit int) ([
 	}
 	return out, nil
 }
+
+// Tell implements server.Teller.
+func (s *Store) Tell(tail *audit.Tail) { s.tail.Store(tail) }
 
 // auditPage is how many audit entries are read at a time.
 const auditPage = 200

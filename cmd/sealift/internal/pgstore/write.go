@@ -273,7 +273,7 @@ func (s *Store) attempt(ctx context.Context, batch []*pending) (asked bool, err 
 			}
 		}
 	}
-	next, err := appendAudit(ctx, tx, head, batch)
+	next, appended, err := appendAudit(ctx, tx, head, batch)
 	if err != nil {
 		return false, err
 	}
@@ -282,6 +282,9 @@ func (s *Store) attempt(ctx context.Context, batch []*pending) (asked bool, err 
 	}
 	s.last = next
 	s.parts.Keep()
+	if tail := s.tail.Load(); tail != nil {
+		tail.Append(appended)
+	}
 	return true, nil
 }
 
@@ -371,29 +374,29 @@ func (s *Store) lockAndWrite(ctx context.Context, tx pgx.Tx, batch []*pending) (
 }
 
 // appendAudit continues the chain at head, which is locked, and returns the
-// new head.
-func appendAudit(ctx context.Context, tx pgx.Tx, head audit.Head, batch []*pending) (audit.Head, error) {
+// new head and the entries up to it.
+func appendAudit(ctx context.Context, tx pgx.Tx, head audit.Head, batch []*pending) (next audit.Head, appended []audit.Entry, err error) {
 	b := new(pgx.Batch)
 	for _, p := range batch {
 		for _, ev := range p.events {
 			e, err := audit.Next(head, ev)
 			if err != nil {
-				return head, refusal{err}
+				return head, nil, refusal{err}
 			}
 			line, err := audit.AppendLine(nil, e)
 			if err != nil {
-				return head, refusal{err}
+				return head, nil, refusal{err}
 			}
 			b.Queue("INSERT INTO sealift.audit (seq, line) VALUES ($1, $2)", e.Seq, line[:len(line)-1])
-			head = e.Head()
+			head, appended = e.Head(), append(appended, e)
 		}
 	}
 	if b.Len() == 0 {
-		return head, nil
+		return head, nil, nil
 	}
 	b.Queue("UPDATE sealift.head SET seq = $1, hash = $2", head.Seq, head.Hash[:])
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return head, fmt.Errorf("append to the audit log: %w", err)
+		return head, nil, fmt.Errorf("append to the audit log: %w", err)
 	}
-	return head, nil
+	return head, appended, nil
 }

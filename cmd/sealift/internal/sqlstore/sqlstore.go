@@ -20,9 +20,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"modernc.org/sqlite" // also the database/sql driver "sqlite"
 
+	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 )
 
@@ -183,6 +185,8 @@ type Store struct {
 	known line        // of the tx that was there before
 
 	prepared sync.Map // query to *sql.Stmt of read
+
+	tail atomic.Pointer[audit.Tail] // see Tell; nil: nobody is told
 
 	queue  chan *pending // to the writer
 	quit   chan struct{} // closed by Close
@@ -530,6 +534,8 @@ func (s *Store) commit(batch []*pending) {
 		for i := range results {
 			results[i] = fmt.Errorf("database %s: %w", s.path, err)
 		}
+	} else if tail := s.tail.Load(); tail != nil {
+		tail.Append(s.tx.appended)
 	}
 	for i, p := range batch {
 		p.result <- results[i]

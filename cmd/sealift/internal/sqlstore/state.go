@@ -14,7 +14,7 @@ import (
 	"github.com/sealift/sealift/attest/server"
 )
 
-var _ server.Store = (*Store)(nil)
+var _ server.Teller = (*Store)(nil)
 
 // Machine implements server.Store.
 func (s *Store) Machine(ctx context.Context, id attest.MachineID) (*server.Machine, error) {
@@ -289,6 +289,9 @@ func (s *Store) Release(ctx context.Context, id string) (*server.Release, error)
 	}
 	return r, nil
 }
+
+// Tell implements server.Teller.
+func (s *Store) Tell(tail *audit.Tail) { s.tail.Store(tail) }
 
 // auditPage is how many audit entries are read at a time. A reader that takes
 // its time must not hold a read transaction, which would keep the write-ahead

@@ -24,6 +24,8 @@ type tx struct {
 	// last is the last line that was read or written: it need not be read as an
 	// entry again.
 	last line
+	// appended are the entries of this transaction.
+	appended []audit.Entry
 	// known is the last line that was there when a transaction was committed. A
 	// database without it has lost decisions.
 	known line
@@ -81,7 +83,7 @@ func (t *tx) get(ctx context.Context, dest any, query string, args ...any) error
 // begin takes the write lock, so that no transaction fails halfway because
 // another writer was faster. After an error the connection is of no use.
 func (t *tx) begin(ctx context.Context) error {
-	t.head, t.inEpoch = nil, false
+	t.head, t.inEpoch, t.appended = nil, false, nil
 	if _, err := t.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
@@ -119,7 +121,7 @@ func (t *tx) commit(ctx context.Context) error {
 
 // rollback undoes the transaction.
 func (t *tx) rollback(ctx context.Context) error {
-	t.last = t.known
+	t.last, t.appended = t.known, nil
 	t.parts.Drop()
 	if _, err := t.exec(ctx, "ROLLBACK"); err != nil {
 		return fmt.Errorf("roll back: %w", err)
@@ -161,9 +163,9 @@ func (t *tx) savepoint(ctx context.Context, do func(context.Context, *tx) error)
 	if _, err := t.exec(ctx, "SAVEPOINT one"); err != nil {
 		return nil, fmt.Errorf("savepoint: %w", err)
 	}
-	head, last := t.head, t.last
+	head, last, appended := t.head, t.last, len(t.appended)
 	if result = do(ctx, t); result != nil {
-		t.head, t.last = head, last
+		t.head, t.last, t.appended = head, last, t.appended[:appended]
 		t.parts.Drop()
 		if _, err := t.exec(ctx, "ROLLBACK TO one"); err != nil {
 			return result, fmt.Errorf("roll back: %w, after: %v", err, result)
@@ -224,6 +226,7 @@ func (t *tx) appendAudit(ctx context.Context, events []audit.Event) error {
 		}
 		head = e.Head()
 		t.last = line{text, head}
+		t.appended = append(t.appended, e)
 	}
 	t.head = &head
 	return nil
