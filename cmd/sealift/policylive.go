@@ -67,6 +67,8 @@ type livePolicy struct {
 	log       *slog.Logger
 	// witnessFile is where what was seen of the audit log is kept. Optional.
 	witnessFile string
+	// tail is what the store tells of what this process writes to the log. Optional.
+	tail *audit.Tail
 
 	// looking is held during a look: one after the other, what they read never
 	// goes back.
@@ -328,12 +330,13 @@ func (l *livePolicy) watched(ctx context.Context) (*logWitness, error) {
 	}
 	w, err := openWitness(ctx, l.store, key, l.witnessFile, l.local.clock, l.log)
 	if err == nil {
+		w.tail = l.tail
 		l.witness = w
 	}
 	return w, err
 }
 
-// watch follows the audit log a little, and keeps what was seen.
+// watch follows the audit log, and keeps what was seen.
 func (l *livePolicy) watch(ctx context.Context) error {
 	w, err := l.watched(ctx)
 	if err != nil {
@@ -341,7 +344,7 @@ func (l *livePolicy) watch(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, policyRead)
 	defer cancel()
-	if _, err := w.follow(ctx, witnessPace); err != nil {
+	if err := w.keepUp(ctx); err != nil {
 		return err
 	}
 	return w.save(ctx, false)

@@ -131,6 +131,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	tail := newTail()
+	store.Tell(tail)
 
 	mon := monitor.New(monitor.Config{Version: version(), Log: log, Clock: e.now})
 	metered := mon.Store(store)
@@ -140,7 +142,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	policies := &livePolicy{
-		store: metered, ring: ring, config: c.Policy, file: document, catalogue: catalogue, mon: mon, log: log, witnessFile: c.Witness,
+		store: metered, ring: ring, config: c.Policy, file: document, catalogue: catalogue, mon: mon, log: log, witnessFile: c.Witness, tail: tail,
 		local: &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, references: moves.references, clock: e.now},
 	}
 	if c.Cluster != nil {

@@ -14,6 +14,7 @@ import (
 // stateStore is a store as the commands use it.
 type stateStore interface {
 	server.Archive
+	server.Teller
 	server.Pruner
 	Close() error
 }

@@ -19,9 +19,13 @@ import (
 const (
 	// witnessStep is how many entries are read before others get their turn.
 	witnessStep = 2000
-	// witnessPace is how many entries a replica that is not in a hurry reads in each
-	// policyPoll: at 55 µs each, measured with 2 kB in SQLite, a twentieth of a core.
-	witnessPace = 1000
+	// witnessBusy is for how long a replica reads in each policyPoll, if others write so
+	// much: at 55 µs each, measured with 2 kB in SQLite, some 9000 entries, which is
+	// several times what one service writes.
+	witnessBusy = 500 * time.Millisecond
+	// witnessJoin is how many entries of this process's own there must be for the
+	// reading to stop before them: fewer are read with those of others, at 200 a query.
+	witnessJoin = 1000
 	// witnessRead bounds the reading of a step.
 	witnessRead = 10 * time.Second
 	// witnessApart is how many entries there may be between one that a statement
@@ -49,6 +53,7 @@ type logWitness struct {
 	store server.Store
 	key   *ecdsa.PrivateKey // that releases are signed with
 	file  string            // Optional.
+	tail  *audit.Tail       // of the store, made by newTail. Optional.
 	clock func() time.Time
 	log   *slog.Logger
 
@@ -131,7 +136,31 @@ func openHead(b []byte, key *ecdsa.PublicKey, s *audit.HeadStatement) error {
 	return e.Open(key, audit.SeenType, s)
 }
 
-// follow reads at most limit entries, and reports whether that was all.
+// wholeEntry reports whether take is given the data of an entry. It is not of kinds
+// that machines can make many and long, and that change nothing on record: of verdicts
+// only those have it that say whose a TPM is.
+func wholeEntry(e audit.Entry) bool {
+	switch e.Kind {
+	case audit.KindVerdict, audit.KindReport:
+		// In a string the quotes would be escaped.
+		return bytes.Contains(e.Data, []byte(`"bindings":`))
+	case audit.KindAlarm, audit.KindChallengeRefused:
+		return false
+	}
+	return true
+}
+
+// newTail returns what a store is to tell to for a logWitness.
+func newTail() *audit.Tail { return &audit.Tail{Whole: wholeEntry} }
+
+// follow takes what this process appended itself, reads at most limit entries of
+// others, and reports whether that was all.
+//
+// What this process appended is what it hashed in the transaction that wrote it, after
+// the entry that the store then had last. It is taken only if that entry is the one
+// that was seen last, and durable before it is told of. Anything else is read: so where
+// somebody altered the head, the store itself is what shows it. Whatever was taken, the
+// last of it must be in the store.
 func (w *logWitness) follow(ctx context.Context, limit int) (end bool, err error) {
 	// A read that hangs holds up those who want to read, for as long as they have.
 	ctx, cancel := context.WithTimeout(ctx, witnessRead)
@@ -142,46 +171,96 @@ func (w *logWitness) follow(ctx context.Context, limit int) (end bool, err error
 	case <-ctx.Done():
 		return false, fmt.Errorf("read the audit log: %w", ctx.Err())
 	}
+	for read := 0; ; {
+		n, end, err := w.step(ctx, limit-read)
+		if read += n; err != nil || end || read >= limit {
+			return end, err
+		}
+	}
+}
+
+// step takes what this process appended, reads up to where it goes on with that, and
+// at most limit entries, and returns how many it read. The caller holds reading.
+func (w *logWitness) step(ctx context.Context, limit int) (read int, end bool, err error) {
+	if err := w.own(); err != nil {
+		return 0, false, err
+	}
 	from, _, err := w.seen()
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	ended := w.reads.begin(w.clock())
 	// The last that was seen must still be there.
-	n := 0
+	there := from.Seq == 0
 	for e, err := range w.store.Audit(ctx, max(from.Seq, 1)) {
-		switch n++; {
+		switch {
 		case errors.As(err, new(*audit.BrokenError)):
-			return false, w.alter("%w", err)
+			return read, false, w.alter("%w", err)
 		case err != nil:
-			return false, fmt.Errorf("read the audit log: %w", err)
-		case n == 1 && from.Seq > 0:
+			return read, false, fmt.Errorf("read the audit log: %w", err)
+		case !there:
 			if e.Head() != from {
-				return false, w.alter("entry %d was %s and is %s", from.Seq, from.Hash, e.Hash)
+				return read, false, w.alter("entry %d was %s and is %s", from.Seq, from.Hash, e.Hash)
 			}
+			there = true
 			continue
 		}
 		if err := w.add(e); err != nil {
-			return false, w.alter("%w", err)
+			return read, false, w.alter("%w", err)
 		}
-		if n > limit {
-			return false, nil
+		if read++; read >= limit || w.tail != nil && w.tail.Joins(e.Head(), witnessJoin) {
+			return read, false, nil
 		}
 	}
-	if n == 0 && from.Seq > 0 {
-		return false, w.alter("it ends before entry %d, which was seen", from.Seq)
+	if !there {
+		return read, false, w.alter("it ends before entry %d, which was seen", from.Seq)
 	}
 	ended()
-	return true, nil
+	return read, true, nil
 }
 
-// add takes the next entry.
+// own takes the entries that this process appended, if they go on from what was seen.
+func (w *logWitness) own() error {
+	if w.tail == nil {
+		return nil
+	}
+	from, _, err := w.seen()
+	if err != nil {
+		return err
+	}
+	entries := w.tail.After(from)
+	if len(entries) == 0 {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range entries {
+		if err := w.take(e); err != nil {
+			w.altered = fmt.Errorf("%w: %w", errAltered, err)
+			return w.altered
+		}
+		w.chain = audit.VerifierAt(e.Head())
+	}
+	return nil
+}
+
+// add takes the next entry as it was read.
 func (w *logWitness) add(e audit.Entry) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.chain.Add(e); err != nil {
 		return err
 	}
+	if !wholeEntry(e) {
+		e.Data = nil
+	}
+	return w.take(e)
+}
+
+// take is where each entry of the log comes by, once and in order, after it was found
+// to go on from the one before: of those that the witness starts after, none. Data is
+// that of the entry if wholeEntry says so, else nil. The caller holds mu.
+func (w *logWitness) take(e audit.Entry) error {
 	if err := w.policy.Note(e); err != nil {
 		return err
 	}
@@ -194,6 +273,16 @@ func (w *logWitness) alter(format string, args ...any) error {
 	defer w.mu.Unlock()
 	w.altered = fmt.Errorf("%w: %w", errAltered, fmt.Errorf(format, args...))
 	return w.altered
+}
+
+// keepUp follows the log, for a moment if it does not get to the end.
+func (w *logWitness) keepUp(ctx context.Context) error {
+	for began := w.clock(); ; {
+		end, err := w.follow(ctx, witnessStep)
+		if err != nil || end || w.clock().Sub(began) > witnessBusy {
+			return err
+		}
+	}
 }
 
 // catchUp reads the log to its end. It keeps where it got to, so that a start that
