@@ -457,7 +457,7 @@ func TestWhoeverWritesToTheDatabaseEnrolsNoMachine(t *testing.T) {
 				return
 			}
 			// Nor is there a recovery.
-			if !tt.strange && d0(database{t, db}.machine(b.id)) {
+			if !tt.strange && recoverableRecord(database{t, db}.machine(b.id)) {
 				o := operatorOptions{server: r.operators, identity: r.ana}
 				err := o.do(func(c *operator.Client) error {
 					_, err := c.OpenRecovery(t.Context(), b.id, &api.RecoveryOpen{Reason: "x", Request: "x"})
@@ -482,8 +482,8 @@ func TestWhoeverWritesToTheDatabaseEnrolsNoMachine(t *testing.T) {
 	}
 }
 
-// d0 reports whether a machine can be recovered.
-func d0(m *server.Machine) bool { return m.DiskKey != nil && m.DiskGUID != "" }
+// recoverableRecord reports whether a machine can be recovered.
+func recoverableRecord(m *server.Machine) bool { return m.DiskKey != nil && m.DiskGUID != "" }
 
 // Each way of the service to enrol a machine is one that the log tells.
 func TestEachEnrolmentIsInTheLog(t *testing.T) {
@@ -935,7 +935,8 @@ func BenchmarkStanding(b *testing.B) {
 		b.Fatal(err)
 	}
 	memory := new(storetest.Memory)
-	w, err := openWitness(b.Context(), memory, key, "", time.Now, slog.New(slog.DiscardHandler))
+	now := time.Now() // nothing grows old meanwhile
+	w, err := openWitness(b.Context(), memory, key, "", func() time.Time { return now }, slog.New(slog.DiscardHandler))
 	if err == nil {
 		err = w.catchUp(b.Context())
 	}
@@ -963,11 +964,15 @@ func BenchmarkStanding(b *testing.B) {
 		head = e.Head()
 	}
 	took := heap() - before
+	ids := make([]attest.MachineID, 1000)
+	for n := range ids {
+		ids[n] = id(n * 100)
+	}
 	live := &livePolicy{witness: w}
 	n := 0
 	b.ResetTimer()
 	for b.Loop() {
-		if state, _, err := (judge{live}).Machine(b.Context(), id(n%machines), false); state != attest.StateEnrolled || err != nil {
+		if state, _, err := (judge{live}).Machine(b.Context(), ids[n%len(ids)], false); state != attest.StateEnrolled || err != nil {
 			b.Fatal(state, err)
 		}
 		n++
