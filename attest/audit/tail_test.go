@@ -176,3 +176,18 @@ func TestATailIsUsedByWhoAppendsAndWhoFollows(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// BenchmarkTail measures what an entry costs that is appended and taken.
+func BenchmarkTail(b *testing.B) {
+	log := chain(b, 3000)
+	for b.Loop() {
+		tail := new(Tail)
+		for i := 0; i < len(log); i += 30 {
+			tail.Append(log[i : i+30])
+		}
+		if got := tail.After(Head{}); len(got) != len(log) {
+			b.Fatal(len(got))
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(len(log)*b.N), "ns/entry")
+}

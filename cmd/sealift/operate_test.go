@@ -72,8 +72,16 @@ func startService(t *testing.T, settings ...string) *service {
 	return s
 }
 
-// start runs serve in this process with the configuration.
+// start runs serve in this process with the configuration, until it serves.
 func (s *service) start(t *testing.T) {
+	t.Helper()
+	logs, rest := s.launch(t)
+	s.await(logs)
+	go io.Copy(io.Discard, rest)
+}
+
+// launch runs serve in this process, and returns its log, decoded and as it is.
+func (s *service) launch(t *testing.T) (*json.Decoder, io.Reader) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	logs, w := io.Pipe()
@@ -85,8 +93,7 @@ func (s *service) start(t *testing.T) {
 	}()
 	s.stop = func() int { cancel(); return <-ended }
 	t.Cleanup(cancel)
-	s.await(json.NewDecoder(logs))
-	go io.Copy(io.Discard, logs)
+	return json.NewDecoder(logs), logs
 }
 
 // await reads the log until the service serves.

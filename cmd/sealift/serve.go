@@ -102,7 +102,7 @@ Example:
 }
 
 // serve is the composition root of all services. It binds every socket before
-// it answers anybody.
+// it answers anybody, and but for monitoring answers nobody before it is ready.
 func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err error) {
 	ring, err := openKeys(c.Keys)
 	if err != nil {
@@ -237,17 +237,6 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	}
 	warnOfFiles(service.MaxConnections(), log)
 	policies.named(nodes.Addr().String())
-	if err := start(ctx, service, policies, signature); err != nil {
-		err = errors.Join(hintOfKEK(err), nodes.Close(), operators.Close())
-		if watched != nil {
-			err = errors.Join(err, watched.Close())
-		}
-		return err
-	}
-	id, releaseID := service.KeyIDs()
-	mon.Key("disk-kek", id)
-	mon.Key("release", releaseID)
-
 	// The APIs outlive ctx, and what they need outlives them. group's context
 	// ends if one of them fails.
 	apis, endAPIs := context.WithCancel(context.WithoutCancel(ctx))
@@ -255,6 +244,21 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	background, endBackground := context.WithCancel(context.WithoutCancel(ctx))
 	defer endBackground()
 	group, ctx := errgroup.WithContext(ctx)
+	if watched != nil {
+		// A start may read the audit log for minutes: who asks is told so.
+		mon.Starting("reading the store and its audit log")
+		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
+		log.Info("starting", "monitor", watched.Addr().String())
+	}
+	if err := start(ctx, service, policies, signature); err != nil {
+		endBackground()
+		return errors.Join(hintOfKEK(err), nodes.Close(), operators.Close(), group.Wait())
+	}
+	mon.Serving()
+	id, releaseID := service.KeyIDs()
+	mon.Key("disk-kek", id)
+	mon.Key("release", releaseID)
+
 	group.Go(func() error { drain(ctx, mon, c.Limits.Grace, endAPIs, log); return nil })
 	group.Go(func() error {
 		defer endBackground()
@@ -266,9 +270,6 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	group.Go(func() error { mon.Count(background, metered); return nil })
 	ceiling := memoryCeiling(os.DirFS("/"), log)
 	group.Go(func() error { tuneGC(background, ceiling); return nil })
-	if watched != nil {
-		group.Go(func() error { return serveMonitor(background, watched, c.Monitor, mon, service, log) })
-	}
 	group.Go(func() error { rewrap(ctx, service, log); return nil })
 	group.Go(func() error { policies.Run(background); return nil })
 	group.Go(func() error { return service.Watch(background) })

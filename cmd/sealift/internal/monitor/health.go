@@ -104,7 +104,8 @@ func (m *Monitor) result(ctx context.Context, c *check) error {
 // Health is the body of /readyz. Why a check failed is in the log.
 type Health struct {
 	Ready  bool              `json:"ready"`
-	Checks map[string]string `json:"checks"` // "ok", "failed", or "degraded" if the service is ready without it
+	Reason string            `json:"reason,omitempty"` // why it is not serving
+	Checks map[string]string `json:"checks"`           // "ok", "failed", or "degraded" if the service is ready without it
 }
 
 // Health makes all checks.
@@ -113,8 +114,15 @@ func (m *Monitor) Health(ctx context.Context) Health {
 	checks := m.checks
 	m.mu.Unlock()
 	h := Health{Ready: true, Checks: map[string]string{"serving": "ok"}}
+	reason := ""
+	if what := m.starting.Load(); what != nil {
+		reason = "starting: " + *what
+	}
 	if m.draining.Load() {
-		h.Ready, h.Checks["serving"] = false, "failed"
+		reason = "ending"
+	}
+	if reason != "" {
+		h.Ready, h.Reason, h.Checks["serving"] = false, reason, "failed"
 		return h // no more is done for probers
 	}
 	for _, c := range checks {

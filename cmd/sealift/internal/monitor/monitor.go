@@ -57,7 +57,8 @@ type Monitor struct {
 	asked    prometheus.Gauge
 
 	draining atomic.Bool
-	mint     atomic.Pointer[error] // of the last attempt to mint; nil before the first
+	starting atomic.Pointer[string] // what is done before it serves; nil once it does
+	mint     atomic.Pointer[error]  // of the last attempt to mint; nil before the first
 
 	mu     sync.Mutex
 	checks []*check // guarded by mu
@@ -165,6 +166,13 @@ func (m *Monitor) Policy(name string, version int, digest string) {
 
 // PolicyConfirmed tells when it was last seen that it is the enabled one.
 func (m *Monitor) PolicyConfirmed(at time.Time) { m.asked.Set(float64(at.UnixMilli()) / 1000) }
+
+// Starting makes the service not ready until it serves, and says what it does till
+// then.
+func (m *Monitor) Starting(what string) { m.starting.Store(&what) }
+
+// Serving ends Starting.
+func (m *Monitor) Serving() { m.starting.Store(nil) }
 
 // Drain makes the service not ready, for ever.
 func (m *Monitor) Drain() { m.draining.Store(true) }

@@ -350,8 +350,24 @@ func TestReadiness(t *testing.T) {
 	if status, _ := health(t, m); status != 200 {
 		t.Errorf("mended: HTTP %d", status)
 	}
+	before := tried
+	m.Starting("reading the log")
+	if status, h := health(t, m); status != 503 || h.Ready || h.Reason != "starting: reading the log" || h.Checks["serving"] != "failed" {
+		t.Errorf("starting: HTTP %d, %+v", status, h)
+	}
+	if status, _ := get(t, m, "/healthz"); status != 200 {
+		t.Errorf("healthz while it starts: HTTP %d", status)
+	}
+	now = now.Add(time.Minute)
+	if health(t, m); tried != before {
+		t.Error("a check was made of a service that starts")
+	}
+	m.Serving()
+	if status, h := health(t, m); status != 200 || !h.Ready || h.Reason != "" || h.Checks["serving"] != "ok" {
+		t.Errorf("serving: HTTP %d, %+v", status, h)
+	}
 	m.Drain()
-	if status, h := health(t, m); status != 503 || h.Ready {
+	if status, h := health(t, m); status != 503 || h.Ready || h.Reason != "ending" {
 		t.Errorf("draining: HTTP %d, %+v", status, h)
 	}
 	if status, body := get(t, m, "/healthz"); status != 200 || body != "ok\n" {

@@ -521,6 +521,8 @@ func TestALineThatIsCut(t *testing.T) {
 			open(t, dsn).Close() // the tables are there
 			p := newProxy(t, dsn)
 			s := open(t, p.dsn)
+			tail := new(audit.Tail)
+			s.Tell(tail)
 			p.set(tt.cut)
 			err := s.Commit(t.Context(), change)
 			if (err != nil) != tt.fails {
@@ -528,6 +530,10 @@ func TestALineThatIsCut(t *testing.T) {
 			}
 			if errors.Is(err, server.ErrConflict) || errors.Is(err, server.ErrReleased) {
 				t.Errorf("got %v: what its own write did is no conflict", err)
+			}
+			// Told is what is known to be there, once.
+			if told := len(tail.After(audit.Head{})); told != 1 && !tt.fails || told != 0 && tt.fails {
+				t.Errorf("%d entries were told", told)
 			}
 			direct := open(t, dsn)
 			// It waits for the lock of a transaction that is not decided yet.
@@ -547,6 +553,16 @@ func TestALineThatIsCut(t *testing.T) {
 			// And the store goes on, on a new line.
 			if err := s.Commit(t.Context(), logged("after")); err != nil {
 				t.Error(err)
+			}
+			var heads []audit.Head
+			for e, err := range direct.Audit(t.Context(), 1) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				heads = append(heads, e.Head())
+			}
+			if told := tail.After(heads[len(heads)-2]); len(told) != 1 || told[0].Head() != heads[len(heads)-1] {
+				t.Errorf("%d entries were told, want that of the last commit", len(told))
 			}
 		})
 	}
