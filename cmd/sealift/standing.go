@@ -420,8 +420,8 @@ func (r *reads) done(n int64) bool {
 }
 
 // upToDate has the log read to its end, if that was not done of late, or if current.
-// However many ask, one reads: the others wait, and what is read for one that began
-// before is enough for none, but what is read next for all.
+// However many ask, one reads at a time. A reading that began before somebody asked is
+// not enough for them; the next one is, for all who wait.
 func (w *logWitness) upToDate(ctx context.Context, current bool) error {
 	if _, _, err := w.seen(); err != nil {
 		return err
