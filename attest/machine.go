@@ -34,7 +34,12 @@ func (v *verification) checkState() {
 	f := Finding{Got: stateName(v.known.State), Want: string(StateEnrolled)}
 	switch v.known.State {
 	case StateEnrolled:
-		return
+		if v.known.Unproven == "" {
+			return
+		}
+		f.Code, f.Got, f.Want = CodeMachineUnproven, v.known.Unproven, "an entry that enrols it"
+		f.Message = fmt.Sprintf("machine %s is enrolled on record%s, and the service's decision log does not say so: it says %s", id, reason, v.known.Unproven)
+		f.Hint = "somebody may have written to the database: keep a copy, find out who. Then " + v.command("revoke") + "; if it may have secrets, after that: " + v.command("reinstate")
 	case StatePending:
 		f.Code, f.Hint = CodeMachinePending, v.command("approve")
 		f.Message = fmt.Sprintf("machine %s waits for approval%s", id, reason)

@@ -79,6 +79,8 @@ func mends(c Code) (component, command string) {
 		return "the machine's serial number", "sealift machine show ID"
 	case CodeTPMTaken:
 		return "the TPM's endorsement key", "sealift machine show ID"
+	case CodeMachineUnproven:
+		return "the machine's enrolment", "sealift machine revoke ID --reason TEXT"
 	case CodeMachineRevoked, CodeQuarantined:
 		return "the machine's enrolment", "sealift machine reinstate ID --reason TEXT"
 	case CodeDiskForeign:

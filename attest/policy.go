@@ -150,8 +150,11 @@ const (
 // Known is what the service has recorded about the machine whose evidence is
 // appraised. The zero value is a machine never heard of.
 type Known struct {
-	State        EnrolmentState
-	StateReason  string    // the operator's reason for the present state
+	State       EnrolmentState
+	StateReason string // the operator's reason for the present state
+	// Unproven is what the service's decision log says of the machine in place of the
+	// State, if that is StateEnrolled and the log does not say so. Optional.
+	Unproven     string    `json:",omitempty"`
 	AKName       []byte    // TPM Name of the attestation key seen before, nil if none
 	DiskGUID     string    // of the install that the evidence is held against, empty if none
 	DiskOwner    MachineID // machine to which the disk named in the evidence belongs, if any

@@ -105,6 +105,7 @@ const (
 	CodeSerialMismatch  Code = "machine.serial-mismatch" // SMBIOS says another serial number than the pre-enrolment
 	CodeSerialTaken     Code = "machine.serial-taken"    // the serial number belongs to another endorsement key
 	CodeTPMTaken        Code = "machine.tpm-taken"       // the TPM is another machine's, by another of its endorsement keys
+	CodeMachineUnproven Code = "machine.unproven"        // the record says that it is enrolled, and the service's decision log does not
 )
 
 // Finding is one failed check. Any finding refuses the evidence.

@@ -238,6 +238,9 @@ type Machine struct {
 	ReplacedBy attest.MachineID `json:"replacedBy,omitzero"`
 	// OtherKeys are the other endorsement keys that are proven to be in its TPM.
 	OtherKeys []attest.MachineID `json:"otherKeys,omitempty"`
+	// Unproven is what the audit log says of an enrolled machine, if that is not that
+	// it is enrolled: it is given nothing. Set when one machine is asked for.
+	Unproven string `json:"unproven,omitempty"`
 }
 
 // Candidate is an install of a machine that is enrolled already, as an install

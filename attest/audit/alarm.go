@@ -54,6 +54,9 @@ const (
 	// AlarmLogAltered: the decision log does not go on from where the service saw
 	// it last. Nothing is released.
 	AlarmLogAltered AlarmName = "audit.altered"
+	// AlarmMachineUnproven: the store says that a machine is enrolled, or to be
+	// enrolled, and the decision log does not. It is given nothing.
+	AlarmMachineUnproven AlarmName = "machine.unproven"
 )
 
 // AlarmNames returns all of them.
@@ -61,7 +64,7 @@ func AlarmNames() []AlarmName {
 	return []AlarmName{
 		AlarmReleaseRepeated, AlarmEvidenceTampered, AlarmMachineMisused, AlarmBanksFailed, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
 		AlarmWrongListener, AlarmRevokedOperator, AlarmRecoveryGiven, AlarmRecoveryRefused,
-		AlarmPolicyBack, AlarmPolicyUnproven, AlarmLogAltered,
+		AlarmPolicyBack, AlarmPolicyUnproven, AlarmLogAltered, AlarmMachineUnproven,
 	}
 }
 

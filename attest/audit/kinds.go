@@ -51,6 +51,9 @@ type Start struct {
 	FormerKEKs []string `json:"formerKEKs,omitempty"`
 	LostKEKs   []string `json:"lostKEKs,omitempty"`
 	ReleaseKey string   `json:"releaseKey"` // id of the key that signs releases: SHA-256 of its SubjectPublicKeyInfo
+	// SignsEnrolments: from here on entries that enrol machines have a Trust, signed
+	// with ReleaseKey.
+	SignsEnrolments bool `json:"signsEnrolments,omitempty"`
 }
 
 // ChallengeRefused records a request that got no challenge, or that answered
@@ -132,6 +135,9 @@ type StateChange struct {
 	// Identity is the machine's after the decision that this entry is the last
 	// state change of.
 	Identity *Identity `json:"identity,omitempty"`
+	// Trust is the service's signature of an entry that enrols, see Trust. Entries
+	// of earlier versions have none.
+	Trust *Envelope `json:"trust,omitempty"`
 }
 
 // Install records an install record that was accepted. What the box said of
@@ -216,6 +222,8 @@ type Expected struct {
 	Machines []ExpectedLine `json:"machines"`
 	// Bindings are what was written. Entries of earlier versions have none.
 	Bindings []Binding `json:"bindings,omitempty"`
+	// Trust is as in StateChange.
+	Trust *Envelope `json:"trust,omitempty"`
 }
 
 // ExpectedLine is one machine that was enrolled beforehand.

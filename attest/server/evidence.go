@@ -181,6 +181,9 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 	if err != nil {
 		return 0, nil, unavailable("the policy", fmt.Errorf("policy of machine %s: %w", sub.machine, err))
 	}
+	if f := s.proveEnrolment(ctx, sub, m, known); f != nil {
+		return 0, nil, f
+	}
 	owner, f := s.tpmOwner(ctx, sub, m, policy, known)
 	if f != nil {
 		return 0, nil, f
@@ -206,7 +209,7 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 			return 0, nil, f
 		}
 	}
-	if result.Machine != sub.machine || m.ID != sub.machine || owner != nil || !sub.proven || m.State != attest.StateEnrolled {
+	if result.Machine != sub.machine || m.ID != sub.machine || owner != nil || !sub.proven || m.State != attest.StateEnrolled || known.Unproven != "" {
 		// Verify has just checked all of it. Should the two ever differ, no
 		// secret leaves.
 		return 0, nil, internal(fmt.Errorf("machine %s: accepted evidence of machine %s, the TPM of machine %s, proven %t, state %q", sub.machine, result.Machine, m.ID, sub.proven, m.State))
@@ -375,6 +378,9 @@ func (s *Server) commitFor(ctx context.Context, c *Change) *failure {
 	ctx, cancel := context.WithTimeout(ctx, workTimeout)
 	defer cancel()
 	identify(c)
+	if err := s.signTrust(ctx, c); err != nil {
+		return internal(err)
+	}
 	if err := s.c.Store.Commit(ctx, c); err != nil {
 		return unavailable("the store", err)
 	}

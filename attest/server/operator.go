@@ -149,6 +149,9 @@ func (s *Server) getMachine(_ Operator, _ http.ResponseWriter, r *http.Request) 
 	if err != nil {
 		return nil, unavailable("the store", err)
 	}
+	if m.Unproven, f = s.unprovenMachine(r.Context(), m); f != nil {
+		return nil, f
+	}
 	return &m.Machine, nil
 }
 

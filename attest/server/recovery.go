@@ -145,6 +145,9 @@ func (s *Server) recoverable(ctx context.Context, id attest.MachineID, p person)
 		return nil, conflict(fmt.Sprintf("machine %s has the node name of the machine that it replaced, %s, for which a code has no room", id, m.NodeName),
 			"mend what keeps it from a release (sealift attest explain "+id.String()+"), or install it again, which loses its state")
 	}
+	if f := s.refuseUnproven(ctx, p, m); f != nil {
+		return nil, f
+	}
 	return m, nil
 }
 

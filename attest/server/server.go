@@ -69,6 +69,10 @@ type Config struct {
 	// from what was signed before. Optional; without it nobody can ask for it.
 	AuditHead func(context.Context) (*audit.Envelope, error)
 
+	// Standing tells what the audit log says of machines. Optional; without it the
+	// records of Store are taken at their word.
+	Standing Standing
+
 	// KEK is the key-encryption key under which disk keys are stored, KEKSize
 	// bytes from a CSPRNG. It must not be kept in the store.
 	KEK attest.Secret
@@ -436,7 +440,7 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	return s.Record(ctx, audit.Event{
 		Kind: audit.KindStart,
-		Data: audit.Start{Version: s.c.Version, KEK: s.keys.present.id, FormerKEKs: s.keys.former(), LostKEKs: s.keys.lost, ReleaseKey: s.keyID},
+		Data: audit.Start{Version: s.c.Version, KEK: s.keys.present.id, FormerKEKs: s.keys.former(), LostKEKs: s.keys.lost, ReleaseKey: s.keyID, SignsEnrolments: true},
 	})
 }
 

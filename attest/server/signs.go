@@ -25,6 +25,7 @@ type sign struct {
 const (
 	tampered = audit.AlarmEvidenceTampered
 	misused  = audit.AlarmMachineMisused
+	unproven = audit.AlarmMachineUnproven
 )
 
 // signs decides for each finding code whether it raises an alarm: if an honest
@@ -97,13 +98,14 @@ func signs() map[attest.Code]sign {
 		attest.CodeFirmwareDenied:  {why: "a machine that was not updated yet"},
 		attest.CodeFirmwareClaim:   {alarm: tampered, accepted: true, why: "its SMBIOS says another version than the one that was measured"},
 
-		attest.CodeMachineUnknown: {why: "a machine that nobody enrolled"},
-		attest.CodeMachinePending: {why: "it is to be approved"},
-		attest.CodeMachineRevoked: {alarm: misused, why: "whoever has it switched it on"},
-		attest.CodeQuarantined:    {why: "that it was quarantined is an event of its own, machine.quarantined"},
-		attest.CodeSerialMismatch: {why: "a list with mistakes"},
-		attest.CodeSerialTaken:    {alarm: misused, why: "it says that it is another machine, or the board was exchanged"},
-		attest.CodeTPMTaken:       {alarm: misused, why: "a box that was locked out comes back, or is to be two machines; an agent of this version uses the right key"},
+		attest.CodeMachineUnknown:  {why: "a machine that nobody enrolled"},
+		attest.CodeMachinePending:  {why: "it is to be approved"},
+		attest.CodeMachineRevoked:  {alarm: misused, why: "whoever has it switched it on"},
+		attest.CodeQuarantined:     {why: "that it was quarantined is an event of its own, machine.quarantined"},
+		attest.CodeMachineUnproven: {alarm: unproven, why: "the service writes both together: somebody else wrote the record"},
+		attest.CodeSerialMismatch:  {why: "a list with mistakes"},
+		attest.CodeSerialTaken:     {alarm: misused, why: "it says that it is another machine, or the board was exchanged"},
+		attest.CodeTPMTaken:        {alarm: misused, why: "a box that was locked out comes back, or is to be two machines; an agent of this version uses the right key"},
 
 		attest.CodeDiskForeign:     {alarm: misused, why: "the disk is in another machine than its own, or in an older state"},
 		attest.CodeStateLost:       {why: "a disk that was replaced or broke"},
@@ -153,7 +155,7 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 			what[r.alarm] += string(f.Code) + ": " + clip(f.Message)
 		}
 	}
-	for _, name := range []audit.AlarmName{tampered, misused} {
+	for _, name := range []audit.AlarmName{tampered, misused, unproven} {
 		if n := count[name]; n > 0 {
 			if n > maxSigns {
 				what[name] += fmt.Sprintf("; and %d more", n-maxSigns)

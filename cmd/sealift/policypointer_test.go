@@ -696,7 +696,7 @@ func testAReplicaThatRunsFollowsTheLog(t *testing.T, g *ground) {
 		b := s.on(t).start(before, before, s.images[:], nil, nil).live
 		next := then()
 		b.mu.Lock()
-		b.store, b.witness.store, b.source.revision = next, next, first.Revision
+		b.store, b.witness.store, b.witness.standing.store, b.source.revision = next, next, next, first.Revision
 		b.mu.Unlock()
 		return b
 	}
@@ -722,6 +722,9 @@ func testAReplicaThatRunsFollowsTheLog(t *testing.T, g *ground) {
 		return h.store()
 	})
 	b.witness.chain = audit.VerifierAt(old.log[len(old.log)-1].Head())
+	if err := b.witness.standing.reset(); err != nil {
+		t.Fatal(err)
+	}
 	if err := b.watch(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/client"
 	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/papertpm"
@@ -227,7 +228,7 @@ func (s *policyScene) start(store, looks server.Store, images []loadedImage, fil
 	}
 	if r.service, err = server.New(server.Config{
 		Store: store, KEK: kek, ReleaseKey: key, Log: slog.New(slog.DiscardHandler), Policy: r.live.policy, PolicyHolds: r.live.holds, ProveBanks: r.live.proveBanks,
-		EnablePolicy: r.live.enable, PolicyState: r.live.state, Propose: r.live.proposer,
+		EnablePolicy: r.live.enable, PolicyState: r.live.state, Propose: r.live.proposer, Standing: judge{r.live},
 		Limits: server.Limits{PerAddress: 1, AddressBurst: 1 << 30, PerEK: 1, EKBurst: 1 << 30, Refusal: 1, Unproven: 1, OperatorPerAddress: 1, OperatorAddressBurst: 1 << 30},
 	}); err != nil {
 		s.Fatal(err)
@@ -305,14 +306,23 @@ func (r *replica) boot(version int) string {
 		r.Error(err)
 		return ""
 	}
-	ek, ak := tpm2.Marshal(tpm.EKPublic), tpm2.Marshal(tpm.AKPublic)
 	// The machine is enrolled whatever the replica goes by.
-	if err := r.live.store.Commit(r.Context(), &server.Change{Machine: &server.Machine{Machine: api.Machine{
-		ID: id, State: attest.StateEnrolled, NodeName: api.NodeName(id, 10), DiskGUID: boot.Disk.GUID,
-	}}}); err != nil {
+	if err := r.enrol(r.live.store, &server.Machine{Machine: api.Machine{ID: id, NodeName: api.NodeName(id, 10), DiskGUID: boot.Disk.GUID}}); err != nil {
 		r.Error(err)
 		return ""
 	}
+	return r.ask(tpm, boot)
+}
+
+// ask has a machine that starts, or started again, ask the replica.
+func (r *replica) ask(tpm *papertpm.TPM, boot *papertpm.Boot) string {
+	r.Helper()
+	id, err := tpm.MachineID()
+	if err != nil {
+		r.Error(err)
+		return ""
+	}
+	ek, ak := tpm2.Marshal(tpm.EKPublic), tpm2.Marshal(tpm.AKPublic)
 	session, err := r.nodes.Connect(r.Context())
 	if err != nil {
 		r.Error(err)
@@ -349,6 +359,20 @@ func (r *replica) boot(version int) string {
 		return strings.Join(codes, " ")
 	}
 	return err.Error()
+}
+
+// enrol enrols a machine as the service does.
+func (s *policyScene) enrol(store server.Store, m *server.Machine) error {
+	key, err := s.ring.Release()
+	if err != nil {
+		return err
+	}
+	ev, err := audit.SignTrust(key, audit.Event{Time: s.now(), Kind: audit.KindState, Machine: m.ID, Data: audit.StateChange{From: m.State, To: attest.StateEnrolled, By: "ana"}}, s.now())
+	if err != nil {
+		return err
+	}
+	m.State = attest.StateEnrolled
+	return store.Commit(context.Background(), &server.Change{Machine: m, Events: []audit.Event{ev}})
 }
 
 func (r *replica) wants(claim string, version int, want string) {

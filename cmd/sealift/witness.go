@@ -57,8 +57,12 @@ type logWitness struct {
 	clock func() time.Time
 	log   *slog.Logger
 
-	// reading has room for who reads the log, who alone changes what follows.
-	reading chan struct{}
+	// reading has room for who reads the log, who alone changes what follows; catching
+	// for who reads it to its end because a decision waits for it.
+	reading, catching chan struct{}
+	reads             reads
+	// standing is what the entries say of machines.
+	standing *logStanding
 
 	mu       sync.Mutex
 	chain    *audit.Verifier  // guarded by mu
@@ -80,7 +84,7 @@ type logWitness struct {
 // openWitness reads what was seen last. A file that is there and cannot be used is
 // an error: without it nobody would see that the store was turned back.
 func openWitness(ctx context.Context, store server.Store, key *ecdsa.PrivateKey, file string, clock func() time.Time, log *slog.Logger) (*logWitness, error) {
-	w := &logWitness{store: store, key: key, file: file, clock: clock, log: log, reading: make(chan struct{}, 1)}
+	w := &logWitness{store: store, key: key, file: file, clock: clock, log: log, reading: make(chan struct{}, 1), catching: make(chan struct{}, 1)}
 	var filed, stored audit.HeadStatement
 	if file != "" {
 		b, err := readFile(file, maxSmall)
@@ -119,7 +123,8 @@ func openWitness(ctx context.Context, store server.Store, key *ecdsa.PrivateKey,
 		}
 	}
 	w.chain, w.policy, w.restored, w.stored = audit.VerifierAt(start.Head), start.Policy, start.Restored, stored.Head
-	return w, nil
+	w.standing, err = openStanding(ctx, store, key, log)
+	return w, err
 }
 
 // openHead reads a signed head as it is kept.
@@ -184,6 +189,7 @@ func (w *logWitness) step(ctx context.Context, limit int) (read int, end bool, e
 	if err != nil {
 		return 0, false, err
 	}
+	ended := w.reads.begin(w.clock())
 	// The last that was seen must still be there.
 	there := from.Seq == 0
 	for e, err := range w.store.Audit(ctx, max(from.Seq, 1)) {
@@ -209,6 +215,7 @@ func (w *logWitness) step(ctx context.Context, limit int) (read int, end bool, e
 	if !there {
 		return read, false, w.alter("it ends before entry %d, which was seen", from.Seq)
 	}
+	ended()
 	return read, true, nil
 }
 
@@ -254,7 +261,10 @@ func (w *logWitness) add(e audit.Entry) error {
 // to go on from the one before: of those that the witness starts after, none. Data is
 // that of the entry if wholeEntry says so, else nil. The caller holds mu.
 func (w *logWitness) take(e audit.Entry) error {
-	return w.policy.Note(e)
+	if err := w.policy.Note(e); err != nil {
+		return err
+	}
+	return w.standing.note(e)
 }
 
 // alter notes for good in what the log was altered.
@@ -281,8 +291,11 @@ func (w *logWitness) catchUp(ctx context.Context) error {
 	told := w.clock()
 	for {
 		end, err := w.follow(ctx, witnessStep)
-		if err != nil || end {
+		if err != nil {
 			return err
+		}
+		if end {
+			return w.mendStanding(ctx)
 		}
 		if now := w.clock(); now.Sub(told) > 5*time.Second {
 			head, _, _ := w.seen()
@@ -388,12 +401,13 @@ func (w *logWitness) save(ctx context.Context, now bool) error {
 	defer w.saving.Unlock()
 	head, _, _ := w.seen()
 	at := w.clock()
+	unkept := w.standing.save(ctx, at, now)
 	// A clock that was set back says nothing of how long ago it was.
 	due := func(last time.Time, every time.Duration) bool { return now || at.Sub(last) >= every || at.Before(last) }
 	file := w.file != "" && head != w.filed && due(w.filedAt, witnessFiled)
 	store := head.Seq > w.stored.Seq && due(w.storedAt, witnessStored)
 	if !file && !store {
-		return nil
+		return unkept
 	}
 	e, head, err := w.sign(audit.SeenType)
 	if err != nil {
@@ -415,7 +429,7 @@ func (w *logWitness) save(ctx context.Context, now bool) error {
 			w.unstored = fmt.Errorf("store the signed head of the audit log: %w", w.unstored)
 		}
 	}
-	return errors.Join(w.unfiled, w.unstored)
+	return errors.Join(w.unfiled, w.unstored, unkept)
 }
 
 // put stores a signed head, unless another replica has stored a later one.

@@ -1,0 +1,440 @@
+package audit
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/image/manifest"
+)
+
+// TrustType is the DSSE payload type of a Trust.
+const TrustType = "application/vnd.sealift.enrolment.v1+json"
+
+// Trust is what the service signs of an entry that enrols a machine, or that says
+// beforehand which machines are to be enrolled. Anybody who writes to the database can
+// append an entry to the log, as its hashes need no key; this he cannot make.
+type Trust struct {
+	Kind    Kind             `json:"kind"`
+	Machine attest.MachineID `json:"machine,omitzero"` // the entry's
+	// Time is later than that of all entries of the machine which came before, so that
+	// an entry from before a revocation cannot be written once more after it.
+	Time time.Time `json:"time"`
+	// Data is the SHA-256 of the entry's data, without the signature.
+	Data manifest.SHA256 `json:"data"`
+}
+
+// enrols reports whether the change gives a machine trust that it did not have.
+func (d *StateChange) enrols() bool {
+	return d.To == attest.StateEnrolled && d.From != attest.StateEnrolled
+}
+
+// NeedsTrust reports whether an event counts only with a signature, see SignTrust.
+func NeedsTrust(ev Event) bool {
+	switch d := ev.Data.(type) {
+	case StateChange:
+		return d.enrols()
+	case Expected:
+		return true
+	}
+	return false
+}
+
+// SignTrust signs an event that NeedsTrust, with the release key of the service. at
+// is the Trust's time.
+func SignTrust(key crypto.Signer, ev Event, at time.Time) (Event, error) {
+	t := Trust{Kind: ev.Kind, Machine: ev.Machine, Time: at.UTC().Round(0)}
+	switch d := ev.Data.(type) {
+	case StateChange:
+		d.Trust = nil
+		return signTrust(key, ev, t, d, func(e *Envelope) any { d.Trust = e; return d })
+	case Expected:
+		d.Trust = nil
+		return signTrust(key, ev, t, d, func(e *Envelope) any { d.Trust = e; return d })
+	}
+	return ev, fmt.Errorf("an entry of kind %s enrols nobody", ev.Kind)
+}
+
+func signTrust(key crypto.Signer, ev Event, t Trust, bare any, with func(*Envelope) any) (Event, error) {
+	b, err := json.Marshal(bare)
+	if err != nil {
+		return ev, fmt.Errorf("sign an entry of kind %s: %w", ev.Kind, err)
+	}
+	t.Data = sha256.Sum256(b)
+	e, err := Sign(key, TrustType, t)
+	if err != nil {
+		return ev, err
+	}
+	ev.Data = with(e)
+	return ev, nil
+}
+
+// machineStanding is where a log leaves a machine: the time of the last entry that
+// counted, in microseconds since 1970, and in the lowest two bits its state.
+type machineStanding uint64
+
+// States of a machineStanding. A machine that was never more than pending has none.
+const (
+	notEnrolled machineStanding = iota
+	enrolled
+	quarantined
+	revoked
+)
+
+const stateBits = 3
+
+func standingOf(state machineStanding, at int64) machineStanding {
+	return machineStanding(at)<<2 | state
+}
+func (s machineStanding) state() machineStanding { return s & stateBits }
+func (s machineStanding) at() int64              { return int64(s >> 2) }
+func (s machineStanding) locked() bool           { return s.state() >= quarantined }
+
+// enrolment returns the state as the log names it.
+func (s machineStanding) enrolment() attest.EnrolmentState {
+	return [...]attest.EnrolmentState{attest.StatePending, attest.StateEnrolled, attest.StateQuarantined, attest.StateRevoked}[s.state()]
+}
+
+// keyStanding is where a log leaves an endorsement key that was enrolled beforehand:
+// the time as in machineStanding, in the lowest bit that it is still expected, and the
+// beginning of a digest of the serial number.
+type keyStanding struct{ at, serial uint64 }
+
+func (k keyStanding) lastAt() int64 { return int64(k.at >> 1) }
+
+// Standing is what a log says of each machine: whether it may have secrets. It holds
+// some 50 bytes for each, so that it can be asked before every release.
+//
+// The rules, by which a database that somebody changed does not give trust:
+//
+//   - an entry that enrols counts only if the service signed it, for this machine, and
+//     later than the entry before; but for entries from before the first start of a
+//     service that signs them, with this key
+//   - a revoked or quarantined machine is enrolled only by an entry that says that it
+//     was just that: `machine reinstate`. An entry by which it was unknown or pending
+//     before was decided on a record that somebody had changed
+//   - an entry that takes trust away counts in any case
+//
+// What may be given because of it is for the record in the store to say as well.
+type Standing struct {
+	key   *ecdsa.PublicKey
+	keyID string
+	head  Head
+	// signed: a service that signs enrolments with the key has started.
+	signed   bool
+	machines map[attest.MachineID]machineStanding
+	keys     map[manifest.SHA256]keyStanding // by the digests that lists name
+	// dirty are the parts that changed since Parts last returned them.
+	dirty [Shards]bool
+}
+
+// Shards is how many parts a Standing is kept in: machines and keys by their first
+// byte.
+const Shards = 256
+
+// NewStanding returns that of an empty log of a service with a release key.
+func NewStanding(key *ecdsa.PublicKey) (*Standing, error) {
+	id, err := keyID(key)
+	if err != nil {
+		return nil, err
+	}
+	return &Standing{key: key, keyID: id, machines: map[attest.MachineID]machineStanding{}, keys: map[manifest.SHA256]keyStanding{}}, nil
+}
+
+// Head returns the last entry that was noted.
+func (s *Standing) Head() Head { return s.head }
+
+// Len returns of how many machines, and of how many keys that were enrolled beforehand,
+// the log says something.
+func (s *Standing) Len() (machines, expected int) { return len(s.machines), len(s.keys) }
+
+// Machine returns the state in which the log leaves a machine, and when: the time of the
+// entry. StateUnknown and no time: no entry says that it was ever enrolled or locked out.
+func (s *Standing) Machine(id attest.MachineID) (attest.EnrolmentState, time.Time) {
+	m, ok := s.machines[id]
+	if !ok {
+		return attest.StateUnknown, time.Time{}
+	}
+	return m.enrolment(), time.UnixMicro(m.at()).UTC()
+}
+
+// Expected reports whether the log says that an endorsement key, by a digest, is to be
+// enrolled with a serial number, and when it was last said.
+func (s *Standing) Expected(ek manifest.SHA256, serial string) (bool, time.Time) {
+	k, ok := s.keys[ek]
+	if !ok {
+		return false, time.Time{}
+	}
+	return k.at&1 == 1 && k.serial == serialDigest(serial), time.UnixMicro(k.lastAt()).UTC()
+}
+
+func serialDigest(serial string) uint64 {
+	d := sha256.Sum256([]byte(attest.SerialKey(serial)))
+	return binary.BigEndian.Uint64(d[:8])
+}
+
+// micros is a time of an entry, as the log may have any.
+func micros(t time.Time) int64 { return min(max(t.UnixMicro(), 0), 1<<60) }
+
+// Note takes an entry, which must be the one after those that s is of; whether it is, is
+// for a Verifier to say. An error says that the entry is none that the service wrote.
+func (s *Standing) Note(e Entry) error {
+	if e.Seq != s.head.Seq+1 || e.Prev != s.head.Hash {
+		return fmt.Errorf("audit entry %d does not follow entry %d", e.Seq, s.head.Seq)
+	}
+	var err error
+	switch e.Kind {
+	case KindStart:
+		var d Start
+		if err = json.Unmarshal(e.Data, &d); err == nil && d.SignsEnrolments && d.ReleaseKey == s.keyID {
+			s.signed = true
+		}
+	case KindState:
+		var d StateChange
+		if err = json.Unmarshal(e.Data, &d); err == nil {
+			s.change(e, &d)
+		}
+	case KindExpected:
+		var d Expected
+		if err = json.Unmarshal(e.Data, &d); err == nil {
+			err = s.expect(e, &d)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("audit entry %d (%s): %w", e.Seq, e.Kind, err)
+	}
+	s.head = e.Head()
+	return nil
+}
+
+// trusted returns the time at which the service signed an entry, whose data without the
+// signature is bare.
+func (s *Standing) trusted(e Entry, signed *Envelope, bare any) (at int64, ok bool) {
+	var t Trust
+	b, err := json.Marshal(bare)
+	switch {
+	case err != nil || signed.Open(s.key, TrustType, &t) != nil:
+		return micros(e.Time), !s.signed
+	case t.Kind != e.Kind || t.Machine != e.Machine || t.Data != sha256.Sum256(b):
+		return micros(e.Time), false
+	}
+	return micros(t.Time), true
+}
+
+func (s *Standing) change(e Entry, d *StateChange) {
+	was, known := s.machines[e.Machine]
+	at := max(micros(e.Time), was.at())
+	set := func(state machineStanding) {
+		s.machines[e.Machine] = standingOf(state, at)
+		s.dirty[e.Machine[0]] = true
+	}
+	switch {
+	case d.From == d.To:
+	case d.To == attest.StateRevoked:
+		set(revoked)
+	case d.To == attest.StateQuarantined && (was.state() != revoked || d.From == attest.StateRevoked):
+		set(quarantined)
+	case d.To == attest.StateEnrolled:
+		signed := d.Trust
+		d.Trust = nil
+		when, ok := s.trusted(e, signed, d)
+		switch {
+		case !ok, s.signed && known && when <= was.at():
+		case was.locked() && d.From != was.enrolment():
+		case !was.locked() && d.From != attest.StateUnknown && d.From != attest.StatePending:
+		default:
+			at = max(when, was.at())
+			set(enrolled)
+		}
+	case was.locked():
+	case known: // pending, or a state of a later version
+		set(notEnrolled)
+	}
+}
+
+// expect notes machines that are enrolled beforehand. Entries of earlier versions have
+// no bindings, and do not name those in whose place others came.
+func (s *Standing) expect(e Entry, d *Expected) error {
+	signed := d.Trust
+	d.Trust = nil
+	when, ok := s.trusted(e, signed, d)
+	note := func(ek manifest.SHA256, serial string, withdrawn bool) {
+		was, known := s.keys[ek]
+		next := keyStanding{serial: serialDigest(serial)}
+		switch {
+		case withdrawn:
+			next.at = uint64(max(micros(e.Time), was.lastAt())) << 1
+		case !ok, s.signed && known && when <= was.lastAt():
+			return
+		default:
+			next.at = uint64(max(when, was.lastAt()))<<1 | 1
+		}
+		s.keys[ek] = next
+		s.dirty[ek[0]] = true
+	}
+	if d.Bindings == nil {
+		for _, m := range d.Machines {
+			note(m.EK, m.Serial, m.Outcome == outcomeWithdrawn)
+		}
+		return nil
+	}
+	for _, b := range d.Bindings {
+		if b.Kind != BindingExpected {
+			continue
+		}
+		var of struct {
+			Serial    string          `json:"serial"`
+			EK        manifest.SHA256 `json:"ek"`
+			Withdrawn bool            `json:"withdrawn"`
+		}
+		if err := json.Unmarshal(b.Body, &of); err != nil {
+			return fmt.Errorf("what is expected: %w", err)
+		}
+		if of.EK.String() == b.Name {
+			note(of.EK, of.Serial, of.Withdrawn)
+		}
+	}
+	return nil
+}
+
+// outcomeWithdrawn is an ExpectedLine's Outcome.
+const outcomeWithdrawn = "withdrawn"
+
+// StandingType is the DSSE payload type of a StandingStatement.
+const StandingType = "application/vnd.sealift.standing.v1+json"
+
+// StandingStatement is what the service signs of a Standing that it keeps, so that it
+// need not read all of its log when it starts. Whoever uses it must see that the log
+// goes on from Head to one that is known to be the log's.
+type StandingStatement struct {
+	Head   Head      `json:"head"`
+	Time   time.Time `json:"time"`
+	Signed bool      `json:"signed"` // entries that enrol must be signed from here on
+	// Shards are the digests of the parts that are not empty, by their number in two
+	// hex digits.
+	Shards map[string]manifest.SHA256 `json:"shards"`
+}
+
+// ShardName names a part in a StandingStatement.
+func ShardName(shard int) string { return fmt.Sprintf("%02x", shard) }
+
+// Signed reports whether entries that enrol must be signed.
+func (s *Standing) Signed() bool { return s.signed }
+
+// Sizes of the records of a shard, bytes.
+const (
+	shardHeader  = 8
+	machineBytes = sha256.Size + 8
+	keyBytes     = sha256.Size + 16
+)
+
+// Changed reports whether any part changed since Parts last returned it.
+func (s *Standing) Changed() bool { return s.dirty != [Shards]bool{} }
+
+// Parts returns the parts that changed since they were last returned, and those whose
+// numbers are given, encoded.
+//
+// The encoding: the number of machines, 8 bytes, then the machines in the order of
+// their ids, each its id and its machineStanding, 8 bytes, then the keys in the order
+// of their digests, each its digest and its keyStanding, 16 bytes; numbers are
+// big-endian.
+func (s *Standing) Parts(also ...int) map[int][]byte {
+	want := s.dirty
+	for _, i := range also {
+		want[i] = true
+	}
+	s.dirty = [Shards]bool{}
+	var machines [Shards][]attest.MachineID
+	var keys [Shards][]manifest.SHA256
+	for id := range s.machines {
+		if want[id[0]] {
+			machines[id[0]] = append(machines[id[0]], id)
+		}
+	}
+	for ek := range s.keys {
+		if want[ek[0]] {
+			keys[ek[0]] = append(keys[ek[0]], ek)
+		}
+	}
+	out := map[int][]byte{}
+	for i, wanted := range want {
+		if !wanted {
+			continue
+		}
+		slices.SortFunc(machines[i], func(a, b attest.MachineID) int { return bytes.Compare(a[:], b[:]) })
+		slices.SortFunc(keys[i], func(a, b manifest.SHA256) int { return bytes.Compare(a[:], b[:]) })
+		b := make([]byte, 0, shardHeader+len(machines[i])*machineBytes+len(keys[i])*keyBytes)
+		b = binary.BigEndian.AppendUint64(b, uint64(len(machines[i])))
+		for _, id := range machines[i] {
+			b = binary.BigEndian.AppendUint64(append(b, id[:]...), uint64(s.machines[id]))
+		}
+		for _, ek := range keys[i] {
+			k := s.keys[ek]
+			b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(append(b, ek[:]...), k.at), k.serial)
+		}
+		out[i] = b
+	}
+	return out
+}
+
+// RestoreStanding makes a Standing of what was kept: a statement whose signature the
+// caller has verified, and its parts by their names. Each part must be the one whose
+// digest is in the statement.
+func RestoreStanding(key *ecdsa.PublicKey, of *StandingStatement, parts map[string][]byte) (*Standing, error) {
+	s, err := NewStanding(key)
+	if err != nil {
+		return nil, err
+	}
+	s.head, s.signed = of.Head, of.Signed
+	for name, want := range of.Shards {
+		if got := manifest.SHA256(sha256.Sum256(parts[name])); got != want {
+			return nil, fmt.Errorf("part %s of what the log says of machines is %s, the service signed %s", name, got, want)
+		}
+		if err := s.decode(name, parts[name]); err != nil {
+			return nil, fmt.Errorf("part %s of what the log says of machines: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+func (s *Standing) decode(name string, b []byte) error {
+	if len(b) < shardHeader {
+		return fmt.Errorf("it has %d bytes, at least %d needed", len(b), shardHeader)
+	}
+	n, b := binary.BigEndian.Uint64(b), b[shardHeader:]
+	if n > uint64(len(b)/machineBytes) || (len(b)-int(n)*machineBytes)%keyBytes != 0 {
+		return fmt.Errorf("it says %d machines, and has %d bytes", n, len(b))
+	}
+	var id [sha256.Size]byte
+	take := func(size int) (err error) {
+		copy(id[:], b)
+		if ShardName(int(id[0])) != name {
+			err = errors.New("it has what belongs to another part")
+		}
+		b = b[size:]
+		return err
+	}
+	for range n {
+		v := machineStanding(binary.BigEndian.Uint64(b[sha256.Size:]))
+		if err := take(machineBytes); err != nil {
+			return err
+		}
+		s.machines[id] = v
+	}
+	for len(b) > 0 {
+		k := keyStanding{binary.BigEndian.Uint64(b[sha256.Size:]), binary.BigEndian.Uint64(b[sha256.Size+8:])}
+		if err := take(keyBytes); err != nil {
+			return err
+		}
+		s.keys[id] = k
+	}
+	return nil
+}
