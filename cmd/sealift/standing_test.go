@@ -640,7 +640,7 @@ func TestWhatTheLogSaysOfMachinesIsKept(t *testing.T) {
 		}
 	}
 	save(r)
-	early := steal(t, memory)
+	early := steal(t, inMemory(), memory)
 	r.state(t, b.id, attest.StateRevoked)
 	long(t, memory, 100)
 	save(r)
@@ -650,7 +650,7 @@ func TestWhatTheLogSaysOfMachinesIsKept(t *testing.T) {
 	long(t, test, 250)
 	b.install(t, other)
 	save(other)
-	theirs := steal(t, test)
+	theirs := steal(t, inMemory(), test)
 
 	documents := func(h *thief, from *thief, kinds ...string) {
 		var rest []server.Record
@@ -715,7 +715,7 @@ func TestWhatTheLogSaysOfMachinesIsKept(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := steal(t, memory)
+			h := steal(t, inMemory(), memory)
 			h.t = t
 			tt.steal(h)
 			// And the record says that the machine is enrolled.
@@ -726,7 +726,7 @@ func TestWhatTheLogSaysOfMachinesIsKept(t *testing.T) {
 					h.records[i].Machine = &m
 				}
 			}
-			store := &counting{Memory: h.store()}
+			store := &counting{Memory: h.store().(*storetest.Memory)}
 			again := s.on(t).start(store, store, s.images[:], nil, nil)
 			if n, whole := store.read.Load(), int64(len(h.log)); n > whole/2+60 != tt.all {
 				t.Errorf("%d entries were read, of %d", n, whole)
