@@ -76,6 +76,7 @@ type front struct {
 	handshakeShares *shares
 	requests        slots
 	requestShares   *shares
+	confirmations   slots
 	discards        slots
 
 	ready   chan *nodeConn
@@ -99,8 +100,9 @@ func newFront(ctx context.Context, ln net.Listener, cfg *tls.Config, log *slog.L
 		Listener: ln, unlisten: sync.OnceValue(ln.Close), cfg: cfg, log: log, refused: refused, queue: turnsOfQueue * limits.Queue,
 		handshakes: make(slots, min(handshakesAtOnce, max(handshakesPerAddress, limits.Connections/16))), handshakeShares: newShares(handshakesPerAddress),
 		requests: make(slots, limits.Concurrent*requestsPerSlot), requestShares: newShares(requestsPerAddress),
-		discards: make(slots, discardsAtOnce),
-		ready:    make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}),
+		confirmations: make(slots, limits.Concurrent),
+		discards:      make(slots, discardsAtOnce),
+		ready:         make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}),
 		in: map[*nodeConn]struct{}{}, conns: map[*nodeConn]struct{}{},
 	}
 	go func() {
@@ -387,22 +389,11 @@ func (f *front) wait(ctx context.Context, c *nodeConn) {
 	began := time.Now()
 	room, cancel := context.WithTimeout(ctx, f.queue)
 	defer cancel()
-	// The address's share first: who waits for it holds nothing of others.
-	leave, ok := f.requestShares.take(room, c.key, f.queue)
-	if ok {
-		if ok = f.requests.take(room, min(f.queue, slowAfter)); !ok {
-			f.cutSlow()
-			ok = f.requests.take(room, f.queue)
-		}
-		if !ok {
-			leave()
-		}
-	}
+	leave, ok := f.room(room, c)
 	// A challenge does not run out while the service is at fault, for as long as
 	// a request may wait twice.
 	c.open.waited = min(c.open.waited+time.Since(began), max(2*f.queue, time.Since(began)))
 	if ok && !f.letIn(c, leave) {
-		f.requests.release()
 		leave()
 		ok = false
 	}
@@ -447,9 +438,9 @@ func (f *front) letIn(c *nodeConn, leave func()) bool {
 	f.in[c] = struct{}{}
 	c.since = time.Now()
 	c.guest.busy()
+	c.open.released = false // one request
 	out := func() {
 		c.stage.Store(stageNone)
-		f.requests.release()
 		leave()
 		f.mu.Lock()
 		defer f.mu.Unlock()

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -82,4 +83,31 @@ func (c *nodeConn) arrives() bool {
 	})
 	const applicationData = 23
 	return err == nil && n == len(header) && header[0] == applicationData && (int(header[3])<<8|int(header[4])) > shortRecord
+}
+
+// room waits for room for the request that begins. leave gives it back.
+func (f *front) room(ctx context.Context, c *nodeConn) (leave func(), ok bool) {
+	if c.open.released {
+		// Its machine was just released to, and most likely confirms that. Behind all
+		// others it would wait as long as for the release, with what crypto/tls keeps
+		// of the evidence, up to 20 kB: half of the service's memory when thousands
+		// come at once. There is one such request for a release.
+		return f.confirmations.release, f.confirmations.take(ctx, f.queue)
+	}
+	// The address's share first: who waits for it holds nothing of others.
+	share, ok := f.requestShares.take(ctx, c.key, f.queue)
+	if !ok {
+		return nil, false
+	}
+	if !f.requests.take(ctx, min(f.queue, slowAfter)) {
+		f.cutSlow()
+		if !f.requests.take(ctx, f.queue) {
+			share()
+			return nil, false
+		}
+	}
+	return func() {
+		f.requests.release()
+		share()
+	}, true
 }
