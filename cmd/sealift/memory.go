@@ -21,7 +21,7 @@ const (
 	idleGC = 400
 	// busyGC is its percentage at the least, for a service that needs more than
 	// memoryAim.
-	busyGC = 35
+	busyGC = 50
 	// leastMemory is what the service needs at the least, bytes; see
 	// docs/operations.md.
 	leastMemory = 128 << 20
