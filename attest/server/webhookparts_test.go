@@ -209,7 +209,7 @@ func TestTheTypeOfAnEventGoesByTheKindOfItsEntry(t *testing.T) {
 func TestTheIDOfAnEventIsOfItsEntry(t *testing.T) {
 	a := verdictEntry(t, audit.KindAlarm, json.RawMessage(`{"x":1}`))
 	b := verdictEntry(t, audit.KindAlarm, json.RawMessage(`{"x":2}`))
-	if eventID(a) == eventID(b) || eventID(a) != eventID(a) || !strings.HasPrefix(eventID(a), "sealift_7_") {
+	if again := eventID(a); again == eventID(b) || again != eventID(a) || !strings.HasPrefix(eventID(a), "sealift_7_") {
 		t.Errorf("the ids are %s and %s", eventID(a), eventID(b))
 	}
 }
