@@ -238,8 +238,10 @@ func TestAProofOfTheBanksThatFailsIsAnAlarm(t *testing.T) {
 	f.policy = &require
 	other := f.box(true)
 	hidesSHA384(other)
-	if codes := f.attest(other); !slices.Equal(codes, []attest.Code{attest.CodeBankHidden}) {
-		t.Fatalf("codes are %q", codes)
+	for range 2 { // that is told of once a day, too, and not as another the next time
+		if codes := f.attest(other); !slices.Equal(codes, []attest.Code{attest.CodeBankHidden}) {
+			t.Fatalf("codes are %q", codes)
+		}
 	}
 	if got := f.banksAlarms(other); len(got) != 1 || got[0].Name != audit.AlarmEvidenceTampered {
 		t.Errorf("got %+v", got)

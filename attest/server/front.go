@@ -222,13 +222,14 @@ func (f *front) cut(stage int32) (n int) {
 	return n
 }
 
-// cutSlow makes room for a request that waits: of those of which a part is still
-// missing after slowAfter it cuts the one that was let in first, if there is one.
-func (f *front) cutSlow() {
+// cutSlow makes room for a request, or a confirmation, that waits: of those of which a
+// part is still missing after slowAfter it cuts the one that was let in first, if there
+// is one.
+func (f *front) cutSlow(confirms bool) {
 	f.mu.Lock()
 	var slow *nodeConn
 	for c := range f.in {
-		if c.stage.Load() == stageLetIn && time.Since(c.since) >= slowAfter && (slow == nil || c.since.Before(slow.since)) {
+		if c.confirms == confirms && c.stage.Load() == stageLetIn && time.Since(c.since) >= slowAfter && (slow == nil || c.since.Before(slow.since)) {
 			slow = c
 		}
 	}
@@ -260,7 +261,9 @@ type nodeConn struct {
 	front   *front
 	stage   atomic.Int32
 	since   time.Time // when its request was let in; guarded by front.mu
-	again   time.Time // before it no refused request may come again; zero if none was refused
+	// confirms: its request has room of confirmations. Guarded by front.mu.
+	confirms bool
+	again    time.Time // before it no refused request may come again; zero if none was refused
 }
 
 // connection is what the service keeps with a node's connection: the challenge
@@ -438,7 +441,7 @@ func (f *front) letIn(c *nodeConn, leave func()) bool {
 	f.in[c] = struct{}{}
 	c.since = time.Now()
 	c.guest.busy()
-	c.open.released = false // one request
+	c.confirms, c.open.released = c.open.released, false // one request
 	out := func() {
 		c.stage.Store(stageNone)
 		leave()

@@ -133,6 +133,49 @@ func TestSlowRequestsGiveWayToOthers(t *testing.T) {
 	}
 }
 
+// Who was released to has room of its own to confirm that. Whoever holds on to it keeps
+// neither others from confirming, nor is it cut in vain for a request of another kind.
+func TestSlowConfirmationsGiveWayToOthers(t *testing.T) {
+	t.Parallel()
+	for name, requests := range map[string]int{"to another": 0, "and not to a request": 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := &gauge{all: map[string]int{}}
+			s := newScene(t, func(c *server.Config) { c.Meter, c.Limits = g, server.Limits{Concurrent: 1} })
+			var released []*node
+			for i := range 2 {
+				n, evidence := s.slow(s.another(i))
+				n.say(string(evidence))
+				if status := n.answer(new(api.EvidenceResponse)); status != 200 {
+					t.Fatalf("release: HTTP %d", status)
+				}
+				released = append(released, n)
+			}
+			hold := func(n *node) {
+				n.say("POST /v1/confirm HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n")
+				// Then it was let in.
+				if resp, err := http.ReadResponse(n.r, nil); err != nil || resp.StatusCode != 100 {
+					t.Fatalf("%+v, %v", resp, err)
+				}
+				go dribble(n)
+			}
+			hold(released[0])
+			other := released[1]
+			for range requests {
+				hold(s.node(t))
+				other = s.node(t)
+			}
+			other.say(post(api.PathConfirm, "{}"))
+			if status, code := other.hear(); status != 400 {
+				t.Errorf("HTTP %d %s, want 400", status, code)
+			}
+			if n := g.count("limited node slow"); n != 1 {
+				t.Errorf("%d were cut, want 1", n)
+			}
+		})
+	}
+}
+
 // What is no request of this protocol is refused, and its connection ends and
 // gives its room back.
 func TestOtherProtocolsGiveTheirRoomBack(t *testing.T) {

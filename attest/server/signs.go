@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -136,12 +137,14 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 	accepted := !m.AcceptedEvidence.IsZero() || m.ReleaseID != ""
 	what, count := map[audit.AlarmName]string{}, map[audit.AlarmName]int{}
 	var keys []string
+	tampering := false // a finding says so, told of now or before
 	for _, f := range result.Findings {
 		r := known[f.Code]
 		switch {
 		case r.alarm == "", r.accepted && !accepted, r.unless != "" && has[r.unless], r.component != "" && r.component == f.Component:
 			continue
 		}
+		tampering = tampering || r.alarm == tampered
 		key := m.ID.String() + " " + string(f.Code)
 		if !s.raised.due(key, sub.now) {
 			continue
@@ -164,7 +167,9 @@ func (s *Server) raise(sub *submission, m *Machine, result *attest.Result) (alar
 		}
 	}
 	failed := func() {}
-	if count[tampered] == 0 {
+	// A policy that requires the proof makes findings of what is wrong with it.
+	onlyAsked := slices.ContainsFunc(result.Facts, func(f attest.Fact) bool { return f.Name == "pcr.banks.failed" })
+	if onlyAsked || !tampering {
 		var more []audit.Event
 		more, failed = s.banksAlarm(sub, m, result)
 		alarms = append(alarms, more...)

@@ -92,22 +92,29 @@ func (f *front) room(ctx context.Context, c *nodeConn) (leave func(), ok bool) {
 		// others it would wait as long as for the release, with what crypto/tls keeps
 		// of the evidence, up to 20 kB: half of the service's memory when thousands
 		// come at once. There is one such request for a release.
-		return f.confirmations.release, f.confirmations.take(ctx, f.queue)
+		return f.confirmations.release, f.takeOrCut(ctx, f.confirmations, true)
 	}
 	// The address's share first: who waits for it holds nothing of others.
 	share, ok := f.requestShares.take(ctx, c.key, f.queue)
 	if !ok {
 		return nil, false
 	}
-	if !f.requests.take(ctx, min(f.queue, slowAfter)) {
-		f.cutSlow()
-		if !f.requests.take(ctx, f.queue) {
-			share()
-			return nil, false
-		}
+	if !f.takeOrCut(ctx, f.requests, false) {
+		share()
+		return nil, false
 	}
 	return func() {
 		f.requests.release()
 		share()
 	}, true
+}
+
+// takeOrCut waits for a slot of requests, or of confirmations, for which one of those
+// that hold them may be cut.
+func (f *front) takeOrCut(ctx context.Context, s slots, confirms bool) bool {
+	if s.take(ctx, min(f.queue, slowAfter)) {
+		return true
+	}
+	f.cutSlow(confirms)
+	return s.take(ctx, f.queue)
 }

@@ -166,7 +166,7 @@ func TestAServiceDoesNotGoBackToAnOlderPolicy(t *testing.T) {
 		{"the last one after none", plain, document("fleet", 4, ""), "", "fleet 4 from  0 rollback false"},
 	} {
 		n, before := len(policyEntries(t, store)), len(alarmsIn(t, store))
-		err := enablePolicy(t.Context(), witness, c.c, c.d, nil, nil, time.Now(), slog.New(slog.DiscardHandler))
+		err := enablePolicy(t.Context(), witness, c.c, c.d, nil, nil, nil, time.Now(), slog.New(slog.DiscardHandler))
 		if (err == nil) != (c.refused == "") || err != nil && (!strings.Contains(err.Error(), c.refused) || exitCode(err) != exitRefused || hintOf(err) == "") {
 			t.Errorf("%s: %v, want %q", c.claim, err, c.refused)
 		}

@@ -134,6 +134,23 @@ type enabling struct {
 	reason   string
 	// rollback may be nil. Of an operator's, To is 0: any version.
 	rollback *policyRollback
+	imageKey []byte // PEM, of a configuration
+}
+
+// complete reports whether what is stored of its version needs nothing of what it
+// brings. What an operator brings replaces what was altered. Configurations, of which
+// there may be several with signatures of their own, replace what is of no use.
+func (n *enabling) complete(kept *policyVersion) bool {
+	switch {
+	case sha256.Sum256(kept.Text) != n.document.Digest:
+		return false
+	case n.by != "":
+		return bytes.Equal(kept.Bundle, n.bundle) && maps.EqualFunc(kept.Files, n.files, bytes.Equal)
+	case n.bundle != nil && bundle.Verify(kept.Text, kept.Bundle, n.imageKey) != nil:
+		return false
+	}
+	_, err := policy.Parse("the stored policy", kept.Text, sentFiles(kept.Files))
+	return err == nil
 }
 
 // enablePolicy makes the policy of a configuration that of the service, if it
@@ -147,11 +164,11 @@ type enabling struct {
 // Where it is not proven what is enabled, a configuration changes nothing, unless it
 // vouches for what it names, see policyConfig.vouched, or says that there is to be
 // none.
-func enablePolicy(ctx context.Context, w *logWitness, c *policyConfig, d *policy.Document, sig []byte, files map[string][]byte, now time.Time, log *slog.Logger) error {
+func enablePolicy(ctx context.Context, w *logWitness, c *policyConfig, d *policy.Document, sig []byte, files map[string][]byte, imageKey []byte, now time.Time, log *slog.Logger) error {
 	if d == nil {
 		return again(func() error { return tryDisable(ctx, w, c, now.UTC(), log) })
 	}
-	_, err := commitEnabling(ctx, w, enabling{document: d, bundle: sig, files: files, rollback: c.Rollback}, now.UTC(), log)
+	_, err := commitEnabling(ctx, w, enabling{document: d, bundle: sig, files: files, rollback: c.Rollback, imageKey: imageKey}, now.UTC(), log)
 	return err
 }
 
@@ -318,11 +335,7 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 	}
 	signed := n.bundle != nil
 	same := current.Name == d.Name && current.Digest == d.Digest && current.Signed == signed && proven.fault == nil && slices.Equal(images, proven.images)
-	// What an operator brings replaces what was altered. Configurations, of which there
-	// may be several with signatures of their own, replace what is of no use.
-	complete := sha256.Sum256(kept.Text) == d.Digest && (!signed || len(kept.Bundle) > 0) && len(brought) == 0 &&
-		(n.by == "" || bytes.Equal(kept.Bundle, n.bundle) && maps.EqualFunc(kept.Files, n.files, bytes.Equal))
-	if same && complete && slices.Equal(images, kept.Images) {
+	if same && len(brought) == 0 && n.complete(&kept) && slices.Equal(images, kept.Images) {
 		return false, nil // as before
 	}
 	if proven.fault != nil && n.by == "" && entry.Reason == "" {

@@ -138,7 +138,11 @@ func (l *livePolicy) begin(ctx context.Context, signature []byte) error {
 	if err := takeOver(ctx, w, l.config); err != nil && !errors.Is(err, errUnproven) {
 		return err
 	}
-	if err := enablePolicy(ctx, w, l.config, l.file, signature, files, l.local.clock(), l.log); err != nil && !errors.Is(err, errUnproven) {
+	key, err := l.ring.PublicPEM(keyring.FileImage)
+	if err != nil {
+		return err
+	}
+	if err := enablePolicy(ctx, w, l.config, l.file, signature, files, key, l.local.clock(), l.log); err != nil && !errors.Is(err, errUnproven) {
 		return err
 	}
 	if err := l.look(ctx); errors.Is(err, errUnproven) {

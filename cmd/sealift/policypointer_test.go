@@ -797,6 +797,7 @@ func TestAnApproverPutsRightWhatIsStored(t *testing.T) {
 		"noise as the version":               {policyVersionKind, versionName("fleet", 2), set("x"), false},
 		"noise as what has its name":         {policyKind, "fleet", set("x"), false},
 		"another text, at a start":           {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Text = policyText(2, "1") }), true},
+		"another signature, at a start":      {policyVersionKind, versionName("fleet", 2), version(func(v *policyVersion) { v.Bundle = s.request(1, "1").Bundle }), true},
 		"a manifest's signature, at a start": {policyManifestKind, digest, set(policyManifest{s.sent[1].Manifest, s.sent[0].Bundle}), true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -830,6 +831,9 @@ func TestAnApproverPutsRightWhatIsStored(t *testing.T) {
 			if c.starts {
 				// It has all of it in its configuration, and needs nothing of the store.
 				s.starts(t, store, request.Policy).wants("by a replica with the file", 2, "released")
+				if c.kind == policyVersionKind {
+					s.on(t).start(store, store, s.images[:], nil, nil).wants("then, without the file", 2, "released")
+				}
 				return
 			}
 			if _, err := a.enable(request); err != nil {
