@@ -132,6 +132,24 @@ func (s *Server) refuseUnproven(ctx context.Context, p person, m *Machine) *fail
 	}
 }
 
+// unlogged reports whether a machine is enrolled on record alone, so that an approver
+// decides on it as on a pending one. One that the log says is locked out he does not.
+func (s *Server) unlogged(ctx context.Context, m *Machine) (bool, *failure) {
+	says, f := s.unprovenMachine(ctx, m)
+	if f != nil || says == "" {
+		return false, f
+	}
+	state, _, err := s.c.Standing.Machine(ctx, m.ID, false)
+	switch {
+	case err != nil:
+		return false, unavailable("the decision log", fmt.Errorf("what it says of machine %s: %w", m.ID, err))
+	case state == attest.StateRevoked || state == attest.StateQuarantined:
+		return false, conflict(fmt.Sprintf("machine %s is enrolled on record, and the decision log says %s", m.ID, says),
+			fmt.Sprintf("somebody may have written to the database; then: sealift machine revoke %s --reason TEXT", m.ID))
+	}
+	return true, nil
+}
+
 // signTrust signs the events of c that enrol. The time is later than what the log is
 // known to say last of whom they are about, also if the clock was set back.
 func (s *Server) signTrust(ctx context.Context, c *Change) error {
