@@ -116,8 +116,8 @@ func (k keyStanding) lastAt() int64 { return int64(k.at >> 1) }
 // The rules, by which a database that somebody changed does not give trust:
 //
 //   - an entry that enrols counts only if the service signed it, for this machine, and
-//     later than the entry before; but for entries from before the first start of a
-//     service that signs them, with this key
+//     later than the entry before, and than the last restore; but for entries from before
+//     the first start of a service that signs them, with this key
 //   - a revoked or quarantined machine is enrolled only by an entry that says that it
 //     was just that: `machine reinstate`. An entry by which it was unknown or pending
 //     before was decided on a record that somebody had changed
@@ -129,7 +129,11 @@ type Standing struct {
 	keyID string
 	head  Head
 	// signed: a service that signs enrolments with the key has started.
-	signed   bool
+	signed bool
+	// restored is the time of the last entry that says that the store was filled from a
+	// backup, as in machineStanding. What was signed before, and is not in that log, may
+	// not be written into it.
+	restored int64
 	machines map[attest.MachineID]machineStanding
 	keys     map[manifest.SHA256]keyStanding // by the digests that lists name
 	// dirty are the parts that changed since Parts last returned them.
@@ -156,6 +160,15 @@ func (s *Standing) Head() Head { return s.head }
 // the log says something.
 func (s *Standing) Len() (machines, expected int) { return len(s.machines), len(s.keys) }
 
+// Restored returns when the store was last filled from a backup, zero if it never was. An
+// entry that enrols must be signed later.
+func (s *Standing) Restored() time.Time {
+	if s.restored == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(s.restored).UTC()
+}
+
 // Machine returns the state in which the log leaves a machine, and when: the time of the
 // entry. StateUnknown and no time: no entry says that it was ever enrolled or locked out.
 func (s *Standing) Machine(id attest.MachineID) (attest.EnrolmentState, time.Time) {
@@ -181,8 +194,12 @@ func serialDigest(serial string) uint64 {
 	return binary.BigEndian.Uint64(d[:8])
 }
 
-// micros is a time of an entry, as the log may have any.
-func micros(t time.Time) int64 { return min(max(t.UnixMicro(), 0), 1<<60) }
+// micros is a time of an entry, as the log may have any. There is room for a Trust after
+// any: JSON has no time after the year 9999 (RFC 3339).
+func micros(t time.Time) int64 { return min(max(t.UnixMicro(), 0), lastMicro) }
+
+// lastMicro is the beginning of the year 9000, in microseconds since 1970.
+const lastMicro = 221_845_392_000_000_000
 
 // Note takes an entry, which must be the one after those that s is of; whether it is, is
 // for a Verifier to say. An error says that the entry is none that the service wrote.
@@ -197,6 +214,8 @@ func (s *Standing) Note(e Entry) error {
 		if err = json.Unmarshal(e.Data, &d); err == nil && d.SignsEnrolments && d.ReleaseKey == s.keyID {
 			s.signed = true
 		}
+	case KindRestore:
+		s.restored = max(s.restored, micros(e.Time))
 	case KindState:
 		var d StateChange
 		if err = json.Unmarshal(e.Data, &d); err == nil {
@@ -226,7 +245,7 @@ func (s *Standing) trusted(e Entry, signed *Envelope, bare any) (at int64, ok bo
 	case t.Kind != e.Kind || t.Machine != e.Machine || t.Data != sha256.Sum256(b):
 		return micros(e.Time), false
 	}
-	return micros(t.Time), true
+	return max(t.Time.UnixMicro(), 0), true
 }
 
 func (s *Standing) change(e Entry, d *StateChange) {
@@ -247,7 +266,7 @@ func (s *Standing) change(e Entry, d *StateChange) {
 		d.Trust = nil
 		when, ok := s.trusted(e, signed, d)
 		switch {
-		case !ok, s.signed && known && when <= was.at():
+		case !ok, s.signed && (known && when <= was.at() || when <= s.restored):
 		case was.locked() && d.From != was.enrolment():
 		case !was.locked() && d.From != attest.StateUnknown && d.From != attest.StatePending:
 		default:
@@ -272,7 +291,7 @@ func (s *Standing) expect(e Entry, d *Expected) error {
 		switch {
 		case withdrawn:
 			next.at = uint64(max(micros(e.Time), was.lastAt())) << 1
-		case !ok, s.signed && known && when <= was.lastAt():
+		case !ok, s.signed && (known && when <= was.lastAt() || when <= s.restored):
 			return
 		default:
 			next.at = uint64(max(when, was.lastAt()))<<1 | 1
@@ -318,6 +337,8 @@ type StandingStatement struct {
 	Head   Head      `json:"head"`
 	Time   time.Time `json:"time"`
 	Signed bool      `json:"signed"` // entries that enrol must be signed from here on
+	// Restored is when the store was last filled from a backup, see Standing.Restored.
+	Restored time.Time `json:"restored,omitzero"`
 	// Shards are the digests of the parts that are not empty, by their number in two
 	// hex digits.
 	Shards map[string]manifest.SHA256 `json:"shards"`
@@ -394,6 +415,9 @@ func RestoreStanding(key *ecdsa.PublicKey, of *StandingStatement, parts map[stri
 		return nil, err
 	}
 	s.head, s.signed = of.Head, of.Signed
+	if !of.Restored.IsZero() {
+		s.restored = micros(of.Restored)
+	}
 	for name, want := range of.Shards {
 		if got := manifest.SHA256(sha256.Sum256(parts[name])); got != want {
 			return nil, fmt.Errorf("part %s of what the log says of machines is %s, the service signed %s", name, got, want)

@@ -183,6 +183,71 @@ func TestAnEntryThatEnrolsCountsOnce(t *testing.T) {
 	}
 }
 
+// Whoever writes to the database can append an entry of any time. It locks a machine out,
+// and not for good.
+func TestAnEntryOfAnyTimeLeavesRoomForALaterOne(t *testing.T) {
+	t.Parallel()
+	l := newStandingLog(t)
+	l.signs()
+	l.note(l.signed(changed(unknown, enrolled)))
+	now := l.now
+	l.now = time.Date(9999, 12, 31, 23, 59, 58, 999_999_999, time.UTC)
+	l.note(changed(enrolled, revoked))
+	l.now = now
+	for range 3 {
+		_, last := l.all.Machine(attest.MachineID{7})
+		ev, err := audit.SignTrust(l.key, changed(revoked, enrolled), last.Add(time.Microsecond))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.note(ev)
+		if got, _ := l.all.Machine(attest.MachineID{7}); got != enrolled {
+			t.Errorf("reinstated it is %q", got)
+		}
+		l.note(changed(enrolled, revoked))
+	}
+}
+
+// What was decided after a backup is not in the log of the store that was restored from
+// it. Who has a copy of it cannot write it there.
+func TestAnEntryFromBeforeARestoreDoesNotCountAfterIt(t *testing.T) {
+	t.Parallel()
+	l := newStandingLog(t)
+	l.signs()
+	l.note(l.signed(changed(unknown, enrolled)))
+	l.note(changed(enrolled, revoked))
+	l.now = l.now.Add(time.Hour) // what comes of it is lost
+	reinstated := l.signed(changed(revoked, enrolled))
+	another := l.signed(audit.Event{Kind: audit.KindState, Machine: attest.MachineID{9}, Data: audit.StateChange{To: enrolled}})
+	expected := api.Expected{Serial: "ABC-1", EK: manifest.SHA256{8}}
+	list := l.signed(listed(t, false, api.ExpectedAdded, expected))
+	l.now = l.now.Add(time.Hour)
+	l.note(audit.Event{Kind: audit.KindRestore, Data: audit.Restore{By: "root"}})
+	kept, err := audit.RestoreStanding(&l.key.PublicKey, &audit.StandingStatement{Signed: true, Restored: l.all.Restored()}, nil)
+	if err != nil || !kept.Restored().Equal(l.now) {
+		t.Errorf("kept, it was restored at %v: %v", kept.Restored(), err)
+	}
+	for _, ev := range []audit.Event{reinstated, another, list} {
+		l.note(ev)
+	}
+	for id, want := range map[attest.MachineID]attest.EnrolmentState{{7}: revoked, {9}: unknown} {
+		if got, _ := l.all.Machine(id); got != want {
+			t.Errorf("machine %s is %q, want %q", id.Short(), got, want)
+		}
+	}
+	if ok, _ := l.all.Expected(expected.EK, expected.Serial); ok {
+		t.Error("a list counts that was lost")
+	}
+	l.note(l.signed(changed(revoked, enrolled)))
+	l.note(l.signed(listed(t, false, api.ExpectedAdded, expected)))
+	if got, _ := l.all.Machine(attest.MachineID{7}); got != enrolled {
+		t.Errorf("reinstated after it, it is %q", got)
+	}
+	if ok, _ := l.all.Expected(expected.EK, expected.Serial); !ok {
+		t.Error("a list that was imported after it does not count")
+	}
+}
+
 // listed is an entry of a list, as this version writes it, or an earlier one.
 func listed(t *testing.T, earlier bool, outcome string, all ...api.Expected) audit.Event {
 	t.Helper()

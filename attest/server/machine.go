@@ -310,7 +310,14 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 			if t.settle == nil {
 				return nil, nil
 			}
-			return &Change{Events: t.settle(m, by, reason)}, nil
+			again, f := s.unlogged(ctx, m)
+			if f != nil {
+				return nil, f
+			}
+			if !again {
+				return &Change{Events: t.settle(m, by, reason)}, nil
+			}
+			m.State = attest.StatePending // as far as the log knows
 		}
 		docs := s.documents()
 		if t.to == attest.StateEnrolled && slices.Contains(t.from, m.State) {

@@ -34,6 +34,10 @@ type Standing interface {
 	// Expected reports whether an endorsement key, by the digest that a list gave, is to
 	// be enrolled with a serial number, and when that was last decided.
 	Expected(ctx context.Context, ek manifest.SHA256, serial string, current bool) (bool, time.Time, error)
+
+	// Restored returns when the store was last filled from a backup, zero if never. What
+	// enrols counts only if it was signed later.
+	Restored(ctx context.Context) (time.Time, error)
 }
 
 // unprovenMachine returns what the log says of an enrolled machine, if that is not that
@@ -128,6 +132,24 @@ func (s *Server) refuseUnproven(ctx context.Context, p person, m *Machine) *fail
 	}
 }
 
+// unlogged reports whether a machine is enrolled on record alone, so that an approver
+// decides on it as on a pending one. One that the log says is locked out he does not.
+func (s *Server) unlogged(ctx context.Context, m *Machine) (bool, *failure) {
+	says, f := s.unprovenMachine(ctx, m)
+	if f != nil || says == "" {
+		return false, f
+	}
+	state, _, err := s.c.Standing.Machine(ctx, m.ID, false)
+	switch {
+	case err != nil:
+		return false, unavailable("the decision log", fmt.Errorf("what it says of machine %s: %w", m.ID, err))
+	case state == attest.StateRevoked || state == attest.StateQuarantined:
+		return false, conflict(fmt.Sprintf("machine %s is enrolled on record, and the decision log says %s", m.ID, says),
+			fmt.Sprintf("somebody may have written to the database; then: sealift machine revoke %s --reason TEXT", m.ID))
+	}
+	return true, nil
+}
+
 // signTrust signs the events of c that enrol. The time is later than what the log is
 // known to say last of whom they are about, also if the clock was set back.
 func (s *Server) signTrust(ctx context.Context, c *Change) error {
@@ -150,8 +172,10 @@ func (s *Server) signTrust(ctx context.Context, c *Change) error {
 }
 
 // after returns the time of an event, or one that is just after the last that the log
-// has of whom it is about, to the microsecond. Where that is not known, it is the
-// event's; if it does not count then, nothing is given.
+// has of whom it is about, and after the last restore, to the microsecond. The log is read
+// to its end for it, as another replica, whose clock is ahead, may have decided just
+// before; but not for a machine that is new and unknown, of which many come at once. Where
+// that is not known, it is the event's; if it does not count then, nothing is given.
 func (s *Server) after(ctx context.Context, ev audit.Event) time.Time {
 	at := ev.Time
 	if s.c.Standing == nil {
@@ -164,13 +188,17 @@ func (s *Server) after(ctx context.Context, ev audit.Event) time.Time {
 	}
 	switch d := ev.Data.(type) {
 	case audit.StateChange:
-		_, last, err := s.c.Standing.Machine(ctx, ev.Machine, false)
+		state, last, err := s.c.Standing.Machine(ctx, ev.Machine, false)
+		if state != attest.StateUnknown || d.From != attest.StateUnknown && d.From != attest.StatePending {
+			_, last, err = s.c.Standing.Machine(ctx, ev.Machine, true)
+		}
 		later(last, err)
 	case audit.Expected:
-		for _, m := range d.Machines {
-			_, last, err := s.c.Standing.Expected(ctx, m.EK, m.Serial, false)
+		for i, m := range d.Machines {
+			_, last, err := s.c.Standing.Expected(ctx, m.EK, m.Serial, i == 0)
 			later(last, err)
 		}
 	}
+	later(s.c.Standing.Restored(ctx))
 	return at
 }

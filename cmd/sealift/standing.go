@@ -306,7 +306,7 @@ func (s *logStanding) put(ctx context.Context, at time.Time) error {
 		}
 	}
 	maps.Copy(parts, s.all.Parts(other...))
-	of := audit.StandingStatement{Head: head, Time: at.UTC().Round(0), Signed: s.all.Signed(), Shards: maps.Clone(s.shards)}
+	of := audit.StandingStatement{Head: head, Time: at.UTC().Round(0), Signed: s.all.Signed(), Restored: s.all.Restored(), Shards: maps.Clone(s.shards)}
 	s.mu.Unlock()
 	s.unstored = true
 	change := &server.Change{Documents: []*server.Document{d}}
@@ -376,6 +376,12 @@ func (j judge) Machine(ctx context.Context, id attest.MachineID, current bool) (
 func (j judge) Expected(ctx context.Context, ek manifest.SHA256, serial string, current bool) (ok bool, at time.Time, err error) {
 	err = j.ask(ctx, current, func(s *audit.Standing) { ok, at = s.Expected(ek, serial) })
 	return ok, at, err
+}
+
+// Restored implements server.Standing.
+func (j judge) Restored(ctx context.Context) (at time.Time, err error) {
+	err = j.ask(ctx, false, func(s *audit.Standing) { at = s.Restored() })
+	return at, err
 }
 
 // reads counts the readings of a log.

@@ -803,6 +803,71 @@ func TestEnrolmentsOfAnEarlierVersionCount(t *testing.T) {
 	}
 }
 
+// What an earlier version enrolled too late an approver approves, without a lock-out of
+// its node; not so a machine that the log says is locked out.
+func TestAnApproverEnrolsWhatIsEnrolledOnRecordAlone(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	memory := new(storetest.Memory)
+	late := s.newBox(t, 1)
+	r := s.start(memory, memory, s.images[:], nil, nil)
+	if err := r.service.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := memory.Commit(t.Context(), &server.Change{
+		Machine: &server.Machine{Machine: api.Machine{ID: late.id, State: attest.StateEnrolled, NodeName: api.NodeName(late.id, 10), DiskGUID: late.boot.Disk.GUID}},
+		Events:  []audit.Event{{Time: s.now(), Kind: audit.KindState, Machine: late.id, Data: audit.StateChange{To: attest.StateEnrolled, By: "ana", Reason: "install record"}}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := late.starts(r); got != string(attest.CodeMachineUnproven) {
+		t.Fatalf("enrolled by an earlier version: %s", got)
+	}
+	approve := func(b *standingBox) (err error) {
+		r.operate(t, func(c *operator.Client) error {
+			_, err = c.Approve(t.Context(), b.id, "it is ours")
+			return nil
+		})
+		return err
+	}
+	if err := approve(late); err != nil {
+		t.Fatal(err)
+	}
+	if got := late.starts(r); got != "released" {
+		t.Errorf("approved: %s", got)
+	}
+	for e, err := range memory.Audit(t.Context(), 1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == audit.KindState && e.Machine == late.id && !bytes.Contains(e.Data, []byte(`"to":"enrolled"`)) {
+			t.Errorf("the log has %s", e.Data)
+		}
+	}
+	r.state(t, late.id, attest.StateRevoked)
+	w, err := r.live.watched(t.Context())
+	if err == nil {
+		err = w.catchUp(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := memory.Machine(t.Context(), late.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.State = attest.StateEnrolled
+	if err := memory.Commit(t.Context(), &server.Change{Machine: m}); err != nil {
+		t.Fatal(err)
+	}
+	if err := approve(late); err == nil || !strings.Contains(err.Error(), "revoked since") {
+		t.Errorf("approved on record alone: %v", err)
+	}
+	if got := late.starts(r); got != string(attest.CodeMachineUnproven) {
+		t.Errorf("revoked: %s", got)
+	}
+}
+
 // With another release key what was enrolled under the former one stays enrolled, and
 // nothing that is signed with that enrols any more.
 func TestEnrolmentsOfAFormerReleaseKeyCount(t *testing.T) {
