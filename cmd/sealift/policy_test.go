@@ -96,7 +96,7 @@ func TestPoliciesAreSignedAsManifestsAre(t *testing.T) {
 		if out, err := exec.Command(cosign, "dgst", "-sha256", "-verify", filepath.Join(keys, "image.pub"), "-signature", sig, file).CombinedOutput(); err != nil {
 			t.Errorf("openssl: %v: %s", err, out)
 		}
-	} else if os.Getenv("REQUIRE_TOOLS") == "1" {
+	} else if os.Getenv("REQUIRE_TOOLS") != "" {
 		t.Error("openssl is not there")
 	}
 	mustCLI(t, "policy", "sign", file, "--keys", filepath.Join(dir, "other"))
