@@ -233,8 +233,10 @@ func (f *front) cutSlow(confirms bool) {
 			slow = c
 		}
 	}
+	// Before another request of its connection can be let in.
+	cut := slow != nil && slow.stage.CompareAndSwap(stageLetIn, stageOver)
 	f.mu.Unlock()
-	if slow != nil && slow.stage.CompareAndSwap(stageLetIn, stageOver) {
+	if cut {
 		f.refused(limitSlow)
 		_ = slow.NetConn().Close()
 	}
