@@ -135,7 +135,9 @@ func (s *Server) evidence(ctx context.Context, p peer, req *api.EvidenceRequest)
 		}
 		if resp, ok := body.(*api.EvidenceResponse); ok && f == nil {
 			s.c.Meter.Verdict(resp.Result)
-			p.conn.released = resp.Result.Allowed
+			if resp.Release != nil {
+				p.conn.released = machine
+			}
 		}
 		return status, body, f
 	}

@@ -50,6 +50,9 @@ const (
 	timesUsual = 4
 	// slowestHandshake is when it may be cut in any case.
 	slowestHandshake = 7 * time.Second
+	// confirmationsOfOne is how many confirmations of one machine are let in at once: it
+	// has one for each release, and that of the boot before may not have ended yet.
+	confirmationsOfOne = 2
 	// discardsAtOnce bounds the requests that are read to their end only to keep
 	// the connection that they came over, without having been let in.
 	discardsAtOnce = 64
@@ -77,6 +80,7 @@ type front struct {
 	requests        slots
 	requestShares   *shares
 	confirmations   slots
+	confirmShares   *shares // of machines
 	discards        slots
 
 	ready   chan *nodeConn
@@ -100,9 +104,9 @@ func newFront(ctx context.Context, ln net.Listener, cfg *tls.Config, log *slog.L
 		Listener: ln, unlisten: sync.OnceValue(ln.Close), cfg: cfg, log: log, refused: refused, queue: turnsOfQueue * limits.Queue,
 		handshakes: make(slots, min(handshakesAtOnce, max(handshakesPerAddress, limits.Connections/16))), handshakeShares: newShares(handshakesPerAddress),
 		requests: make(slots, limits.Concurrent*requestsPerSlot), requestShares: newShares(requestsPerAddress),
-		confirmations: make(slots, limits.Concurrent),
-		discards:      make(slots, discardsAtOnce),
-		ready:         make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}),
+		confirmations: make(slots, limits.Concurrent), confirmShares: newShares(confirmationsOfOne),
+		discards: make(slots, discardsAtOnce),
+		ready:    make(chan *nodeConn), ended: make(chan struct{}), drained: make(chan struct{}),
 		in: map[*nodeConn]struct{}{}, conns: map[*nodeConn]struct{}{},
 	}
 	go func() {
@@ -233,8 +237,10 @@ func (f *front) cutSlow(confirms bool) {
 			slow = c
 		}
 	}
+	// Before another request of its connection can be let in.
+	cut := slow != nil && slow.stage.CompareAndSwap(stageLetIn, stageOver)
 	f.mu.Unlock()
-	if slow != nil && slow.stage.CompareAndSwap(stageLetIn, stageOver) {
+	if cut {
 		f.refused(limitSlow)
 		_ = slow.NetConn().Close()
 	}
@@ -280,9 +286,9 @@ type connection struct {
 	// the challenge was put. It does not run out for that.
 	waited time.Duration
 	// who is the machine that the challenge is for, by what its sender says, and
-	// released that it proved it since and was released to, or reported.
+	// released the one that proved it since and was released to, zero if none was.
 	who      claim
-	released bool
+	released attest.MachineID
 
 	mu     sync.Mutex
 	proven []provenKey // guarded by mu
@@ -291,7 +297,7 @@ type connection struct {
 // put opens a challenge for a machine in place of the one that was open.
 func (c *connection) put(ch *attest.Challenge, who claim) {
 	c.open.Store(ch)
-	c.waited, c.who, c.released = 0, who, false
+	c.waited, c.who, c.released = 0, who, attest.MachineID{}
 }
 
 // giveBack opens a challenge again that was taken and not judged by.
@@ -355,7 +361,7 @@ func (c *nodeConn) settle() {
 	switch ch := c.open.open.Load(); {
 	case ch != nil:
 		c.guest.answering(ch.Expires.Add(c.open.waited), c.open.who)
-	case c.open.released: // until it confirms
+	case !c.open.released.IsZero(): // until it confirms
 		c.guest.answering(time.Now().Add(idleTimeout), c.open.who)
 	default:
 		c.guest.idle()
@@ -441,7 +447,7 @@ func (f *front) letIn(c *nodeConn, leave func()) bool {
 	f.in[c] = struct{}{}
 	c.since = time.Now()
 	c.guest.busy()
-	c.confirms, c.open.released = c.open.released, false // one request
+	c.confirms, c.open.released = !c.open.released.IsZero(), attest.MachineID{} // one request
 	out := func() {
 		c.stage.Store(stageNone)
 		leave()

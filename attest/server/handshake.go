@@ -12,7 +12,12 @@ import (
 // turn, and lets the connection wait for a request.
 func (f *front) secure(ctx context.Context, raw net.Conn) {
 	peer := raw.RemoteAddr().String() // which a proxy says in its own time
-	growStack(0)
+	if err := guestOf(raw).unusable(); err != nil {
+		f.log.Debug("connection closed before its TLS handshake", "peer", addressText(peer), "error", err)
+		// It may be counted no more, and must not wait for its turn.
+		_ = raw.Close()
+		return
+	}
 	c := &nodeConn{Conn: tls.Server(raw, f.cfg), guest: guestOf(raw), key: addressKey(peer), front: f}
 	c.open.guest = c.guest
 	if !f.enter(c) {
@@ -32,6 +37,9 @@ func (f *front) secure(ctx context.Context, raw net.Conn) {
 		return
 	}
 	c.state = c.ConnectionState()
+	// Key updates that came with the end of the handshake are answered in look, and
+	// the peer need not take the answers.
+	_ = c.SetWriteDeadline(time.Now().Add(headerTimeout))
 	f.await(ctx, c)
 }
 
@@ -50,6 +58,7 @@ func (f *front) handshake(ctx context.Context, c *nodeConn) error {
 		f.cutHandshake()
 	}
 	defer f.handshakes.release()
+	growStack(0) // not before: thousands may wait for their turn
 	done := f.shakes(c, time.Now())
 	err := c.HandshakeContext(ctx)
 	done(err == nil)

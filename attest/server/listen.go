@@ -174,6 +174,15 @@ func (c *guest) SyscallConn() (syscall.RawConn, error) {
 	return nil, errors.ErrUnsupported
 }
 
+// unusable is why the connection is of no use: its proxy said nothing that is right, or
+// the peer that it named has too many. RemoteAddr was asked before.
+func (c *guest) unusable() error {
+	if c == nil {
+		return nil
+	}
+	return c.fault
+}
+
 func (c *guest) Close() error {
 	err := c.Conn.Close()
 	c.list.mu.Lock()

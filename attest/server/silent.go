@@ -87,14 +87,26 @@ func (c *nodeConn) arrives() bool {
 
 // room waits for room for the request that begins. leave gives it back.
 func (f *front) room(ctx context.Context, c *nodeConn) (leave func(), ok bool) {
-	if c.open.released {
-		// Its machine was just released to, and most likely confirms that. Behind all
-		// others it would wait as long as for the release, with what crypto/tls keeps
-		// of the evidence, up to 20 kB: half of the service's memory when thousands
-		// come at once. There is one such request for a release.
-		return f.confirmations.release, f.takeOrCut(ctx, f.confirmations, true)
+	// The share first: who waits for it holds nothing of others.
+	if machine := c.open.released; !machine.IsZero() {
+		// It was just released to, and most likely confirms that. Behind all others it
+		// would wait as long as for the release, with what crypto/tls keeps of the
+		// evidence, up to 20 kB: half of the service's memory when thousands come at
+		// once. There is one such request for a release, and a machine that boots over
+		// and over has no more than its share.
+		share, ok := f.confirmShares.take(ctx, string(machine[:]), f.queue)
+		if !ok {
+			return nil, false
+		}
+		if !f.takeOrCut(ctx, f.confirmations, true) {
+			share()
+			return nil, false
+		}
+		return func() {
+			f.confirmations.release()
+			share()
+		}, true
 	}
-	// The address's share first: who waits for it holds nothing of others.
 	share, ok := f.requestShares.take(ctx, c.key, f.queue)
 	if !ok {
 		return nil, false
