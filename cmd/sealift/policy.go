@@ -554,7 +554,7 @@ func readEvidence(file string) (*api.StoredEvidence, manifest.SHA256, error) {
 	}
 	stored, err := api.DecodeEvidence(b)
 	if err != nil {
-		return nil, manifest.SHA256{}, fmt.Errorf("%s: %w", file, err)
+		return nil, manifest.SHA256{}, withHint(fmt.Errorf("%s: %w", file, err), "this takes evidence as the service stores it, in JSON; an event log is read with: sealift attest log %s", file)
 	}
 	return stored, digestOfBytes(b), nil
 }

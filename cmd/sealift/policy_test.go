@@ -411,6 +411,10 @@ func TestARefusalIsExplainedOnTheCommandLine(t *testing.T) {
 		t.Errorf("an unknown id: exit %d: %s", code, talk)
 	}
 
+	if code, _, talk := cli(t, "", "attest", "explain", log, "--config", config); code != exitFailed || !strings.Contains(talk, "sealift attest log "+log) {
+		t.Errorf("an event log: exit %d: %s", code, talk)
+	}
+
 	// A policy is tried with the service and without it, to the same end.
 	p := filepath.Join(s.dir, "p.yaml")
 	writePolicy(t, p, 1, "firmware: {models: [{vendor: Paper, minimum: [{version: \"2\"}]}]}\n")
