@@ -17,6 +17,7 @@ const (
 	actionExitDone     = "Exit Boot Services Returned with Success"
 	actionExitFailed   = "Exit Boot Services Returned with Failure" // the kernel then tries again with a new memory map
 	firstUntouched     = 12                                         // PCR 12 to 15 are zero in a boot of a closed image
+	exitPCR            = 5                                          // of the end of boot services
 	kernelPCR          = 11                                         // of the UKI's sections
 	capPCR             = 15
 	lastSeparatedPCR   = 7

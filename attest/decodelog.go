@@ -404,6 +404,11 @@ func measuredParts(e *LoggedEvent) []part {
 		if _, after, ok := bytes.Cut(text, []byte(": ")); ok { // GRUB: grub_cmd, kernel_cmdline, module_cmdline
 			parts = append(parts, part{"the text after the colon", after})
 		}
+		if word, after, ok := bytes.Cut(data, []byte(" ")); ok && bytes.HasPrefix(word, []byte("grub_")) {
+			// GRUB of RHEL 8: grub_cmd with the NUL, grub_kernel_cmdline without.
+			const covers = "the text after the space"
+			parts = append(parts, part{covers, after}, part{covers, bytes.TrimSuffix(after, []byte{0})})
+		}
 		if s, ok := textOf(data); ok && len(data) > 1 && data[1] == 0 { // systemd-stub: the name of a section
 			parts = append(parts, part{"the text as ASCII with a NUL", []byte(s + "\x00")})
 		}

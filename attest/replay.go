@@ -54,6 +54,13 @@ func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
 			if err == nil && empty && pcr <= lastSeparatedPCR {
 				continue // findEmpty said so of all of them
 			}
+			if err == nil && pcr == exitPCR && l.endsBeforeExit(q.bank, got, q.values[pcr]) {
+				if q.bank == l.main {
+					sound[pcr] = true
+					v.fact("eventlog.quirk", "Exit Boot Services was measured after the log was saved", TrustQuoted)
+				}
+				continue
+			}
 			f := Finding{
 				Code: CodeLogReplay, Got: hex.EncodeToString(got), Want: hex.EncodeToString(q.values[pcr]),
 				Hint: "the log was altered or is incomplete, or something measured without logging: restart the machine; if it stays, keep the evidence and inspect the firmware",
@@ -68,6 +75,29 @@ func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
 		}
 	}
 	return sound
+}
+
+// endsBeforeExit reports whether a log that leads to value was saved before the system
+// left boot services: it has no event of that, and the two that firmware measures then
+// lead on to the quoted value. The log is complete only where firmware has a table of
+// final events (TCG EFI Protocol, "TCG2 Final Events Table") and the kernel adds it.
+func (l *EventLog) endsBeforeExit(bank string, value, quoted []byte) bool {
+	hash, ok := bankHash(bank)
+	index := slices.Index(l.Banks, bank)
+	if !ok || index < 0 {
+		return false
+	}
+	for _, e := range l.ForPCR(exitPCR) {
+		for _, a := range []string{actionExit, actionExitDone, actionExitFailed} {
+			if digest(e.digests[index]) == hashOf(hash, []byte(a)) {
+				return false
+			}
+		}
+	}
+	for _, a := range []string{actionExit, actionExitDone} {
+		value = []byte(hashOf(hash, append(bytes.Clone(value), hashOf(hash, []byte(a))...)))
+	}
+	return bytes.Equal(value, quoted)
 }
 
 // empty reports whether nothing was measured into PCR 0 to 7: they have the values

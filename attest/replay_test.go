@@ -50,7 +50,13 @@ func TestALogSaysWhatIsWrongWithItWhereThatIsProven(t *testing.T) {
 			logged: func(t *testing.T, e events) events { i := at(t, e, 6, 0); return slices.Delete(e, i, i+1) },
 			want:   []Code{CodeLogMissing}, says: []string{"PCR 6, bank sha256", "PCR 6, bank sha384", "has no event of it"}},
 		"what nobody knows is left out": {logged: func(t *testing.T, e events) events { i := at(t, e, 7, 4); return slices.Delete(e, i, i+1) }, want: []Code{CodeLogReplay}},
-		"two known events are left out": {logged: func(t *testing.T, e events) events { i := at(t, e, 5, 2); return slices.Delete(e, i, i+2) }, want: []Code{CodeLogReplay}},
+		"two known events are left out": {logged: func(t *testing.T, e events) events { i := at(t, e, 9, 0); return slices.Delete(e, i, i+2) }, want: []Code{CodeLogMissing}},
+		"the end of boot services and the partition table are left out": {logged: func(t *testing.T, e events) events {
+			i, j := at(t, e, 5, 1), at(t, e, 5, 2)
+			return slices.Delete(slices.Delete(e, j, j+2), i, i+1)
+		}, want: []Code{CodeLogReplay}},
+		"the end of boot services is logged in part": {logged: func(t *testing.T, e events) events { i := at(t, e, 5, 3); return slices.Delete(e, i, i+1) },
+			want: []Code{CodeLogDeleted}, says: []string{`the action "Exit Boot Services Returned with Success"`, "at its end"}},
 		"neighbours changed places": {logged: func(t *testing.T, e events) events {
 			i, j := at(t, e, 7, 2), at(t, e, 7, 3)
 			e[i], e[j] = e[j], e[i]

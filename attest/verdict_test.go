@@ -15,6 +15,38 @@ import (
 	"github.com/sealift/sealift/image/manifest"
 )
 
+// beforeExit are the measurements but for those of Exit Boot Services.
+func beforeExit(s *scene) []papertpm.Measurement {
+	return slices.DeleteFunc(slices.Clone(s.Measured), func(m papertpm.Measurement) bool {
+		return m.PCR == 5 && (string(m.Data) == ActionExit || string(m.Data) == ActionExitDone)
+	})
+}
+
+func TestALogWithoutTheEndOfBootServicesIsAQuirk(t *testing.T) {
+	quirk := func(r *Result) bool {
+		return slices.ContainsFunc(r.Facts, func(f Fact) bool { return f.Name == "eventlog.quirk" && f.Trust == TrustQuoted })
+	}
+	s := newScene(t)
+	s.Logged = beforeExit(s)
+	s.collect()
+	if r := s.verify(); !r.Allowed || !quirk(r) {
+		t.Errorf("allowed %t, quirk %t, %+v", r.Allowed, quirk(r), r.Findings)
+	}
+	s = newScene(t)
+	s.collect()
+	if r := s.verify(); !r.Allowed || quirk(r) {
+		t.Errorf("a whole log: allowed %t, quirk %t", r.Allowed, quirk(r))
+	}
+	// What was measured behind it is no quirk.
+	s = newScene(t)
+	s.Logged = beforeExit(s)
+	s.Unlogged = []papertpm.Measurement{{PCR: 5, Data: []byte("more")}}
+	s.collect()
+	if r := s.verify(); r.Allowed || quirk(r) || !slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Code == CodeLogReplay && *f.PCR == 5 }) {
+		t.Errorf("with more behind it: allowed %t, quirk %t, %+v", r.Allowed, quirk(r), r.Findings)
+	}
+}
+
 func TestHarmlessDifferencesAreAccepted(t *testing.T) {
 	cases := map[string]func(*scene){
 		"a first boot": func(s *scene) {
@@ -30,6 +62,11 @@ func TestHarmlessDifferencesAreAccepted(t *testing.T) {
 		},
 		"boot services left at the second attempt": func(s *scene) {
 			s.insertAfter(of(ActionExit), papertpm.Measurement{PCR: 5, Type: EventAction, Data: []byte(ActionExitFailed)}, papertpm.Measurement{PCR: 5, Type: EventAction, Data: []byte(ActionExit)})
+		},
+		"a log that was saved before boot services were left": func(s *scene) { s.Logged = beforeExit(s) },
+		"the same in three banks": func(s *scene) {
+			s.Banks = []string{"sha1", "sha256", "sha384"}
+			s.Logged = beforeExit(s)
 		},
 		"separators of FF": func(s *scene) {
 			for i := range s.Measured {

@@ -340,7 +340,13 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 				return &Change{Documents: docs.dirty, Events: []audit.Event{stateEvent(m, t.to, by, reason)}}, nil
 			}
 		}
-		return nil, conflict(fmt.Sprintf("machine %s is %s: it cannot be made %s by %s", id, m.State, t.to, t.verb), "")
+		hint := ""
+		for _, o := range transitions() {
+			if o.to == t.to && slices.Contains(o.from, m.State) {
+				hint = fmt.Sprintf("what does it from there: sealift machine %s %s --reason TEXT", o.verb, id)
+			}
+		}
+		return nil, conflict(fmt.Sprintf("machine %s is %s: it cannot be made %s by %s", id, m.State, t.to, t.verb), hint)
 	})
 	if f == nil && t.to != attest.StateEnrolled {
 		s.lockedOut(ctx, id, token)

@@ -133,11 +133,11 @@ func (s *Server) replay(ctx context.Context, p *Proposal, m *Machine) (*api.What
 		if err != nil {
 			return nil, fmt.Errorf("proposed policy of machine %s: %w", m.ID, err)
 		}
-		if row, err = s.judge(ctx, m.LastEvidence, now, then); err != nil {
+		if row, err = s.judge(ctx, m, m.LastEvidence, now, then); err != nil {
 			return nil, err
 		}
 		if row.Effect != api.EffectNone && row.Effect != api.EffectRefused && row.Effect != api.EffectNotAsked && !m.AcceptedEvidence.IsZero() && m.AcceptedEvidence != m.LastEvidence {
-			good, err := s.judge(ctx, m.AcceptedEvidence, now, then)
+			good, err := s.judge(ctx, m, m.AcceptedEvidence, now, then)
 			if err != nil {
 				return nil, err
 			}
@@ -153,9 +153,11 @@ func (s *Server) replay(ctx context.Context, p *Proposal, m *Machine) (*api.What
 	return row, nil
 }
 
-// judge reads one piece of evidence and judges it. Evidence that is gone or
-// cannot be read is told and does not end the replay; a store that fails does.
-func (s *Server) judge(ctx context.Context, digest manifest.SHA256, now, then *attest.Policy) (*api.WhatIfMachine, error) {
+// judge reads one piece of evidence and judges it, by the state that its machine is
+// in now: one that was locked out since is lost by no policy, and one that was
+// approved since can be. Evidence that is gone or cannot be read is told and does not
+// end the replay; a store that fails does.
+func (s *Server) judge(ctx context.Context, m *Machine, digest manifest.SHA256, now, then *attest.Policy) (*api.WhatIfMachine, error) {
 	b, err := s.c.Store.Evidence(ctx, digest)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, fmt.Errorf("read evidence %s: %w", digest, err)
@@ -166,6 +168,9 @@ func (s *Server) judge(ctx context.Context, digest manifest.SHA256, now, then *a
 	}
 	if err != nil {
 		return &api.WhatIfMachine{Effect: api.EffectFailed, Evidence: digest, Now: []attest.Code{}, Then: []attest.Code{}, Error: err.Error()}, nil
+	}
+	if m.State != attest.StatePending { // a list may enrol that by its evidence
+		stored.Known.State, stored.Known.StateReason = m.State, m.Reason
 	}
 	row := Judge(stored, now, then)
 	row.Evidence = digest

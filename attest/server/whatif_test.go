@@ -287,6 +287,14 @@ func TestAProposalTellsWhoWouldBeRefusedAndWhy(t *testing.T) {
 		t.Errorf("%+v", sum)
 	}
 
+	// Who was locked out since is not lost by a policy, and told all the same.
+	f.call(f.operator(), "POST", "https://"+f.operators+api.PathMachines+"/"+good.id.String()+"/revoke", api.StateChange{Reason: "test"}, nil)
+	rows, sum = f.whatIf()
+	if row := rows[good.id]; row.Effect != api.EffectStillRefused || !slices.Equal(row.Now, []attest.Code{attest.CodeMachineRevoked}) || len(row.Reasons) != 1 || !strings.Contains(row.Reasons[0].Message, "below the minimum 1.5") || sum.Effects[api.EffectRefused] != 1 {
+		t.Errorf("revoked since: %+v, %+v", row, sum)
+	}
+	f.call(f.operator(), "POST", "https://"+f.operators+api.PathMachines+"/"+good.id.String()+"/reinstate", api.StateChange{Reason: "test"}, nil)
+
 	// A policy that takes the unknown build lets its machine in.
 	next = *f.policy
 	next.Firmware.Release = []attest.FirmwareVerdict{attest.FirmwareMeasured, attest.FirmwareClaimedOnly}

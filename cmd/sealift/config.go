@@ -8,8 +8,10 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/token"
@@ -176,8 +178,33 @@ func yamlFault(file string, err error) string {
 	if !errors.As(err, &fault) || fault.GetToken() == nil || fault.GetToken().Position == nil {
 		return fmt.Sprintf("%s: %s", file, strings.TrimSpace(yaml.FormatError(err, false, false)))
 	}
-	at := fault.GetToken().Position
-	return fmt.Sprintf("%s:%d:%d: %s", file, at.Line, at.Column, fault.GetMessage())
+	at, text := fault.GetToken().Position, fault.GetMessage()
+	var other *yaml.TypeError
+	if errors.As(err, &other) && other.DstType != nil && other.SrcType != nil {
+		text = fmt.Sprintf("got %s, want %s", yamlKind(other.SrcType), yamlKind(other.DstType))
+	}
+	return fmt.Sprintf("%s:%d:%d: %s", file, at.Line, at.Column, text)
+}
+
+// yamlKind names what a value is, or should be, in the words of a file.
+func yamlKind(t reflect.Type) string {
+	switch kind := t.Kind(); {
+	case t == reflect.TypeFor[time.Duration]():
+		return "a time such as 50ms, 10m or 1h"
+	case kind == reflect.String:
+		return "a text"
+	case kind == reflect.Bool:
+		return "true or false"
+	case kind >= reflect.Int && kind <= reflect.Float64:
+		return "a number"
+	case kind == reflect.Slice || kind == reflect.Array:
+		return "a list"
+	case kind == reflect.Map || kind == reflect.Struct:
+		return "a section with settings of its own"
+	case kind == reflect.Pointer:
+		return yamlKind(t.Elem())
+	}
+	return t.String()
 }
 
 // check names every setting that is missing, or else the first that cannot be.

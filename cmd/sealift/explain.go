@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -40,11 +41,18 @@ With --policy it is explained under that policy instead of the present one.
 
 Each line ends with how far it is proven: quoted (signed by the TPM), digest (only
 the digest is, the text beside it is a hint), claimed (the machine's word) or
-recorded (the service's own record).
+recorded (the service's own record). A machine's state may have changed since it sent
+what is explained; then a last line has it.
 
 Example:
   sealift attest explain 6f0c...e1
-  sealift attest explain evidence.json --config serve.yaml --policy new.yaml` + exitStatus,
+  sealift attest explain evidence.json --config serve.yaml --policy new.yaml
+
+EXIT STATUS
+  0  it was explained, whatever the verdict
+  1  it failed
+  2  the command line, or a file that a person wrote, is wrong
+  3  the service refused the operator`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if exists(args[0]) {
@@ -151,8 +159,33 @@ func (o *explainOptions) explainStored(ctx context.Context, e *env, name string)
 		if err != nil {
 			return err
 		}
-		return printExplanation(e, digest, x)
+		if err := printExplanation(e, digest, x); err != nil || m == nil || e.json {
+			return err
+		}
+		return printStanding(e, m, x)
 	})
+}
+
+// printStanding says that a machine's state is another than when it sent what was
+// explained.
+func printStanding(e *env, m *api.Machine, x *attest.Explanation) error {
+	if slices.ContainsFunc(x.Facts, func(f attest.Fact) bool { return f.Name == "machine.state" && f.Value == string(m.State) }) {
+		return nil
+	}
+	text, verb := "since then: the machine is "+string(m.State), ""
+	if m.Reason != "" {
+		text += ": " + m.Reason
+	}
+	switch m.State {
+	case attest.StatePending:
+		verb = "approve"
+	case attest.StateRevoked, attest.StateQuarantined:
+		verb = "reinstate"
+	}
+	if err := e.print(nil, "%s [recorded]", plain(text)); err != nil || verb == "" {
+		return err
+	}
+	return e.print(nil, "  command: sealift machine %s %s --reason TEXT", verb, m.ID)
 }
 
 func printExplanation(e *env, digest manifest.SHA256, x *attest.Explanation) error {

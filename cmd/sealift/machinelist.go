@@ -57,7 +57,7 @@ func parseList(file string, b []byte) ([]listLine, error) {
 	for i, name := range header {
 		name = strings.ToLower(strings.TrimSpace(name))
 		if _, twice := column[name]; twice || !slices.Contains(listColumns, name) {
-			return nil, usage{fmt.Errorf("%s:1: column %q is unknown or there twice, want serial and ek, and model and note if you like", file, plain(name))}
+			return nil, usage{fmt.Errorf("%s:1: column %q is unknown or there twice, want serial and ek, and model and note if you like", file, plain(name[:min(len(name), 40)]))}
 		}
 		column[name] = i
 	}

@@ -63,10 +63,15 @@ func TestListsAreReadStrictly(t *testing.T) {
 		"a control character":   {"serial,ek,model\nS1," + ek + ",\x1b[31m\n", "l.csv:2: model has a control character"},
 		"what is no text":       {"\x00\x01\x02", "l.csv:1: column"},
 		"a serial with control": {"serial,ek\nS\x011," + ek + "\n", "l.csv:2: serial number"},
+		"an endless column":     {strings.Repeat("x", 1<<20), "l.csv:1: column"},
+		"an endless serial":     {"serial,ek\n" + strings.Repeat("x", 1<<20) + "," + ek + "\n", "l.csv:2: serial number"},
+		"an endless ek":         {"serial,ek\nS1," + strings.Repeat("x", 1<<20) + "\n", "l.csv:2: ek has"},
 	} {
 		_, err := parseList("l.csv", []byte(c.text))
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
+		} else if len(err.Error()) > 2000 {
+			t.Errorf("%s: the error has %d bytes", name, len(err.Error()))
 		}
 	}
 }

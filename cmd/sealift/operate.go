@@ -37,6 +37,11 @@ func (o *operatorOptions) addFlags(cmd *cobra.Command) {
 	o.in = cmd.InOrStdin
 }
 
+// identified reports whether it was said who asks.
+func (o *operatorOptions) identified() bool {
+	return o.identity != "" || o.tokenFile != "" || os.Getenv("SEALIFT_TOKEN") != ""
+}
+
 // do calls the service, and adds to an error what mends it.
 func (o *operatorOptions) do(call func(*operator.Client) error) error {
 	client, err := o.client()
@@ -123,7 +128,10 @@ func (o *operatorOptions) client() (*operator.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.server == "" || o.identity == "" && len(token) == 0 {
+	if o.server != "" && o.identity == "" && len(token) == 0 {
+		return nil, withHint(usage{fmt.Errorf("the service at %s has to know who asks", o.server)}, "give --identity, or set SEALIFT_IDENTITY; with a token: --token-file and --server-ca")
+	}
+	if o.server == "" {
 		return nil, withHint(usage{errors.New("no service to talk to")}, "give --server and --identity, or set SEALIFT_SERVER and SEALIFT_IDENTITY; with a token: --token-file and --server-ca")
 	}
 	config := operator.Config{URL: o.server}

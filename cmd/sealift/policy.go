@@ -121,7 +121,8 @@ EXIT STATUS
 				}
 				in = source.lintInputs(catalogue)
 			}
-			if o.server != "" {
+			// A server in the environment alone, without who asks, is no wish to ask it.
+			if cmd.Flags().Changed("server") || o.server != "" && o.identified() {
 				if err := o.do(func(client *operator.Client) error {
 					all, err := client.Machines(cmd.Context(), attest.StateUnknown)
 					in.Machines = modelsOf(all)
@@ -344,14 +345,15 @@ and, where that is refused, the last that was accepted. Lists who would be refus
 and why, who would be allowed, and who cannot be told, and counts them by model.
 Where NEW requires a proof for which a machine was not asked (tpm.proveBanks), the
 machine is "not asked": whether it can give the proof is not known, and it counts
-neither as refused nor as allowed. It changes nothing. The service does it, for an auditor; campaigns count as they
-stand. NEW needs no signature.
+neither as refused nor as allowed. It changes nothing. The service does it, for an
+auditor; campaigns count as they stand. NEW needs no signature.
 
 With --config and --evidence it is done here, with evidence that was saved as JSON
 in a directory, and without campaigns.
 
 Whether a challenge was fresh, and what the service knew of the machine, is as it
-was stored. Days are counted from today, or from --at.
+was stored, but for its state: one that was revoked or quarantined since is still
+refused. Days are counted from today, or from --at.
 
 Example:
   sealift policy whatif new.yaml
@@ -397,7 +399,9 @@ func replayFiles(ctx context.Context, dir string, now, then *policySource) iter.
 	return func(yield func(api.WhatIf, error) bool) {
 		files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 		if err == nil && len(files) == 0 {
-			err = fmt.Errorf("%s holds no *.json", dir)
+			if _, err = os.ReadDir(dir); err == nil {
+				err = fmt.Errorf("%s holds no *.json", dir)
+			}
 		}
 		sum := server.NewReplaySummary(then.document.String())
 		for _, file := range files {
@@ -488,6 +492,9 @@ func printWhatIfMachine(e *env, line api.WhatIf) error {
 	if name == "" {
 		name = m.ID.Short()
 	}
+	if m.State != attest.StateEnrolled && m.State != attest.StateUnknown {
+		name += " (" + string(m.State) + ")"
+	}
 	if err := e.print(nil, "%s  %s  %s  %s", m.Effect, m.ID, name, plain(strings.TrimSpace(m.Vendor+" "+m.Product))); err != nil {
 		return err
 	}
@@ -547,7 +554,7 @@ func readEvidence(file string) (*api.StoredEvidence, manifest.SHA256, error) {
 	}
 	stored, err := api.DecodeEvidence(b)
 	if err != nil {
-		return nil, manifest.SHA256{}, fmt.Errorf("%s: %w", file, err)
+		return nil, manifest.SHA256{}, withHint(fmt.Errorf("%s: %w", file, err), "this takes evidence as the service stores it, in JSON; an event log is read with: sealift attest log %s", file)
 	}
 	return stored, digestOfBytes(b), nil
 }

@@ -260,6 +260,14 @@ func TestLintFailsAsBadAsItIsTold(t *testing.T) {
 			t.Errorf("%q: exit %d, want %d: %s%s", c.args, code, c.code, out, talk)
 		}
 	}
+	// A server in the environment is asked only where it is known who asks.
+	t.Setenv("SEALIFT_SERVER", "https://127.0.0.1:1")
+	if code, _, talk := cli(t, "", "policy", "lint", file); code != exitOK {
+		t.Errorf("with a server in the environment alone: exit %d: %s", code, talk)
+	}
+	if code, _, talk := cli(t, "", "policy", "lint", file, "--server", "https://127.0.0.1:1"); code != exitUsage || !strings.Contains(talk, "has to know who asks") {
+		t.Errorf("with --server alone: exit %d: %s", code, talk)
+	}
 	_, out, _ := cli(t, "", "policy", "lint", file, "--json")
 	for line := range strings.Lines(out) {
 		var i policy.Issue
@@ -366,6 +374,13 @@ func TestARefusalIsExplainedOnTheCommandLine(t *testing.T) {
 	if err := json.Unmarshal([]byte(mustCLI(t, ask("machine", "show", id.String(), "--json")...)), &m); err != nil || m.Refusal == nil || len(m.Refusal.Refusals) != len(x.Refusals) || m.LastEvidence != x.Evidence {
 		t.Errorf("machine show: %+v, %v", m, err)
 	}
+	mustCLI(t, ask("machine", "quarantine", id.String(), "--reason", "looks odd")...)
+	for _, want := range []string{"since then: the machine is quarantined: looks odd [recorded]", "command: sealift machine reinstate " + id.String() + " --reason TEXT"} {
+		if later := mustCLI(t, ask("attest", "explain", id.String())...); !strings.HasPrefix(later, out) || !strings.Contains(later[len(out):], want) {
+			t.Errorf("of a machine that was quarantined since, explain does not say %q:\n%s", want, later)
+		}
+	}
+	mustCLI(t, ask("machine", "reinstate", id.String(), "--reason", "looked at")...)
 	log := filepath.Join(s.dir, "log.bin")
 	mustCLI(t, ask("attest", "explain", id.String(), "--write-log", log)...)
 	if out := mustCLI(t, "attest", "log", log); !strings.Contains(out, "crypto-agile event log") {
@@ -396,6 +411,10 @@ func TestARefusalIsExplainedOnTheCommandLine(t *testing.T) {
 		t.Errorf("an unknown id: exit %d: %s", code, talk)
 	}
 
+	if code, _, talk := cli(t, "", "attest", "explain", log, "--config", config); code != exitFailed || !strings.Contains(talk, "sealift attest log "+log) {
+		t.Errorf("an event log: exit %d: %s", code, talk)
+	}
+
 	// A policy is tried with the service and without it, to the same end.
 	p := filepath.Join(s.dir, "p.yaml")
 	writePolicy(t, p, 1, "firmware: {models: [{vendor: Paper, minimum: [{version: \"2\"}]}]}\n")
@@ -410,6 +429,9 @@ func TestARefusalIsExplainedOnTheCommandLine(t *testing.T) {
 	}
 	if code, _, talk := cli(t, "", ask("policy", "show")...); code != exitFailed || !strings.Contains(talk, "goes by no policy file") {
 		t.Errorf("policy show: exit %d: %s", code, talk)
+	}
+	if code, _, talk := cli(t, "", "policy", "whatif", p, "--config", config, "--evidence", saved+"x"); code != exitFailed || !strings.Contains(talk, "no such file or directory") {
+		t.Errorf("a directory that is not there: exit %d: %s", code, talk)
 	}
 	if code, _, talk := cli(t, "", "policy", "whatif", p, "--config", config); code != exitUsage || !strings.Contains(talk, "go together") {
 		t.Errorf("half of the offline form: exit %d: %s", code, talk)

@@ -122,16 +122,16 @@ Example:
 	f.StringVar(&o.fleet, "fleet", "", "`directory` of 'sealift simulate prepare', with --url")
 	f.StringVar(&o.release, "release-key", "", "`file` with the public key that releases are signed with, with --url")
 	f.IntVar(&o.run.Machines, "machines", 100, "`number` of machines")
-	f.Float64Var(&o.run.Rate, "rate", 0, "begin so many boots a `second`; 0 as fast as possible")
-	f.DurationVar(&o.run.For, "duration", 0, "begin boots for so `long`; 0 each machine once")
+	f.Float64Var(&o.run.Rate, "rate", 0, "`number` of boots to begin in a second; 0 as fast as possible")
+	f.DurationVar(&o.run.For, "duration", 0, "`time` for which boots are begun; 0 each machine once")
 	f.BoolVar(&o.run.Storm, "storm", false, "switch all machines on at once")
-	f.IntVar(&o.run.Open, "open", 64, "at most so many `machines` between connection and confirmation at once")
+	f.IntVar(&o.run.Open, "open", 64, "highest `number` of machines between connection and confirmation at once")
 	f.DurationVar(&o.run.TPMTime, "tpm-time", 0, "`time` that each TPM takes to answer a challenge")
 	f.Float64Var(&o.run.Again, "again", 0.01, "`share` of the boots that ask for a second release")
 	f.IntVar(&o.run.Addresses, "addresses", 250, "loopback addresses that the machines come from, without --url")
 	f.IntVar(&o.logSize, "log-size", 32<<10, "`bytes` of each machine's event log")
 	f.StringVar(&o.run.Seed, "seed", "sealift", "`text` that all keys of the machines follow from")
-	f.Uint32Var(&o.run.Resets, "resets", 0, "`times` that each machine was on before: more than in the last run against the same service")
+	f.Uint32Var(&o.run.Resets, "resets", 0, "`number` of times that each machine was on before: more than in the last run against the same service")
 	return cmd
 }
 
