@@ -150,6 +150,12 @@ func Build(entries iter.Seq2[Entry, error], o ReportOptions) (*Report, error) {
 		stored:    map[manifest.SHA256]waiting{},
 	}
 	b.r.Chain.Intact = true
+	if o.Key != nil {
+		var err error
+		if b.standing, err = NewStanding(o.Key); err != nil {
+			return nil, err
+		}
+	}
 	b.signed()
 	b.r.Summary.Kinds = map[Kind]int{}
 	for e, err := range entries {
@@ -188,6 +194,7 @@ type builder struct {
 	waiting   map[string]waiting          // allowed verdicts by challenge id
 	stored    map[manifest.SHA256]waiting // verdicts by evidence
 	end       *HeadStatement              // what the service signed; nil: nothing that was verified
+	standing  *Standing                   // what the intact chain says of machines; nil without Key
 }
 
 func (b *builder) broke(err error) {
@@ -203,6 +210,7 @@ func (b *builder) add(e Entry) error {
 			b.broke(err)
 		} else {
 			b.r.Chain.Entries++
+			b.trust(e)
 			if !b.o.Kept.IsZero() && e.Hash == b.o.Kept {
 				b.r.Chain.Kept = &Head{Seq: e.Seq, Hash: e.Hash}
 			}
@@ -356,9 +364,10 @@ func (b *builder) describe(e Entry, l *Line) error {
 		if from == attest.StateUnknown {
 			from = "unknown"
 		}
-		m.State, m.Reason = d.To, d.Reason
-		l.Bad = d.To == attest.StateRevoked || d.To == attest.StateQuarantined
-		l.Text = fmt.Sprintf("%s → %s by %s: %s", from, d.To, d.By, d.Reason)
+		state, warning := b.enrolment(e, &d, m)
+		m.State, m.Reason = state, d.Reason
+		l.Bad = d.To == attest.StateRevoked || d.To == attest.StateQuarantined || warning != ""
+		l.Text = fmt.Sprintf("%s → %s by %s: %s%s", from, d.To, d.By, d.Reason, warning)
 		if d.Effect != "" {
 			l.Text += " (" + d.Effect + ")"
 		}

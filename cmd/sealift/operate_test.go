@@ -286,6 +286,7 @@ func TestOperatorsReachTheServiceThroughTheCommandLine(t *testing.T) {
 		{"an unknown machine cannot be approved", ask("machine", "approve", other, "--reason", "x"), exitFailed, "there is no machine"},
 		{"an unknown campaign", ask("firmware", "campaign", "show", "c1"), exitFailed, "there is no campaign c1"},
 		{"a report on an unknown machine", ask("report", "attestation", "--machine", other, "--out", filepath.Join(s.dir, "no")), exitFailed, "the audit log tells nothing of machine"},
+		{"a report on one, of a log that is not the service's", ask("report", "attestation", "--machine", other, "--head", other, "--out", filepath.Join(s.dir, "no")), exitRefused, "and nothing shows that the service wrote it: it has no entry with the hash"},
 		{"a service that is not there", []string{"machine", "list", "--server", "https://127.0.0.1:1", "--identity", s.identity}, exitFailed, "hint: is `sealift serve` running"},
 		{"a URL that is none", []string{"machine", "list", "--server", "127.0.0.1", "--identity", s.identity}, exitUsage, "want https://host[:port]"},
 		{"an identity that is not there", []string{"machine", "list", "--server", s.operators, "--identity", "/nope"}, exitFailed, "hint: sealift keys issue operator"},

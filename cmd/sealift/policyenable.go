@@ -142,7 +142,7 @@ type enabling struct {
 // there may be several with signatures of their own, replace what is of no use.
 func (n *enabling) complete(kept *policyVersion) bool {
 	switch {
-	case sha256.Sum256(kept.Text) != n.document.Digest:
+	case kept.Digest != n.document.Digest || sha256.Sum256(kept.Text) != n.document.Digest:
 		return false
 	case n.by != "":
 		return bytes.Equal(kept.Bundle, n.bundle) && maps.EqualFunc(kept.Files, n.files, bytes.Equal)
@@ -274,8 +274,10 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 	if err != nil {
 		return false, err
 	}
-	if !kept.Digest.IsZero() && kept.Digest != d.Digest {
-		return false, withHint(refused{fmt.Errorf("policy %s was enabled with another content before: its file has the SHA-256 %s, it had %s", d, d.Digest, kept.Digest)},
+	// What is kept of a version, or by name, is signed by nobody but in a statement.
+	was, ok := w.statementOf(d.Name, d.Version, &kept)
+	if ok && was.Digest != d.Digest {
+		return false, withHint(refused{fmt.Errorf("policy %s was enabled with another content before: its file has the SHA-256 %s, it had %s", d, d.Digest, was.Digest)},
 			"raise version in the file, and sign it: sealift policy sign FILE --keys KEYS")
 	}
 	entry := audit.Policy{By: n.by, Reason: n.reason, FromName: current.Name, FromVersion: current.Version}
@@ -287,8 +289,9 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 		return false, err
 	}
 	if current.Name == d.Name {
-		// What is kept by name is signed by nobody.
 		head.Version, head.Left = current.Version, current.Left
+	} else if head.Version, head.Left, err = w.lastOf(ctx, d.Name, head.Version); err != nil {
+		return false, err
 	}
 	back := ""
 	switch {
@@ -319,7 +322,7 @@ func tryEnable(ctx context.Context, w *logWitness, n enabling, now time.Time, lo
 			return false, withHint(refused{errors.New(back)}, "raise version in the file and sign it; or, if a step back is meant: sealift policy enable FILE --rollback --reason TEXT")
 		}
 	}
-	images, err := carriedImages(ctx, store, n, append(slices.Clone(proven.images), w.enabledWith(&kept)...), log)
+	images, err := carriedImages(ctx, store, n, append(slices.Clone(proven.images), was.Images...), log)
 	if err != nil {
 		return false, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -236,4 +237,61 @@ func testANumberThatSomebodyWritesHoldsUpNoPolicy(t *testing.T, g *ground) {
 	if err := json.Unmarshal(body(t, store, policyCurrentKind, policyCurrentName), &p); err != nil || p.Version != 3 || p.Left != 0 {
 		t.Errorf("%+v, %v", p.policyHead, err)
 	}
+}
+
+// Nor does it where the present policy has another name, or none is enabled; nor does
+// another content that somebody writes of a version which the service never enabled.
+func TestNorDoesOneOfAPolicyThatIsNotEnabled(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	written := func(t *testing.T, s *policyScene, present []byte) (*storetest.Memory, *replica) {
+		t.Helper()
+		store := new(storetest.Memory)
+		r := s.start(store, store, s.images[:], present, nil)
+		change := new(server.Change)
+		for at, v := range map[[2]string]any{
+			{policyKind, "fleet"}: policyName{policyHead: policyHead{Name: "fleet", Version: 1 << 40, Left: 1 << 40}},
+			{policyVersionKind, versionName("fleet", 2)}: policyVersion{
+				policyHead: policyHead{Name: "fleet", Version: 2, Digest: manifest.SHA256{1}}, Images: []manifest.SHA256{{2}},
+			},
+		} {
+			body, err := json.Marshal(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			change.Documents = append(change.Documents, &server.Document{Kind: at[0], Name: at[1], Body: body})
+		}
+		if err := store.Commit(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		return store, r
+	}
+	sound := func(t *testing.T, store *storetest.Memory, version int) {
+		t.Helper()
+		var p policyPointer
+		if err := json.Unmarshal(body(t, store, policyCurrentKind, policyCurrentName), &p); err != nil || p.Name != "fleet" || p.Version != version || p.Left != 0 {
+			t.Errorf("%+v, %v", p.policyHead, err)
+		}
+	}
+	t.Run("no policy is enabled", func(t *testing.T) {
+		t.Parallel()
+		store, _ := written(t, s.on(t), nil)
+		b := s.on(t).start(store, store, s.images[:], policyText(2, "2"), nil)
+		b.wants("by the configuration's", 1, denied)
+		sound(t, store, 2)
+	})
+	t.Run("another policy is enabled", func(t *testing.T) {
+		t.Parallel()
+		other := bytes.Replace(policyText(7, "1"), []byte("name: fleet"), []byte("name: other"), 1)
+		store, r := written(t, s.on(t), other)
+		request := s.request(2, "2")
+		request.Rollback = true
+		if _, err := r.enable(request); err != nil {
+			t.Fatal(err)
+		}
+		r.wants("by the approver's", 1, denied)
+		sound(t, store, 2)
+		s.on(t).start(store, store, s.images[:], policyText(3, "1"), nil).wants("by the configuration's", 1, "released")
+		sound(t, store, 3)
+	})
 }

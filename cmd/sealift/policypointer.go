@@ -178,14 +178,25 @@ func (w *logWitness) imagesOf(ctx context.Context, m audit.PolicyMark) ([]manife
 	return p.Images, nil
 }
 
-// enabledWith returns the manifests that a version was enabled with when it was
-// enabled last, as the service signed them.
-func (w *logWitness) enabledWith(v *policyVersion) []manifest.SHA256 {
-	var s policyStatement
-	if err := v.Statement.Open(&w.key.PublicKey, policyPointerType, &s); err != nil || s.Name != v.Name || s.Version != v.Version || s.Digest != v.Digest {
-		return nil
+// statementOf returns the service's statement of the last time that a version was
+// enabled, as what is stored of that version has it. ok is false if nothing has.
+func (w *logWitness) statementOf(name string, version int, kept *policyVersion) (s policyStatement, ok bool) {
+	err := kept.Statement.Open(&w.key.PublicKey, policyPointerType, &s)
+	if err != nil || s.Name != name || s.Version != version {
+		return policyStatement{}, false
 	}
-	return s.Images
+	return s, true
+}
+
+// lastOf returns the version of a name that was enabled last, which is said to be
+// version, and what was left by then: both 0 if the service signed no such thing.
+func (w *logWitness) lastOf(ctx context.Context, name string, version int) (last, left int, err error) {
+	_, kept, err := overwritten[policyVersion](ctx, w.store, policyVersionKind, versionName(name, version))
+	if err != nil {
+		return 0, 0, err
+	}
+	s, _ := w.statementOf(name, version, &kept)
+	return s.Version, s.Left, nil
 }
 
 // same reports whether both name the same policy, enabled at the same time.

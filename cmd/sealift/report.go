@@ -122,14 +122,22 @@ func makeReport(ctx context.Context, e *env, client *operator.Client, o *reportO
 // tellReport writes a report and says where it is, and what was shown of its log. One
 // on a log that is not verified is written too: it shows what is known.
 func tellReport(e *env, r *audit.Report, o *reportOptions) error {
+	c := &r.Chain
 	if !r.Subject.IsZero() && len(r.Machines) == 0 {
-		return withHint(fmt.Errorf("the audit log tells nothing of machine %s", r.Subject), "sealift machine list shows the ids")
+		nothing := fmt.Errorf("the audit log tells nothing of machine %s", r.Subject)
+		switch {
+		case !c.Intact: // what is missing may have told of it
+			return refused{fmt.Errorf("%w, and is not as it was written: %s", nothing, c.Broken)}
+		case !c.Verified && (o.key != "" || o.head != ""):
+			return refused{fmt.Errorf("%w, and nothing shows that the service wrote it: %s", nothing, c.Unproven)}
+		}
+		return withHint(nothing, "sealift machine list shows the ids")
 	}
 	if err := writeReport(r, o.out); err != nil {
 		return err
 	}
 	page := filepath.Join(o.out, "report.html")
-	text, c := page, &r.Chain
+	text := page
 	if c.Signed != nil {
 		text += fmt.Sprintf("\nsigned by the service at %s, up to entry %d", c.Signed.Time.Format(time.RFC3339), c.Head.Seq)
 	}

@@ -868,6 +868,97 @@ func TestAnApproverEnrolsWhatIsEnrolledOnRecordAlone(t *testing.T) {
 	}
 }
 
+// An approver decides on a machine that is enrolled on record alone as on a pending one:
+// where that is refused, nothing is written, and the hint says what mends it.
+func TestAnApproverDoesNotEnrolForWhoeverWritesToTheDatabase(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	added := func(b *standingBox) *server.Machine {
+		return &server.Machine{Machine: api.Machine{ID: b.id, State: attest.StateEnrolled, NodeName: api.NodeName(b.id, 10), DiskGUID: b.boot.Disk.GUID}}
+	}
+	for name, tt := range map[string]struct {
+		steal      func(t *testing.T, d database, r *replica, b, other *standingBox)
+		want, hint string
+	}{
+		"revoked": {func(t *testing.T, d database, r *replica, b, _ *standingBox) {
+			b.install(t, r)
+			r.state(t, b.id, attest.StateRevoked)
+			d.becomes(b.id, attest.StateEnrolled)
+		}, "revoked since ", "sealift machine revoke "},
+		"quarantined": {func(t *testing.T, d database, r *replica, b, _ *standingBox) {
+			b.install(t, r)
+			r.state(t, b.id, attest.StateQuarantined)
+			d.becomes(b.id, attest.StateEnrolled)
+		}, "quarantined since ", "sealift machine revoke "},
+		"replaced": {func(t *testing.T, d database, _ *replica, b, other *standingBox) {
+			m := added(b)
+			m.ReplacedBy = other.id
+			d.put(m)
+		}, "was replaced by machine ", ""},
+		"with a serial number of another": {func(t *testing.T, d database, r *replica, b, other *standingBox) {
+			r.expect(t, api.Expected{Serial: "S-1", EK: [32]byte(other.id)})
+			m := added(b)
+			m.Serial = "S-1"
+			d.put(m)
+		}, `serial number "S-1" was enrolled beforehand with the endorsement key `, "--replace"},
+		"with a TPM of another": {func(t *testing.T, d database, r *replica, b, other *standingBox) {
+			other.install(t, r)
+			d.put(added(b))
+			d.document("tpm", "ek-"+b.id.String(), map[string]any{"machine": other.id})
+		}, "is that of machine ", "sealift machine re-enrol "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			file := filepath.Join(t.TempDir(), "s.db")
+			store := open(t, file)
+			r := s.on(t).start(store, store, s.images[:], nil, nil)
+			db, err := sql.Open("sqlite", file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			d, b, other := database{t, db}, s.on(t).newBox(t, 1), s.on(t).newBox(t, 2)
+			tt.steal(t, d, r, b, other)
+			record := d.machine(b.id)
+			states := func() (n int) {
+				for e, err := range store.Audit(t.Context(), 1) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					if e.Kind == audit.KindState && e.Machine == b.id {
+						n++
+					}
+				}
+				return n
+			}
+			before := states()
+			o := operatorOptions{server: r.operators, identity: r.ana}
+			err = o.do(func(c *operator.Client) error { _, err := c.Approve(t.Context(), b.id, "it is ours"); return err })
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(hintOf(err), tt.hint) || exitCode(err) != exitFailed {
+				t.Errorf("approved: %v; hint: %s", err, hintOf(err))
+			}
+			after := d.machine(b.id)
+			if states() != before || after.State != record.State || after.Revision != record.Revision || after.Rebased {
+				t.Errorf("the record is %+v", after)
+			}
+			if got := b.starts(r); !strings.Contains(got, string(attest.CodeMachineUnproven)) {
+				t.Errorf("it is given %s", got)
+			}
+			if locked := strings.Contains(tt.hint, "machine revoke"); !locked {
+				return
+			}
+			r.state(t, b.id, attest.StateRevoked)
+			if err := o.do(func(c *operator.Client) error { _, err := c.Approve(t.Context(), b.id, "it is ours"); return err }); err == nil || !strings.Contains(err.Error(), "cannot be made enrolled by approve") {
+				t.Errorf("mended, and approved: %v", err)
+			}
+			r.state(t, b.id, attest.StateEnrolled)
+			if got := b.starts(r); got != "released" {
+				t.Errorf("mended: %s", got)
+			}
+		})
+	}
+}
+
 // With another release key what was enrolled under the former one stays enrolled, and
 // nothing that is signed with that enrols any more.
 func TestEnrolmentsOfAFormerReleaseKeyCount(t *testing.T) {
