@@ -66,7 +66,8 @@ func (t *TPM) IdentifyByKeys(service string) (*Identity, error) {
 }
 
 // IdentifyAs is Identify with the endorsement key whose identity is machine, which
-// the service says is this TPM's. It fails if the TPM has no certificate of it.
+// the service says is this TPM's. It fails if the TPM has no certificate of it, and it
+// is not the ECC P-256 key, of which the service may have one.
 func (t *TPM) IdentifyAs(service string, machine attest.MachineID) (*Identity, error) {
 	id, err := t.identify(service, machine, true)
 	if err != nil {

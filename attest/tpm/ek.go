@@ -147,7 +147,7 @@ func (t *TPM) EK() (*EK, error) {
 }
 
 // errNoSuchKey says that a TPM has no endorsement key of that identity.
-var errNoSuchKey = errors.New("none of the TPM's certified endorsement keys is that machine's")
+var errNoSuchKey = errors.New("none of the TPM's endorsement keys is that machine's")
 
 // chooseEK chooses the endorsement key, or that whose identity is machine, if that
 // is set. thorough: no certificate is passed over.
@@ -189,12 +189,18 @@ func (t *TPM) chooseEK(machine attest.MachineID, thorough bool) (*EK, error) {
 		ek.Certificates = append([][]byte{cert}, t.chain(indices, ek)...)
 		return ek, nil
 	}
-	if !machine.IsZero() {
+	kind := ekKinds()[0]
+	if !machine.IsZero() && slices.Contains(indices, kind.certificate) {
 		return nil, errors.Join(append(ek.Problems, errNoSuchKey)...)
 	}
-	kind := ekKinds()[0]
+	// The service can have a certificate of this one that the TPM does not have.
 	if err := t.makeEK(kind, indices); err != nil {
 		return nil, errors.Join(append(ek.Problems, err)...)
+	}
+	if !machine.IsZero() {
+		if id, err := attest.EKMachineID(t.ek.public); err != nil || id != machine {
+			return nil, errors.Join(append(ek.Problems, err, t.flush(&t.ek), errNoSuchKey)...)
+		}
 	}
 	ek.Kind, ek.Public = kind.name, t.ek.public
 	return ek, nil
