@@ -129,7 +129,6 @@ func TestADeviceHalfIsBoundedToTheByte(t *testing.T) {
 	}
 }
 
-// chosen are entries of which each lacks one thing of what is asked for.
 func TestASignatureIsChosenForBankKeyAndState(t *testing.T) {
 	key, _ := signingKey(t)
 	pcr11 := random(32)
