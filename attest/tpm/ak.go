@@ -56,25 +56,32 @@ func akTemplate(service string) tpm2.TPMTPublic {
 // service. The same service id, which is a name of the caller's choice, gives
 // the same keys on each boot.
 func (t *TPM) Identify(service string) (*Identity, error) {
-	return t.identify(service, attest.MachineID{})
+	return t.identify(service, attest.MachineID{}, false)
+}
+
+// IdentifyByKeys is Identify without a certificate passed over (EK.PassedOver): it makes
+// the key of each, which may take a chip long.
+func (t *TPM) IdentifyByKeys(service string) (*Identity, error) {
+	return t.identify(service, attest.MachineID{}, true)
 }
 
 // IdentifyAs is Identify with the endorsement key whose identity is machine, which
-// the service says is this TPM's. It fails if the TPM has no certificate of it.
+// the service says is this TPM's. It fails if the TPM has no certificate of it, and it
+// is not the ECC P-256 key, of which the service may have one.
 func (t *TPM) IdentifyAs(service string, machine attest.MachineID) (*Identity, error) {
-	id, err := t.identify(service, machine)
+	id, err := t.identify(service, machine, true)
 	if err != nil {
 		return nil, fmt.Errorf("identify as machine %s: %w", machine, err)
 	}
 	return id, nil
 }
 
-func (t *TPM) identify(service string, machine attest.MachineID) (*Identity, error) {
+func (t *TPM) identify(service string, machine attest.MachineID, thorough bool) (*Identity, error) {
 	if err := errors.Join(t.flush(&t.ak), t.flush(&t.tk)); err != nil {
 		return nil, fmt.Errorf("identify: %w", err)
 	}
 	t.identity = nil
-	ek, err := t.chooseEK(machine)
+	ek, err := t.chooseEK(machine, thorough)
 	if err != nil {
 		return nil, fmt.Errorf("endorsement key: %w", err)
 	}

@@ -22,6 +22,9 @@ type EK struct {
 	Certificates [][]byte
 	// Problems says what was found in NV but could not be used.
 	Problems []error
+	// PassedOver: of a certificate in NV the key was not made, because of what the TPM
+	// says of another that is persistent. IdentifyByKeys makes it.
+	PassedOver bool
 
 	index uint32 // NV index of the certificate, 0 if there is none
 }
@@ -34,6 +37,7 @@ type ekKind struct {
 	certificate uint32 // NV index
 	nonce       uint32 // NV index, 0 if the range has none
 	template    uint32 // NV index of a vendor's own template
+	persistent  uint32 // handle under which many TPMs keep the key, 0 if it is made quickly or none is known
 	public      tpm2.TPMTPublic
 }
 
@@ -51,14 +55,18 @@ const (
 // CreateCredential follows the key's name algorithm, SHA-384 with AES-256 for
 // P-384 and RSA-3072. Certificates of P-521, SM2 and RSA-4096 keys (H-4, H-5 and
 // H-7) are passed over.
+//
+// Persistent endorsement keys are from 0x81010000 on (TCG Registry of Reserved TPM 2.0
+// Handles and Localities), the RSA-2048 key of the low range at 0x81010001 (Windows,
+// swtpm), RSA-3072 at 0x8101001c (swtpm).
 func ekKinds() []ekKind {
 	return []ekKind{
-		{"ECC P-256", 0x01c0000a, 0x01c0000b, 0x01c0000c, tpm2.ECCEKTemplate},
-		{"ECC P-256", 0x01c00014, 0, 0x01c00015, highRange(tpm2.TPMECCNistP256)},
-		{"ECC P-384", 0x01c00016, 0, 0x01c00017, highRange(tpm2.TPMECCNistP384)},
-		{"RSA-2048", 0x01c00002, 0x01c00003, 0x01c00004, tpm2.RSAEKTemplate},
-		{"RSA-2048", 0x01c00012, 0, 0x01c00013, highRange(0)},
-		{"RSA-3072", 0x01c0001c, 0, 0x01c0001d, highRSA3072()},
+		{"ECC P-256", 0x01c0000a, 0x01c0000b, 0x01c0000c, 0, tpm2.ECCEKTemplate},
+		{"ECC P-256", 0x01c00014, 0, 0x01c00015, 0, highRange(tpm2.TPMECCNistP256)},
+		{"ECC P-384", 0x01c00016, 0, 0x01c00017, 0, highRange(tpm2.TPMECCNistP384)},
+		{"RSA-2048", 0x01c00002, 0x01c00003, 0x01c00004, 0x81010001, tpm2.RSAEKTemplate},
+		{"RSA-2048", 0x01c00012, 0, 0x01c00013, 0, highRange(0)},
+		{"RSA-3072", 0x01c0001c, 0, 0x01c0001d, 0x8101001c, highRSA3072()},
 	}
 }
 
@@ -125,10 +133,13 @@ func aesCFB(bits tpm2.TPMKeyBits) tpm2.TPMTSymDefObject {
 // none it is the ECC P-256 key without a certificate, and the service's policy
 // decides.
 //
+// It is slow only where it has to be: of an RSA key that is persistent as well, the
+// certificate is compared with that one first, see EK.PassedOver.
+//
 // A TPM whose firmware was updated may hold a certificate of a kind that comes
 // before. Its service then knows it by the other key, and says so: see IdentifyAs.
 func (t *TPM) EK() (*EK, error) {
-	ek, err := t.chooseEK(attest.MachineID{})
+	ek, err := t.chooseEK(attest.MachineID{}, false)
 	if err != nil {
 		return nil, fmt.Errorf("endorsement key: %w", err)
 	}
@@ -136,11 +147,11 @@ func (t *TPM) EK() (*EK, error) {
 }
 
 // errNoSuchKey says that a TPM has no endorsement key of that identity.
-var errNoSuchKey = errors.New("none of the TPM's certified endorsement keys is that machine's")
+var errNoSuchKey = errors.New("none of the TPM's endorsement keys is that machine's")
 
 // chooseEK chooses the endorsement key, or that whose identity is machine, if that
-// is set.
-func (t *TPM) chooseEK(machine attest.MachineID) (*EK, error) {
+// is set. thorough: no certificate is passed over.
+func (t *TPM) chooseEK(machine attest.MachineID, thorough bool) (*EK, error) {
 	if err := t.flush(&t.ek); err != nil {
 		return nil, err
 	}
@@ -153,7 +164,15 @@ func (t *TPM) chooseEK(machine attest.MachineID) (*EK, error) {
 		if !slices.Contains(indices, kind.certificate) {
 			continue
 		}
-		cert, err := t.certifiedEK(kind, indices)
+		cert, err := t.certificate(kind.certificate)
+		if err == nil && !thorough {
+			if err = t.misfit(kind, cert, indices); err != nil {
+				ek.PassedOver = true
+			}
+		}
+		if err == nil {
+			err = t.makeFor(cert, kind, indices)
+		}
 		if err != nil {
 			ek.Problems = append(ek.Problems, err)
 			continue
@@ -170,30 +189,33 @@ func (t *TPM) chooseEK(machine attest.MachineID) (*EK, error) {
 		ek.Certificates = append([][]byte{cert}, t.chain(indices, ek)...)
 		return ek, nil
 	}
-	if !machine.IsZero() {
+	kind := ekKinds()[0]
+	if !machine.IsZero() && slices.Contains(indices, kind.certificate) {
 		return nil, errors.Join(append(ek.Problems, errNoSuchKey)...)
 	}
-	kind := ekKinds()[0]
+	// The service can have a certificate of this one that the TPM does not have.
 	if err := t.makeEK(kind, indices); err != nil {
 		return nil, errors.Join(append(ek.Problems, err)...)
+	}
+	if !machine.IsZero() {
+		if id, err := attest.EKMachineID(t.ek.public); err != nil || id != machine {
+			return nil, errors.Join(append(ek.Problems, err, t.flush(&t.ek), errNoSuchKey)...)
+		}
 	}
 	ek.Kind, ek.Public = kind.name, t.ek.public
 	return ek, nil
 }
 
-// certifiedEK makes the key of a kind for which NV holds a certificate, and returns
-// that. There must be no other endorsement key loaded.
-func (t *TPM) certifiedEK(kind ekKind, indices []uint32) ([]byte, error) {
-	cert, err := t.certificate(kind.certificate)
-	if err == nil {
-		err = t.makeEK(kind, indices)
-	}
+// makeFor makes the key of a kind for which NV holds the certificate cert. There must
+// be no other endorsement key loaded.
+func (t *TPM) makeFor(cert []byte, kind ekKind, indices []uint32) error {
+	err := t.makeEK(kind, indices)
 	if err == nil && !certifies(cert, t.ek.public) {
 		if err = t.flush(&t.ek); err == nil {
 			err = unusable{fmt.Errorf("nv index %#x: the certificate is not of the %s key that its template gives", kind.certificate, kind.name)}
 		}
 	}
-	return cert, err
+	return err
 }
 
 // unusable says that the TPM has no key for a certificate in NV: as long as NV holds
@@ -253,7 +275,11 @@ func (t *TPM) EachOtherEK(prove func(ekPublic []byte) error) (n int, err error) 
 		if err := t.flush(&t.ek); err != nil {
 			return n, err
 		}
-		if _, err := t.certifiedEK(kind, indices); err != nil {
+		cert, err := t.certificate(kind.certificate)
+		if err == nil {
+			err = t.makeFor(cert, kind, indices)
+		}
+		if err != nil {
 			errs, usable = append(errs, err), usable || !errors.As(err, new(unusable))
 			continue
 		}

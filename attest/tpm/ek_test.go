@@ -492,3 +492,38 @@ func TestAKeyThatIsNotProvenDoesNotKeepTheOthers(t *testing.T) {
 	}
 	empty(t, d, dev)
 }
+
+// A machine whose certificate only the service has stays who it is when its TPM gets one
+// of another kind.
+func TestTheServiceKnowsAKeyOfWhichTheTPMHasNoCertificate(t *testing.T) {
+	d := tpmtest.Config{NoCertificates: true}.Open(t)
+	dev := New(d)
+	before, err := dev.Identify("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine, err := attest.EKMachineID(before.EK.Public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.DefineNV(0x01c00002, certify(t, d, tpm2.RSAEKTemplate))
+	after, err := dev.Identify("test")
+	if err != nil || after.EK.Kind != "RSA-2048" {
+		t.Fatalf("got %+v, %v", after, err)
+	}
+	id, err := dev.IdentifyAs("test", machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(id.EK.Public, before.EK.Public) || len(id.EK.Certificates) != 0 || id.EK.Kind != "ECC P-256" {
+		t.Errorf("got %s with %d certificates", id.EK.Kind, len(id.EK.Certificates))
+	}
+	blob, secret, want := credential(t, id)
+	if got, err := dev.Activate(blob, secret); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("activate: %v", err)
+	}
+	if _, err := dev.IdentifyAs("test", attest.MachineID{1}); !errors.Is(err, errNoSuchKey) {
+		t.Errorf("another machine's: got %v", err)
+	}
+	empty(t, d, dev)
+}

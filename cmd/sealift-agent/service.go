@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/sealift/sealift/attest"
@@ -64,8 +65,34 @@ func (s *service) identify(t *tpm.TPM) (err error) {
 	if s.identity, err = t.Identify(s.client.URL); err != nil {
 		return err
 	}
+	return s.identified()
+}
+
+// identified notes who the identity is.
+func (s *service) identified() (err error) {
+	for _, problem := range s.identity.EK.Problems {
+		s.log.Warn("what the TPM has of an endorsement certificate is not used", "err", problem)
+	}
 	s.machine, err = attest.EKMachineID(s.identity.EK.Public)
 	return err
+}
+
+// reconsider makes the keys of the certificates that were passed over, if evidence was
+// refused because nothing vouched for the key that was chosen instead: the persistent
+// key that spoke against them may have been another's. It does so once.
+func (s *service) reconsider(t *tpm.TPM, refusal error) error {
+	var r *client.RefusedError
+	if !s.identity.EK.PassedOver || !errors.As(refusal, &r) || r.Result == nil ||
+		!slices.ContainsFunc(r.Result.Findings, func(f attest.Finding) bool { return f.Code == attest.CodeEKCertificate }) {
+		return nil
+	}
+	s.log.Info("the key of each endorsement certificate of the TPM is made, which may take long")
+	identity, err := t.IdentifyByKeys(s.client.URL)
+	if err != nil {
+		return errors.Join(err, s.identify(t))
+	}
+	s.identity = identity
+	return s.identified()
 }
 
 // attest runs the protocol once, over one connection: challenge, evidence,
@@ -85,7 +112,7 @@ func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *re
 	// not take that for an attack.
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, e.tpm.Rest())
+			err = errors.Join(err, s.reconsider(e.tpm, err), e.tpm.Rest())
 		}
 	}()
 	challenge, proven, err := s.challenge(ctx, session, e.tpm)

@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -180,6 +181,9 @@ func TestSignedPolicyIsReadBackAndVerifies(t *testing.T) {
 	if _, err := pcrsig.Sign(key, map[string][]byte{"sha256": pcr11[:31]}); err == nil {
 		t.Error("a value of 31 bytes is signed")
 	}
+	if _, err := pcrsig.Sign(key, nil); err == nil {
+		t.Error("a file without a bank is signed")
+	}
 }
 
 // entryJSON returns a well-formed file with one field of its entry replaced.
@@ -223,6 +227,34 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+func TestParseIsBoundedToTheByte(t *testing.T) {
+	sig := func(n int) string {
+		return entryJSON("sig", `"`+base64.StdEncoding.EncodeToString(make([]byte, n))+`"`)
+	}
+	one := strings.TrimSuffix(strings.TrimPrefix(entryJSON("pcrs", "[11]"), `{"sha256":[`), "]}")
+	entries := func(n int) string { return `{"sha256":[` + strings.Repeat(one+",", n-1) + one + "]}" }
+	padded := func(n int) string {
+		return entryJSON("pcrs", "[11]") + strings.Repeat(" ", n-len(entryJSON("pcrs", "[11]")))
+	}
+	for name, tt := range map[string]struct {
+		file string
+		ok   bool
+	}{
+		"a signature of 127 bytes":  {sig(127), false},
+		"a signature of 128 bytes":  {sig(128), true},
+		"a signature of 1024 bytes": {sig(1024), true},
+		"a signature of 1025 bytes": {sig(1025), false},
+		"as many entries as may be": {entries(pcrsig.MaxEntries), true},
+		"one entry more":            {entries(pcrsig.MaxEntries + 1), false},
+		"as many bytes as may be":   {padded(pcrsig.MaxSize), true},
+		"one byte more":             {padded(pcrsig.MaxSize + 1), false},
+	} {
+		if _, err := pcrsig.Parse([]byte(tt.file)); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestParseKeyTakesOnlyRSA2048(t *testing.T) {
 	key := newKey(t, 2048)
 	good := publicPEM(t, key.Public())
@@ -234,8 +266,15 @@ func TestParseKeyTakesOnlyRSA2048(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	block, _ := pem.Decode(good)
+	if _, err := pcrsig.ParseKey(append(bytes.Clone(good), bytes.Repeat([]byte{'\n'}, pcrsig.MaxSize-len(good))...)); err != nil {
+		t.Errorf("as many bytes as may be: %v", err)
+	}
 	for name, file := range map[string][]byte{
 		"nothing":        nil,
+		"another type":   pem.EncodeToMemory(&pem.Block{Type: "RSA PUBLIC KEY", Bytes: block.Bytes}),
+		"exponent 3":     publicPEM(t, &rsa.PublicKey{N: key.N, E: 3}),
+		"one byte more":  append(bytes.Clone(good), bytes.Repeat([]byte{'\n'}, pcrsig.MaxSize-len(good)+1)...),
 		"DER":            x509.MarshalPKCS1PublicKey(&key.PublicKey),
 		"3072 bits":      publicPEM(t, newKey(t, 3072).Public()),
 		"an ECC key":     publicPEM(t, ec.Public()),

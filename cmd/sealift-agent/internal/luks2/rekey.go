@@ -26,12 +26,14 @@ const wipeChunk = 4 << 20
 // what is encrypted with it: the volume key stays.
 //
 // The order, each step durable before the next:
-//  1. the new key area is written where there is none, read back from the
+//  1. a copy of the header that an earlier power cut left torn or old is made like the
+//     other: what replaces the header must not begin with the only copy;
+//  2. the new key area is written where there is none, read back from the
 //     device, and proven to give the volume key;
-//  2. the header that names it replaces the old one, the secondary copy first;
-//  3. both copies are read back, and each is proven to open the volume with
+//  3. the header that names it replaces the old one, the secondary copy first;
+//  4. both copies are read back, and each is proven to open the volume with
 //     next;
-//  4. what is not the new key area is overwritten, the old one with it.
+//  5. what is not the new key area is overwritten, the old one with it.
 //
 // A header never has two keyslots: the agent of an older image, which refuses
 // such a header, must be able to open the volume at any time, as must
@@ -62,18 +64,18 @@ func (v *Volume) rekey(d Device, size int64, next attest.Secret, random io.Reade
 	if err := m.Digests["0"].verify(v.Key); err != nil {
 		return fmt.Errorf("the volume key is not that of the header: %w", err)
 	}
+	if err := h.replace(d, random); err != nil {
+		return err
+	}
 	switch err := m.proves(d, next, v.Key); {
 	case errors.Is(err, ErrWrongKey):
 		if h, m, err = v.addArea(d, h, m, next, random); err != nil {
 			return err
 		}
-		fallthrough
-	case err == nil:
-		// The copies may differ still, if the power went between them.
 		if err := h.replace(d, random); err != nil {
 			return err
 		}
-	default:
+	case err != nil:
 		return err
 	}
 	for _, c := range copies() {

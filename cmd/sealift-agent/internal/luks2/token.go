@@ -10,9 +10,10 @@ import (
 )
 
 // SetToken replaces the token of that number in the header of the volume v, which
-// was opened from the same device. Nothing else of the volume changes. The secondary
-// copy of the header is written first, each copy durable before the next: cut off
-// anywhere, the header is the old one or the new one.
+// was opened from the same device. Nothing else of the volume changes. A copy of the
+// header that is torn or older is made like the other. Then the secondary copy is
+// written first, each copy durable before the next: cut off anywhere, and again, the
+// header is the old one or the new one.
 func (v *Volume) SetToken(d Device, id int, token json.RawMessage) error {
 	if err := v.setToken(d, strconv.Itoa(id), token); err != nil {
 		return fmt.Errorf("set token %d of LUKS2 volume %s: %w", id, v.UUID, err)
@@ -39,16 +40,17 @@ func (v *Volume) setToken(d Device, id string, token json.RawMessage) error {
 	if !ok {
 		return errors.New("there is none")
 	}
-	if !bytes.Equal(old, token) {
-		m.Tokens[id] = token
-		if err := m.check(); err != nil {
-			return err
-		}
-		doc, err := json.Marshal(m)
-		if err != nil {
-			return fmt.Errorf("encode metadata: %w", err)
-		}
-		h = &header{sequence: h.sequence + 1, label: h.label, uuid: h.uuid, json: doc}
+	if err := h.replace(d, rand.Reader); err != nil || bytes.Equal(old, token) {
+		return err
 	}
+	m.Tokens[id] = token
+	if err := m.check(); err != nil {
+		return err
+	}
+	doc, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode metadata: %w", err)
+	}
+	h = &header{sequence: h.sequence + 1, label: h.label, uuid: h.uuid, json: doc}
 	return h.replace(d, rand.Reader)
 }

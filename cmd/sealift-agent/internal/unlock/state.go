@@ -34,7 +34,19 @@ type token struct {
 	DeviceHalf []byte   `json:"sealift-device-half"` // of TPM.SealDeviceHalf
 	// Machine is to which machine the key was released last, its id in hex. Whoever
 	// can write to the disk can change it: it is a name, and proves nothing.
-	Machine string `json:"sealift-machine,omitempty"`
+	Machine noted `json:"sealift-machine,omitempty"`
+}
+
+// noted is a text that is optional: what is none is as good as empty.
+type noted string
+
+func (n *noted) UnmarshalJSON(b []byte) error {
+	var s string
+	if json.Unmarshal(b, &s) != nil {
+		s = ""
+	}
+	*n = noted(s)
+	return nil
 }
 
 // TPM seals and opens device halves; *tpm.TPM is one.
@@ -253,7 +265,7 @@ func (s *State) Create(ctx context.Context, k Keys, mkfs func(ctx context.Contex
 	}
 	made := token{Type: tokenType, Keyslots: []string{"0"}, DeviceHalf: blob}
 	if !k.Machine.IsZero() {
-		made.Machine = k.Machine.String()
+		made.Machine = noted(k.Machine.String())
 	}
 	t, err := json.Marshal(made)
 	if err != nil {

@@ -3,6 +3,8 @@ package unlock
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"strings"
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/cmd/sealift-agent/internal/luks2"
@@ -18,7 +20,7 @@ func (s *State) machine() attest.MachineID {
 	if err != nil {
 		return attest.MachineID{}
 	}
-	id, err := attest.ParseMachineID(t.Machine)
+	id, err := attest.ParseMachineID(string(t.Machine))
 	if err != nil {
 		return attest.MachineID{}
 	}
@@ -60,6 +62,8 @@ func (s *State) note(d luks2.Device, v *luks2.Volume, id attest.MachineID) error
 	if err := json.Unmarshal(raw.JSON, &fields); err != nil {
 		return fmt.Errorf("token of type %s: %w", tokenType, err)
 	}
+	// What differs in case only is decoded as the same, and may come after it.
+	maps.DeleteFunc(fields, func(name string, _ json.RawMessage) bool { return strings.EqualFold(name, "sealift-machine") })
 	if fields["sealift-machine"], err = json.Marshal(id.String()); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/sealift/sealift/attest"
@@ -27,9 +28,9 @@ func nameFor(t *testing.T, disk blockdev.Disk, table *gpt.Table, tpm *fakeTPM, o
 // A TPM that got a certificate of a kind that comes first chooses another key, and
 // nobody has told the service. Its recovery is that of the machine as it is known.
 func TestABoxIsKnownByTheMachineThatItsDiskWasReleasedTo(t *testing.T) {
-	noted := goodToken()
-	noted.Machine = e0.String()
-	garbled := noted
+	good := goodToken()
+	good.Machine = noted(e0.String())
+	garbled := good
 	garbled.Machine = "e0"
 	for claim, c := range map[string]struct {
 		tokens []token
@@ -38,12 +39,12 @@ func TestABoxIsKnownByTheMachineThatItsDiskWasReleasedTo(t *testing.T) {
 		want   attest.MachineID
 		fails  bool
 	}{
-		"which it chooses to be":                     {[]token{noted}, fakeTPM{forget: true}, e0, e0, false},
-		"which it would not choose to be":            {[]token{noted}, fakeTPM{}, e1, e0, false},
-		"not if the disk is another box's":           {[]token{noted}, fakeTPM{forget: true}, e1, e1, true},
+		"which it chooses to be":                     {[]token{good}, fakeTPM{forget: true}, e0, e0, false},
+		"which it would not choose to be":            {[]token{good}, fakeTPM{}, e1, e0, false},
+		"not if the disk is another box's":           {[]token{good}, fakeTPM{forget: true}, e1, e1, true},
 		"not if an earlier agent made the disk":      {[]token{goodToken()}, fakeTPM{}, e1, e1, false},
 		"not if what the disk says is no id":         {[]token{garbled}, fakeTPM{}, e1, e1, false},
-		"not if the disk says two things":            {[]token{noted, noted}, fakeTPM{}, e1, e1, false},
+		"not if the disk says two things":            {[]token{good, good}, fakeTPM{}, e1, e1, false},
 		"not if the disk says nothing of its halves": {nil, fakeTPM{}, e1, e1, false},
 	} {
 		t.Run(claim, func(t *testing.T) {
@@ -153,5 +154,69 @@ func TestAMachineThatCannotBeNotedDoesNotKeepTheDiskShut(t *testing.T) {
 	}
 	if err := note(t, disk, table, f, k); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Whoever has the disk can write into the token what he likes.
+func TestAPlantedNoteIsReplacedOnceAndKeepsNoDiskShut(t *testing.T) {
+	other := attest.MachineID{0xbb}.String()
+	for claim, planted := range map[string]string{
+		"another machine's":           `"sealift-machine":"` + other + `"`,
+		"no id":                       `"sealift-machine":"` + strings.Repeat("g", 64) + `"`,
+		"long":                        `"sealift-machine":"` + strings.Repeat("e", 9000) + `"`,
+		"a number":                    `"sealift-machine":1e999999`,
+		"a list":                      `"sealift-machine":["` + e0.String() + `"]`,
+		"an object":                   `"sealift-machine":{"sealift-machine":"` + e0.String() + `"}`,
+		"null":                        `"sealift-machine":null`,
+		"given twice":                 `"sealift-machine":"` + e0.String() + `","sealift-machine":"` + other + `"`,
+		"in large letters":            `"SEALIFT-MACHINE":"` + other + `"`,
+		"with a letter that folds":    `"ſealift-machine":"` + other + `"`,
+		"and one with two that do so": `"sealift-machine":"` + e0.String() + `","ſealift-machine":"` + other + `"`,
+	} {
+		t.Run(claim, func(t *testing.T) {
+			disk, table, node := fakeDisk(t, Label)
+			format(t, node, table.Disk.String(), half(1), half(2), goodToken())
+			f, err := os.OpenFile(node, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			k := Keys{TPM: &fakeTPM{}, ServiceHalf: half(2), Machine: e0}
+			s, err := Inspect(disk, table)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, err := s.unlock(f, k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, raw, err := readToken(s.header)
+			if err != nil {
+				t.Fatal(err)
+			}
+			token := strings.TrimSuffix(string(raw.JSON), "}") + "," + planted + "}"
+			if err := o.Volume.SetToken(f, raw.ID, []byte(token)); err != nil {
+				t.Fatal(err)
+			}
+			for boot := range 3 {
+				before, err := os.ReadFile(node)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := note(t, disk, table, f, k); err != nil {
+					t.Fatal(err)
+				}
+				after, err := os.ReadFile(node)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if boot > 0 && !bytes.Equal(before, after) {
+					t.Errorf("boot %d: the header was written again", boot)
+				}
+				if got, err := nameFor(t, disk, table, &fakeTPM{}, e1); got != e0 || err != nil {
+					t.Errorf("boot %d: named %s, %v", boot, got, err)
+				}
+			}
+		})
 	}
 }
