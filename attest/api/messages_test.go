@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/sealift/sealift/attest/strict"
+	"github.com/sealift/sealift/firmware"
 )
 
 // FuzzDecodeMessages decodes whatever is on the wire between node, operator and
@@ -44,6 +45,7 @@ func FuzzDecodeMessages(f *testing.F) {
 		`{"store":"sqlite","schema":3,"bytes":1,"machines":{"count":1,"bytes":-1},"prune":{"before":"2026-01-02T03:04:05Z","kept":{}}}`,
 		`{"present":"a","former":["b"],"lost":[],"uses":[{"kek":"a","role":"present","diskKeys":1}],"rewrap":{"to":"a","keys":1,"started":"2026-01-02T03:04:05Z"}}`,
 		`{"held":true,"reason":"r","missing":[{"nodeName":"n","what":"w","mend":"m"}],"missingMore":1}`,
+		`{"name":"c","vendor":"v","product":"p","from":"1","to":"2","wave":["` + string(bytes.Repeat([]byte("ab"), 32)) + `"]}`,
 		`{"code":"c","message":"m","hint":"h"}`,
 	} {
 		f.Add([]byte(s))
@@ -80,6 +82,8 @@ func FuzzDecodeMessages(f *testing.F) {
 		roundTrip[PruneReport](t, b)
 		roundTrip[KEKRewrapRequest](t, b)
 		roundTrip[KEKStatus](t, b)
+		roundTrip[DiskKeyRotation](t, b)
+		roundTrip[firmware.Campaign](t, b)
 		roundTrip[Error](t, b)
 	})
 }

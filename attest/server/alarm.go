@@ -22,7 +22,11 @@ func (s *Server) sound(events []audit.Event) {
 		if !ok {
 			continue
 		}
-		s.c.Log.Error("alarm", "name", string(a.Name), "machine", e.Machine.Short(), "what", a.What, "peer", a.Peer)
+		args := []any{"name", string(a.Name), "what", a.What, "peer", a.Peer}
+		if !e.Machine.IsZero() {
+			args = append(args, "machine", e.Machine.Short())
+		}
+		s.c.Log.Error("alarm", args...)
 	}
 }
 

@@ -198,6 +198,10 @@ func TestAlarmsAboutTokensNameTheMachine(t *testing.T) {
 	if of[0] != b.id || !of[1].IsZero() {
 		t.Errorf("alarms are about %v", of)
 	}
+	// In the service's log, too: no machine is none, and not one of zeros.
+	if log := s.log.String(); !strings.Contains(log, "machine="+b.id.Short()) || strings.Contains(log, "machine=000000000000") {
+		t.Errorf("the log has\n%s", log)
+	}
 }
 
 // Whoever floods the service with evidence that proves nothing does not keep an

@@ -595,6 +595,7 @@ func FuzzNodeAPI(f *testing.F) {
 	f.Add(0, []byte(`{"version":1,"purpose":"unlock","ekPublic":"AA==","akPublic":"AA=="}`))
 	f.Add(1, []byte(`{"challengeID":"x","evidence":{"disk":{"guid":"6a0d1e0c-3b1f-4a56-9d0e-0123456789ab"}}}`))
 	f.Add(2, []byte(`{"releaseID":"x","outcome":"unlocked","proof":"AA=="}`))
+	f.Add(3, []byte(`{"challengeID":"x","activationProof":"AA=="}`))
 	kek := make(attest.Secret, server.KEKSize)
 	rand.Read(kek)
 	srv, err := server.New(server.Config{
@@ -606,13 +607,13 @@ func FuzzNodeAPI(f *testing.F) {
 	}
 	// A real connection's state, for its exporter.
 	state := tlsState(f)
-	paths := []string{api.PathChallenge, api.PathEvidence, api.PathConfirm}
+	paths := []string{api.PathChallenge, api.PathEvidence, api.PathConfirm, api.PathKey}
 	f.Fuzz(func(t *testing.T, path int, body []byte) {
-		r := httptest.NewRequest("POST", paths[uint(path)%3], bytes.NewReader(body))
+		r := httptest.NewRequest("POST", paths[uint(path)%4], bytes.NewReader(body))
 		r.TLS = state
 		w := httptest.NewRecorder()
 		srv.NodeHandler().ServeHTTP(w, r)
-		if w.Code == 500 || w.Code == 200 && uint(path)%3 != 0 {
+		if w.Code == 500 || w.Code == 200 && uint(path)%4 != 0 {
 			t.Errorf("HTTP %d: %s", w.Code, w.Body)
 		}
 	})

@@ -305,6 +305,9 @@ func TestARestoredServiceIsHeldUntilAPersonAccepts(t *testing.T) {
 	if status := ask(); status != http.StatusServiceUnavailable || failed.Code != "held" {
 		t.Errorf("before it was accepted: HTTP %d, %+v", status, failed)
 	}
+	if err := s.srv.RestoreAccepted(t.Context()); err == nil || !strings.Contains(err.Error(), "nothing is released") {
+		t.Errorf("before it was accepted: the check says %v", err)
+	}
 	var st api.RestoreStatus
 	if s.call(op, "GET", "https://"+s.operators+api.PathRestore, nil, &st); !st.Held || st.By != "root" || st.Reason != "the disk died" {
 		t.Errorf("got %+v", st)

@@ -64,6 +64,15 @@ func (s *Server) held(ctx context.Context) *failure {
 	}
 }
 
+// RestoreAccepted is a check: whether the store may release, as it came from no backup,
+// or from one that an approver has accepted.
+func (s *Server) RestoreAccepted(ctx context.Context) error {
+	if f := s.held(ctx); f != nil {
+		return errors.Join(errors.New(f.text), f.cause)
+	}
+	return nil
+}
+
 // unsettled reports whether a machine that the store does not know may have had
 // a release all the same, in the boot that it is in: the store came from a
 // backup that may be older than the machine's enrolment. A store is restored

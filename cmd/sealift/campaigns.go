@@ -143,7 +143,7 @@ func (c *campaigns) serve(operator string, w http.ResponseWriter, r *http.Reques
 		var asked firmware.Campaign
 		if err = strict.Decode(r.Body, &asked); err != nil {
 			if large := new(http.MaxBytesError); errors.As(err, &large) {
-				reply(w, http.StatusRequestEntityTooLarge, api.Error{Code: "too-large", Message: fmt.Sprintf("the body is larger than %d bytes", large.Limit)})
+				refuse(w, http.StatusRequestEntityTooLarge, api.Error{Code: "too-large", Message: fmt.Sprintf("the body is larger than %d bytes", large.Limit)})
 				return
 			}
 			err = usage{fmt.Errorf("read the campaign: %w", err)}
@@ -162,27 +162,34 @@ func (c *campaigns) serve(operator string, w http.ResponseWriter, r *http.Reques
 		}
 		i := slices.IndexFunc(list, func(one firmware.Campaign) bool { return one.Name == name })
 		if err == nil && i < 0 {
-			reply(w, http.StatusNotFound, api.Error{Code: "not-found", Message: "there is no campaign " + name})
+			refuse(w, http.StatusNotFound, api.Error{Code: "not-found", Message: "there is no campaign " + name})
 			return
 		}
 		if err == nil {
 			answer = list[i]
 		}
 	default:
-		reply(w, http.StatusMethodNotAllowed, api.Error{Code: "bad-request", Message: "GET or POST"})
+		refuse(w, http.StatusMethodNotAllowed, api.Error{Code: "method-not-allowed", Message: "GET or POST"})
 		return
 	}
 	switch {
 	case err == nil:
 		reply(w, http.StatusOK, answer)
 	case errors.As(err, new(usage)):
-		reply(w, http.StatusBadRequest, api.Error{Code: "bad-request", Message: err.Error(), Hint: hintOf(err)})
+		refuse(w, http.StatusBadRequest, api.Error{Code: "bad-request", Message: err.Error(), Hint: hintOf(err)})
 	case errors.Is(err, server.ErrConflict):
-		reply(w, http.StatusConflict, api.Error{Code: "conflict", Message: "somebody else was first, try again"})
+		refuse(w, http.StatusConflict, api.Error{Code: "conflict", Message: "somebody else was first, try again"})
 	default:
-		c.log.Error("campaign request failed", "error", err)
-		reply(w, http.StatusServiceUnavailable, api.Error{Code: "unavailable", Message: "the store cannot be used now"})
+		c.log.Error("campaign request failed", "request", w.Header().Get(api.HeaderRequestID), "error", err)
+		w.Header().Set("Retry-After", "2")
+		refuse(w, http.StatusServiceUnavailable, api.Error{Code: "unavailable", Message: "the store is not available", Hint: "try again"})
 	}
+}
+
+// refuse answers with an error, and the id that the service gave the request.
+func refuse(w http.ResponseWriter, status int, e api.Error) {
+	e.Request = w.Header().Get(api.HeaderRequestID)
+	reply(w, status, e)
 }
 
 func reply(w http.ResponseWriter, status int, body any) {

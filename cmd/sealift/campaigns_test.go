@@ -31,6 +31,7 @@ func TestCampaignsAreForMachinesThatExistAndProvenByMeasurement(t *testing.T) {
 	}
 	call := func(method, path, body string) (int, string) {
 		w := httptest.NewRecorder()
+		w.Header().Set(api.HeaderRequestID, "r1") // as the service does
 		r := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
 		r.Body = http.MaxBytesReader(w, r.Body, 256<<10) // as the service does
 		c.serve("ana", w, r)
@@ -62,11 +63,14 @@ func TestCampaignsAreForMachinesThatExistAndProvenByMeasurement(t *testing.T) {
 		{"a machine is in one campaign at a time", http.MethodPost, "", asked("c2", id), http.StatusBadRequest, "is still in the open campaign c1"},
 		{"it can be looked at", http.MethodGet, "/c1", "", http.StatusOK, `"name":"c1"`},
 		{"another cannot", http.MethodGet, "/c2", "", http.StatusNotFound, "there is no campaign c2"},
-		{"nothing is deleted", http.MethodDelete, "/c1", "", http.StatusMethodNotAllowed, ""},
+		{"nothing is deleted", http.MethodDelete, "/c1", "", http.StatusMethodNotAllowed, `"code":"method-not-allowed"`},
 	} {
 		code, body := call(r.method, api.PathCampaigns+r.path, r.body)
 		if code != r.code || !strings.Contains(body, r.want) {
 			t.Errorf("%s: status %d, want %d: %s", r.claim, code, r.code, body)
+		}
+		if named := strings.Contains(body, `"request":"r1"`); named != (code != http.StatusOK) {
+			t.Errorf("%s: the request is named: %v: %s", r.claim, named, body)
 		}
 	}
 

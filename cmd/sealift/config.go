@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -106,6 +107,9 @@ type provisionConfig struct {
 	Image     string       `yaml:"image"` // name of the image to install; the only one if left out
 }
 
+// keywordDSN matches libpq's other form of a DSN, "host=... password=...".
+var keywordDSN = regexp.MustCompile(`^\s*(host|hostaddr|port|dbname|user|password|passfile|service|sslmode)\s*=`)
+
 // readServeConfig reads and checks a configuration file. What is wrong in it is
 // the caller's.
 func readServeConfig(file string) (*serveConfig, error) {
@@ -135,6 +139,12 @@ func readServeConfig(file string) (*serveConfig, error) {
 		at(&c.KEK.Former[i].Wrapped)
 	}
 	if !pgstore.IsDSN(c.Store) {
+		// As the name of a file it would be a new, empty store, and a password in it
+		// would be in the log.
+		if strings.Contains(c.Store, "://") || keywordDSN.MatchString(c.Store) {
+			return nil, withHint(usage{fmt.Errorf("configuration %s: store is neither a file nor a DSN of the form postgres://user@host/database", file)},
+				"docs/store.md has the form of a DSN")
+		}
 		at(&c.Store)
 	}
 	at(&c.Witness)

@@ -48,3 +48,47 @@ func TestTheDocumentationIsLinked(t *testing.T) {
 		}
 	}
 }
+
+var (
+	saidCode  = regexp.MustCompile(`\b[cC]ode: "([a-z-]+)"`)
+	namedCode = regexp.MustCompile(`\bCode[A-Z]\w*\s*= "([a-z-]+)"`)
+)
+
+// Whoever is answered with an error can look its code up.
+func TestEachCodeOfAnErrorIsDescribed(t *testing.T) {
+	t.Parallel()
+	const root = "../.."
+	page, err := os.ReadFile(filepath.Join(root, "docs", "serve.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(page), "\n| code | status | meaning |\n")
+	if !found {
+		t.Fatal("docs/serve.md has no table of codes")
+	}
+	n := 0
+	for pattern, code := range map[string]*regexp.Regexp{"attest/server/*.go": saidCode, "cmd/sealift/campaigns.go": saidCode, "attest/api/*.go": namedCode} {
+		files, err := filepath.Glob(filepath.Join(root, filepath.FromSlash(pattern)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			for _, m := range code.FindAllStringSubmatch(string(text), -1) {
+				n++
+				if !strings.Contains(table, "`"+m[1]+"`") {
+					t.Errorf("docs/serve.md lacks the code %s of %s", m[1], file)
+				}
+			}
+		}
+	}
+	if n < 20 {
+		t.Errorf("only %d codes were found", n)
+	}
+}

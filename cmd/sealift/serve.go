@@ -274,6 +274,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	group.Go(func() error { policies.Run(background); return nil })
 	group.Go(func() error { return service.Watch(background) })
 	mon.Prefer("retention", service.ClockPlausible)
+	mon.Prefer("restore", service.RestoreAccepted)
 	group.Go(func() error { return service.Retain(background) })
 	group.Go(func() error { return service.DeliverWebhooks(background) })
 	if tokens != nil {

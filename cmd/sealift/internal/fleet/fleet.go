@@ -128,7 +128,7 @@ func Enrol(ctx context.Context, c Config) (*Fleet, error) {
 func (f *Fleet) enrol(ctx context.Context, m *machine) error {
 	err := f.c.Enrol(ctx, &api.InstallRecord{
 		EKPublic: m.areas.EK, EKCertificates: [][]byte{m.cert}, DiskGUID: m.disk,
-		Serial: serial(m), MAC: fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", byte(m.number>>24), byte(m.number>>16), byte(m.number>>8), byte(m.number)),
+		Serial: serial(f.c.Seed, m.number), MAC: fmt.Sprintf("02:00:%02x:%02x:%02x:%02x", byte(m.number>>24), byte(m.number>>16), byte(m.number>>8), byte(m.number)),
 		Image: f.c.Files.Image.Name + " " + f.c.Files.Image.Version, SecureBoot: "already", Finished: time.Now().UTC().Truncate(time.Second),
 	})
 	if err != nil {
@@ -137,8 +137,12 @@ func (f *Fleet) enrol(ctx context.Context, m *machine) error {
 	return nil
 }
 
-// serial is the serial number that the machine has and tells.
-func serial(m *machine) string { return fmt.Sprintf("SIM%08d", m.number) }
+// serial is the serial number that a machine has and tells. Machines of another
+// seed are others: a service keeps each serial number for one endorsement key.
+func serial(seed string, number int) string {
+	d := sha256.Sum256(fmt.Appendf(nil, "sealift simulated serial number %s", seed))
+	return fmt.Sprintf("SIM%X-%08d", d[:4], number)
+}
 
 // tpm makes the machine's TPM.
 func (f *Fleet) tpm(m *machine) (*papertpm.TPM, error) {
@@ -348,7 +352,7 @@ func (b *boot) attempt(ctx context.Context) error {
 		if b.id, err = attest.EKMachineID(m.areas.EK); err != nil {
 			return f.stats.wrong("simulator", err)
 		}
-		b.log.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Box", serial(m))
+		b.log.SMBIOS = papertpm.EncodeSMBIOS("1.0", "Paper", "Box", serial(f.c.Seed, m.number))
 		b.log.Measure(b.tpm)
 	}
 	c := *f.client

@@ -178,6 +178,17 @@ func TestAFleetThatWasOnBeforeIsReleasedAgain(t *testing.T) {
 	}
 }
 
+func TestFleetsOfTwoSeedsAreOtherMachines(t *testing.T) {
+	t.Parallel()
+	c, cl := served(t, never)
+	for _, seed := range []string{"one", "two"} {
+		c.Seed = seed
+		if r := run(t, c, cl); !r.Good() || r.Releases != 8 || len(r.Codes) != 0 {
+			t.Errorf("seed %s: got %+v", seed, r)
+		}
+	}
+}
+
 func TestAMachineThatIsNotEnrolledIsReportedAsRefusedWrongly(t *testing.T) {
 	t.Parallel()
 	var n atomic.Int64

@@ -109,6 +109,11 @@ func Run(ctx context.Context, t Target, attacks []Attack, report func(Report)) (
 			return err
 		}
 	}
+	// The imitated machine may be on record there, with its serial number: another's
+	// endorsement key with that would be refused before what the attacks are about.
+	boot := *t.Boot
+	boot.SMBIOS = withSerial(boot.SMBIOS, "redteam-"+newGUID())
+	l.Boot = &boot
 	defer func() { err = errors.Join(err, l.clean(context.WithoutCancel(ctx))) }()
 	if err := l.good(ctx); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package redteam
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"log/slog"
@@ -8,8 +9,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
 
 	"github.com/sealift/sealift/attest"
+	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/papertpm"
 )
 
@@ -112,6 +117,66 @@ func TestAnAttackThatSucceedsIsReported(t *testing.T) {
 	for i, want := range []string{Accepted, Wrong, Failed} {
 		if r := got[attacks[i].Name]; r.Verdict != want {
 			t.Errorf("%s: %s, want %s: %s", attacks[i].Name, r.Verdict, want, r.Detail)
+		}
+	}
+}
+
+// The evidence is of a machine that the service knows, whose serial number is its own.
+func TestTheImitatedMachineMayBeOnRecord(t *testing.T) {
+	t.Parallel()
+	s := target(t)
+	smbios, err := attest.ParseSMBIOS(s.Boot.SMBIOS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := (&lab{Target: s, ca: s.CA}).stranger()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Owner.Install(t.Context(), &api.InstallRecord{
+		EKPublic: tpm2.Marshal(b.tpm.EKPublic), EKCertificates: b.tpm.EKCertificates, DiskGUID: b.boot.Disk.GUID,
+		Serial: smbios.Serial, Image: "1", Finished: time.Now().UTC(),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	attacks := slices.DeleteFunc(Attacks(), func(a Attack) bool { return a.Name != "two-releases-in-one-boot" && a.Name != "smbios-lies" })
+	for name, r := range reports(t, s, attacks) {
+		if r.Verdict != Refused || len(r.Codes) != 1 {
+			t.Errorf("%s: %s: codes %v: %s", name, r.Verdict, r.Codes, r.Detail)
+		}
+	}
+}
+
+func TestOnlyTheSerialNumberIsAnother(t *testing.T) {
+	t.Parallel()
+	board := []byte("\x02\x08\x05\x00\x01\x02\x00\x03Box\x00Board\x00OLD-1\x00\x00")
+	table := append(board, papertpm.EncodeSMBIOS("1.0", "Paper", "Box", "OLD-1")...)
+	got := withSerial(table, "a longer one")
+	was, err := attest.ParseSMBIOS(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, err := attest.ParseSMBIOS(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if is.Serial != "a longer one" || !bytes.HasPrefix(got, board) {
+		t.Errorf("serial number is %q, table %q", is.Serial, got)
+	}
+	if is.Serial = was.Serial; *is != *was {
+		t.Errorf("got %+v, want %+v", is, was)
+	}
+	for name, table := range map[string][]byte{
+		"nothing":             nil,
+		"no serial number":    []byte("\x01\x08\x01\x00\x01\x02\x00\x00Paper\x00Box\x00\x00"),
+		"a number of no text": []byte("\x01\x08\x01\x00\x01\x02\x00\x03Paper\x00Box\x00\x00"),
+		"a short structure":   []byte("\x01\x05\x01\x00\x01Paper\x00\x00"),
+		"no end":              []byte("\x01\x08\x01\x00\x01\x02\x00\x03Paper"),
+		"a length of nothing": {0, 0, 0, 0, 0, 0},
+		"a length past it":    {1, 200, 0, 0, 0, 0},
+	} {
+		if got := withSerial(table, "x"); !bytes.Equal(got, table) {
+			t.Errorf("%s: got %q", name, got)
 		}
 	}
 }
