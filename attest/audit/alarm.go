@@ -57,6 +57,9 @@ const (
 	// AlarmMachineUnproven: the store says that a machine is enrolled, or to be
 	// enrolled, and the decision log does not. It is given nothing.
 	AlarmMachineUnproven AlarmName = "machine.unproven"
+	// AlarmEnrolmentUnproven: the decision log has an entry that enrols a machine, or
+	// puts one on a list, and that the service did not sign, or not so. It does not count.
+	AlarmEnrolmentUnproven AlarmName = "enrolment.unproven"
 )
 
 // AlarmNames returns all of them.
@@ -64,7 +67,7 @@ func AlarmNames() []AlarmName {
 	return []AlarmName{
 		AlarmReleaseRepeated, AlarmEvidenceTampered, AlarmMachineMisused, AlarmBanksFailed, AlarmConfirmContradicted, AlarmTokenRefused, AlarmTokenMisused, AlarmForeignNode,
 		AlarmWrongListener, AlarmRevokedOperator, AlarmRecoveryGiven, AlarmRecoveryRefused,
-		AlarmPolicyBack, AlarmPolicyUnproven, AlarmLogAltered, AlarmMachineUnproven,
+		AlarmPolicyBack, AlarmPolicyUnproven, AlarmLogAltered, AlarmMachineUnproven, AlarmEnrolmentUnproven,
 	}
 }
 

@@ -27,6 +27,8 @@ type ReportOptions struct {
 	// of the log up to there. Optional.
 	Key    *ecdsa.PublicKey
 	Signed *Envelope
+	// Former are the release keys before Key, see ReleaseKeys. Optional.
+	Former []*ecdsa.PublicKey
 	// Kept is the hash of an entry that was kept elsewhere, which the log must have.
 	// Optional.
 	Kept manifest.SHA256
@@ -152,7 +154,7 @@ func Build(entries iter.Seq2[Entry, error], o ReportOptions) (*Report, error) {
 	b.r.Chain.Intact = true
 	if o.Key != nil {
 		var err error
-		if b.standing, err = NewStanding(o.Key); err != nil {
+		if b.standing, err = NewStanding(ReleaseKeys{Present: o.Key, Former: o.Former}); err != nil {
 			return nil, err
 		}
 	}
@@ -195,6 +197,7 @@ type builder struct {
 	stored    map[manifest.SHA256]waiting // verdicts by evidence
 	end       *HeadStatement              // what the service signed; nil: nothing that was verified
 	standing  *Standing                   // what the intact chain says of machines; nil without Key
+	doubt     UnsignedEntries             // the entry that it noted last, if that enrols and does not count
 }
 
 func (b *builder) broke(err error) {

@@ -20,6 +20,7 @@ func (b *builder) trust(e Entry) {
 	if b.standing.Note(e) != nil {
 		b.standing.head = e.Head()
 	}
+	b.doubt = b.standing.Unsigned()
 }
 
 // enrolment returns what a machine, of which m is reported so far, is after e, by which it
@@ -36,5 +37,12 @@ func (b *builder) enrolment(e Entry, d *StateChange, m *MachineReport) (state at
 	if state == attest.StateUnknown {
 		state, says = m.State, "not enrolled"
 	}
-	return state, fmt.Sprintf(" (this does not count: the service did not sign it, or not as what comes next of the machine, which stays %s)", says)
+	why := "the service did not sign it as what comes next of the machine"
+	for _, u := range b.doubt.First { // of e, if any
+		why = u.Why
+		if u.Unknown {
+			why += ", which may be a former one (--former)"
+		}
+	}
+	return state, fmt.Sprintf(" (this does not count: %s; the machine stays %s)", why, says)
 }

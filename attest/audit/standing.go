@@ -116,8 +116,10 @@ func (k keyStanding) lastAt() int64 { return int64(k.at >> 1) }
 // The rules, by which a database that somebody changed does not give trust:
 //
 //   - an entry that enrols counts only if the service signed it, for this machine, and
-//     later than the entry before, and than the last restore; but for entries from before
-//     the first start of a service that signs them, with this key
+//     later than the entry before, and than the last restore; but for entries without a
+//     signature from before the first start of a service that signs them, with any key
+//   - it must be signed with the present release key, or with a former one and be from
+//     before the first start of a service with a later one
 //   - a revoked or quarantined machine is enrolled only by an entry that says that it
 //     was just that: `machine reinstate`. An entry by which it was unknown or pending
 //     before was decided on a record that somebody had changed
@@ -125,17 +127,24 @@ func (k keyStanding) lastAt() int64 { return int64(k.at >> 1) }
 //
 // What may be given because of it is for the record in the store to say as well.
 type Standing struct {
-	key   *ecdsa.PublicKey
-	keyID string
-	head  Head
-	// signed: a service that signs enrolments with the key has started.
+	keys []*ecdsa.PublicKey // the present one is the last
+	ids  []string           // of keys
+	head Head
+	// signed: a service that signs enrolments has started.
 	signed bool
+	// since is the last of keys with which a service has started. Those before it do
+	// not count any more.
+	since int
 	// restored is the time of the last entry that says that the store was filled from a
 	// backup, as in machineStanding. What was signed before, and is not in that log, may
 	// not be written into it.
 	restored int64
 	machines map[attest.MachineID]machineStanding
-	keys     map[manifest.SHA256]keyStanding // by the digests that lists name
+	expected map[manifest.SHA256]keyStanding // by the digests that lists name
+	// unsigned are entries that nobody was told of yet, unknown the keys that some were
+	// signed with, by their own word.
+	unsigned UnsignedEntries
+	unknown  []string
 	// dirty are the parts that changed since Parts last returned them.
 	dirty [Shards]bool
 }
@@ -144,13 +153,16 @@ type Standing struct {
 // byte.
 const Shards = 256
 
-// NewStanding returns that of an empty log of a service with a release key.
-func NewStanding(key *ecdsa.PublicKey) (*Standing, error) {
-	id, err := keyID(key)
+// maxUnknown bounds how many ids of unknown keys are remembered.
+const maxUnknown = 4
+
+// NewStanding returns that of an empty log of a service with these release keys.
+func NewStanding(of ReleaseKeys) (*Standing, error) {
+	keys, ids, err := of.all()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("what the log says of machines: %w", err)
 	}
-	return &Standing{key: key, keyID: id, machines: map[attest.MachineID]machineStanding{}, keys: map[manifest.SHA256]keyStanding{}}, nil
+	return &Standing{keys: keys, ids: ids, machines: map[attest.MachineID]machineStanding{}, expected: map[manifest.SHA256]keyStanding{}}, nil
 }
 
 // Head returns the last entry that was noted.
@@ -158,7 +170,7 @@ func (s *Standing) Head() Head { return s.head }
 
 // Len returns of how many machines, and of how many keys that were enrolled beforehand,
 // the log says something.
-func (s *Standing) Len() (machines, expected int) { return len(s.machines), len(s.keys) }
+func (s *Standing) Len() (machines, expected int) { return len(s.machines), len(s.expected) }
 
 // Restored returns when the store was last filled from a backup, zero if it never was. An
 // entry that enrols must be signed later.
@@ -182,7 +194,7 @@ func (s *Standing) Machine(id attest.MachineID) (attest.EnrolmentState, time.Tim
 // Expected reports whether the log says that an endorsement key, by a digest, is to be
 // enrolled with a serial number, and when it was last said.
 func (s *Standing) Expected(ek manifest.SHA256, serial string) (bool, time.Time) {
-	k, ok := s.keys[ek]
+	k, ok := s.expected[ek]
 	if !ok {
 		return false, time.Time{}
 	}
@@ -211,8 +223,9 @@ func (s *Standing) Note(e Entry) error {
 	switch e.Kind {
 	case KindStart:
 		var d Start
-		if err = json.Unmarshal(e.Data, &d); err == nil && d.SignsEnrolments && d.ReleaseKey == s.keyID {
-			s.signed = true
+		if err = json.Unmarshal(e.Data, &d); err == nil {
+			s.signed = s.signed || d.SignsEnrolments
+			s.since = max(s.since, slices.Index(s.ids, d.ReleaseKey))
 		}
 	case KindRestore:
 		s.restored = max(s.restored, micros(e.Time))
@@ -235,18 +248,72 @@ func (s *Standing) Note(e Entry) error {
 }
 
 // trusted returns the time at which the service signed an entry, whose data without the
-// signature is bare.
-func (s *Standing) trusted(e Entry, signed *Envelope, bare any) (at int64, ok bool) {
+// signature is bare; that of the entry if it need not be signed. An error says why the
+// entry does not count.
+func (s *Standing) trusted(e Entry, signed *Envelope, bare any) (at int64, fault error) {
+	if signed == nil {
+		if s.signed {
+			return 0, errors.New("it is not signed")
+		}
+		return micros(e.Time), nil
+	}
+	by := signed.SignedBy()
+	i := slices.Index(s.ids, by)
+	if i < 0 {
+		if len(by) == 2*sha256.Size && len(s.unknown) < maxUnknown && !slices.Contains(s.unknown, by) {
+			s.unknown = append(s.unknown, by)
+		}
+		return 0, fmt.Errorf("%w: %.64q", ErrUnknownKey, by)
+	}
+	if i < s.since {
+		return 0, fmt.Errorf("it is signed with the former release key %s, after the service had changed it", by)
+	}
 	var t Trust
+	if err := signed.Open(s.keys[i], TrustType, &t); err != nil {
+		return 0, err
+	}
 	b, err := json.Marshal(bare)
 	switch {
-	case err != nil || signed.Open(s.key, TrustType, &t) != nil:
-		return micros(e.Time), !s.signed
+	case err != nil:
+		return 0, err
 	case t.Kind != e.Kind || t.Machine != e.Machine || t.Data != sha256.Sum256(b):
-		return micros(e.Time), false
+		return 0, errors.New("its signature is that of another entry")
 	}
-	return max(t.Time.UnixMicro(), 0), true
+	return max(t.Time.UnixMicro(), 0), nil
 }
+
+// overtaken says that an entry was signed, at when, no later than what came before it of
+// the same machine or key, or than the last restore. Nil: it was.
+func (s *Standing) overtaken(when int64, known bool, last int64) error {
+	switch {
+	case !s.signed:
+	case known && when <= last:
+		return errors.New("it was signed before an earlier entry of the same: it was written once more")
+	case when <= s.restored:
+		return errors.New("it was signed before the store was restored from a backup")
+	}
+	return nil
+}
+
+// doubt notes an entry that would enrol.
+func (s *Standing) doubt(e Entry, keys int, why error) {
+	s.unsigned.add(Unsigned{Seq: e.Seq, Kind: e.Kind, Machine: e.Machine, Keys: keys, Why: fmt.Sprintf("%.300s", why), Unknown: errors.Is(why, ErrUnknownKey)})
+}
+
+// Unsigned returns the entries that it met since it was last asked and that would enrol
+// if the service had signed them so.
+func (s *Standing) Unsigned() UnsignedEntries {
+	u := s.unsigned
+	s.unsigned = UnsignedEntries{}
+	return u
+}
+
+// Doubts reports whether Unsigned has any.
+func (s *Standing) Doubts() bool { return !s.unsigned.Empty() }
+
+// UnknownKeys returns the ids of keys that are none of the ReleaseKeys and that entries
+// which enrol say that they are signed with, at most 4. It proves nothing.
+func (s *Standing) UnknownKeys() []string { return slices.Clone(s.unknown) }
 
 func (s *Standing) change(e Entry, d *StateChange) {
 	was, known := s.machines[e.Machine]
@@ -264,9 +331,13 @@ func (s *Standing) change(e Entry, d *StateChange) {
 	case d.To == attest.StateEnrolled:
 		signed := d.Trust
 		d.Trust = nil
-		when, ok := s.trusted(e, signed, d)
+		when, fault := s.trusted(e, signed, d)
+		if fault == nil {
+			fault = s.overtaken(when, known, was.at())
+		}
 		switch {
-		case !ok, s.signed && (known && when <= was.at() || when <= s.restored):
+		case fault != nil:
+			s.doubt(e, 0, fault)
 		case was.locked() && d.From != was.enrolment():
 		case !was.locked() && d.From != attest.StateUnknown && d.From != attest.StatePending:
 		default:
@@ -284,19 +355,31 @@ func (s *Standing) change(e Entry, d *StateChange) {
 func (s *Standing) expect(e Entry, d *Expected) error {
 	signed := d.Trust
 	d.Trust = nil
-	when, ok := s.trusted(e, signed, d)
+	when, fault := s.trusted(e, signed, d)
+	doubted, why := 0, error(nil)
+	defer func() {
+		if doubted > 0 {
+			s.doubt(e, doubted, why)
+		}
+	}()
 	note := func(ek manifest.SHA256, serial string, withdrawn bool) {
-		was, known := s.keys[ek]
+		was, known := s.expected[ek]
 		next := keyStanding{serial: serialDigest(serial)}
 		switch {
 		case withdrawn:
 			next.at = uint64(max(micros(e.Time), was.lastAt())) << 1
-		case !ok, s.signed && (known && when <= was.lastAt() || when <= s.restored):
-			return
 		default:
+			err := fault
+			if err == nil {
+				err = s.overtaken(when, known, was.lastAt())
+			}
+			if err != nil {
+				doubted, why = doubted+1, err
+				return
+			}
 			next.at = uint64(max(when, was.lastAt()))<<1 | 1
 		}
-		s.keys[ek] = next
+		s.expected[ek] = next
 		s.dirty[ek[0]] = true
 	}
 	if d.Bindings == nil {
@@ -339,6 +422,13 @@ type StandingStatement struct {
 	Signed bool      `json:"signed"` // entries that enrol must be signed from here on
 	// Restored is when the store was last filled from a backup, see Standing.Restored.
 	Restored time.Time `json:"restored,omitzero"`
+	// Keys are the ids of the ReleaseKeys that it was made with, the present one last:
+	// with others the log says something else. Since is how many of them do not count
+	// any more.
+	Keys  []string `json:"keys,omitempty"`
+	Since int      `json:"since,omitempty"`
+	// Unknown is Standing.UnknownKeys.
+	Unknown []string `json:"unknown,omitempty"`
 	// Shards are the digests of the parts that are not empty, by their number in two
 	// hex digits.
 	Shards map[string]manifest.SHA256 `json:"shards"`
@@ -347,8 +437,10 @@ type StandingStatement struct {
 // ShardName names a part in a StandingStatement.
 func ShardName(shard int) string { return fmt.Sprintf("%02x", shard) }
 
-// Signed reports whether entries that enrol must be signed.
-func (s *Standing) Signed() bool { return s.signed }
+// Statement returns what is to be signed of s but for the parts.
+func (s *Standing) Statement(at time.Time) StandingStatement {
+	return StandingStatement{Head: s.head, Time: at.UTC().Round(0), Signed: s.signed, Restored: s.Restored(), Keys: slices.Clone(s.ids), Since: s.since, Unknown: s.UnknownKeys()}
+}
 
 // Sizes of the records of a shard, bytes.
 const (
@@ -380,7 +472,7 @@ func (s *Standing) Parts(also ...int) map[int][]byte {
 			machines[id[0]] = append(machines[id[0]], id)
 		}
 	}
-	for ek := range s.keys {
+	for ek := range s.expected {
 		if want[ek[0]] {
 			keys[ek[0]] = append(keys[ek[0]], ek)
 		}
@@ -398,7 +490,7 @@ func (s *Standing) Parts(also ...int) map[int][]byte {
 			b = binary.BigEndian.AppendUint64(append(b, id[:]...), uint64(s.machines[id]))
 		}
 		for _, ek := range keys[i] {
-			k := s.keys[ek]
+			k := s.expected[ek]
 			b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(append(b, ek[:]...), k.at), k.serial)
 		}
 		out[i] = b
@@ -406,15 +498,25 @@ func (s *Standing) Parts(also ...int) map[int][]byte {
 	return out
 }
 
+// ErrOtherKeys: a StandingStatement was made with other ReleaseKeys, or by an earlier
+// version.
+var ErrOtherKeys = errors.New("what is kept of what the log says of machines was made with other release keys")
+
 // RestoreStanding makes a Standing of what was kept: a statement whose signature the
 // caller has verified, and its parts by their names. Each part must be the one whose
-// digest is in the statement.
-func RestoreStanding(key *ecdsa.PublicKey, of *StandingStatement, parts map[string][]byte) (*Standing, error) {
-	s, err := NewStanding(key)
+// digest is in the statement, which must be of the same keys (ErrOtherKeys).
+func RestoreStanding(keys ReleaseKeys, of *StandingStatement, parts map[string][]byte) (*Standing, error) {
+	s, err := NewStanding(keys)
 	if err != nil {
 		return nil, err
 	}
-	s.head, s.signed = of.Head, of.Signed
+	switch {
+	case !slices.Equal(of.Keys, s.ids):
+		return nil, ErrOtherKeys
+	case of.Since < 0 || of.Since >= len(s.ids) || len(of.Unknown) > maxUnknown:
+		return nil, errors.New("what the log says of machines is not as it was written")
+	}
+	s.head, s.signed, s.since, s.unknown = of.Head, of.Signed, of.Since, slices.Clone(of.Unknown)
 	if !of.Restored.IsZero() {
 		s.restored = micros(of.Restored)
 	}
@@ -458,7 +560,7 @@ func (s *Standing) decode(name string, b []byte) error {
 		if err := take(keyBytes); err != nil {
 			return err
 		}
-		s.keys[id] = k
+		s.expected[id] = k
 	}
 	return nil
 }

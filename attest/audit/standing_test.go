@@ -32,7 +32,7 @@ func newStandingLog(t testing.TB) *standingLog {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := audit.NewStanding(&key.PublicKey)
+	all, err := audit.NewStanding(audit.ReleaseKeys{Present: &key.PublicKey})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +223,7 @@ func TestAnEntryFromBeforeARestoreDoesNotCountAfterIt(t *testing.T) {
 	list := l.signed(listed(t, false, api.ExpectedAdded, expected))
 	l.now = l.now.Add(time.Hour)
 	l.note(audit.Event{Kind: audit.KindRestore, Data: audit.Restore{By: "root"}})
-	kept, err := audit.RestoreStanding(&l.key.PublicKey, &audit.StandingStatement{Signed: true, Restored: l.all.Restored()}, nil)
+	kept, err := audit.RestoreStanding(audit.ReleaseKeys{Present: &l.key.PublicKey}, statement(l.all, nil), nil)
 	if err != nil || !kept.Restored().Equal(l.now) {
 		t.Errorf("kept, it was restored at %v: %v", kept.Restored(), err)
 	}
@@ -297,6 +297,13 @@ func TestALogSaysWhichMachinesAreExpected(t *testing.T) {
 	}
 }
 
+// statement is what is signed of a Standing.
+func statement(of *audit.Standing, shards map[string]manifest.SHA256) *audit.StandingStatement {
+	s := of.Statement(time.Unix(1_800_000_000, 0))
+	s.Shards = shards
+	return &s
+}
+
 func TestAStandingIsKeptInParts(t *testing.T) {
 	t.Parallel()
 	l := newStandingLog(t)
@@ -306,7 +313,7 @@ func TestAStandingIsKeptInParts(t *testing.T) {
 		for i, part := range l.all.Parts() {
 			parts[audit.ShardName(i)], digests[audit.ShardName(i)] = part, sha256.Sum256(part)
 		}
-		return &audit.StandingStatement{Head: l.all.Head(), Signed: l.all.Signed(), Shards: maps.Clone(digests)}
+		return statement(l.all, maps.Clone(digests))
 	}
 	for n := range 700 {
 		id := attest.MachineID(sha256.Sum256([]byte{byte(n), byte(n >> 8)}))
@@ -325,7 +332,7 @@ func TestAStandingIsKeptInParts(t *testing.T) {
 	if changed := l.all.Parts(); len(changed) != 1 || changed[9] == nil || l.all.Changed() {
 		t.Errorf("%d parts changed", len(changed))
 	}
-	old, err := audit.RestoreStanding(&l.key.PublicKey, of, parts)
+	old, err := audit.RestoreStanding(audit.ReleaseKeys{Present: &l.key.PublicKey}, of, parts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +358,7 @@ func TestAStandingIsKeptInParts(t *testing.T) {
 		of, parts := *of, maps.Clone(parts)
 		of.Shards = maps.Clone(of.Shards)
 		spoil(&of, parts)
-		if _, err := audit.RestoreStanding(&l.key.PublicKey, &of, parts); err == nil {
+		if _, err := audit.RestoreStanding(audit.ReleaseKeys{Present: &l.key.PublicKey}, &of, parts); err == nil {
 			t.Errorf("%s: it is taken", name)
 		}
 	}
@@ -385,8 +392,8 @@ func FuzzRestoreStanding(f *testing.F) {
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
 	f.Add(make([]byte, 8+48))
 	f.Fuzz(func(t *testing.T, part []byte) {
-		of := &audit.StandingStatement{Shards: map[string]manifest.SHA256{"09": sha256.Sum256(part)}}
-		s, err := audit.RestoreStanding(&l.key.PublicKey, of, map[string][]byte{"09": part})
+		of := statement(l.all, map[string]manifest.SHA256{"09": sha256.Sum256(part)})
+		s, err := audit.RestoreStanding(audit.ReleaseKeys{Present: &l.key.PublicKey}, of, map[string][]byte{"09": part})
 		if err != nil {
 			return
 		}

@@ -71,6 +71,7 @@ func (f *kekScene) replica(store server.Store, kek attest.Secret, former []attes
 	f.Helper()
 	c := f.config
 	c.Store, c.KEK, c.FormerKEKs, c.LostKEKs = store, bytes.Clone(kek), former, lost
+	c.Standing = storetest.Standing(f, f.memory, f.release)
 	srv, err := server.New(c)
 	if err != nil {
 		f.Fatal(err)
@@ -483,8 +484,9 @@ func TestNewRefusesKEKs(t *testing.T) {
 		"a lost one that is no id": {a, nil, []string{"disk-kek"}, "not 16 hex digits"},
 		"a lost one that is here":  {a, []attest.Secret{b}, []string{server.KEKID(b)}, "is lost and is here"},
 	} {
+		store, key := new(storetest.Memory), newKey(t)
 		_, err := server.New(server.Config{
-			Store: new(storetest.Memory), KEK: tt.kek, FormerKEKs: tt.former, LostKEKs: tt.lost, ReleaseKey: newKey(t), Log: slog.New(slog.DiscardHandler),
+			Store: store, Standing: storetest.Standing(t, store, key), KEK: tt.kek, FormerKEKs: tt.former, LostKEKs: tt.lost, ReleaseKey: key, Log: slog.New(slog.DiscardHandler),
 			Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, nil },
 		})
 		if err == nil || !strings.Contains(err.Error(), tt.want) {

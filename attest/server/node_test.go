@@ -535,8 +535,9 @@ func TestNewRefusesAnUnsafeConfiguration(t *testing.T) {
 	good := func() server.Config {
 		kek := make(attest.Secret, server.KEKSize)
 		rand.Read(kek)
+		store, key := new(storetest.Memory), newKey(t)
 		return server.Config{
-			Store: new(storetest.Memory), KEK: kek, ReleaseKey: newKey(t), Log: slog.New(slog.DiscardHandler),
+			Store: store, Standing: storetest.Standing(t, store, key), KEK: kek, ReleaseKey: key, Log: slog.New(slog.DiscardHandler),
 			Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, errors.New("none") },
 		}
 	}
@@ -546,6 +547,7 @@ func TestNewRefusesAnUnsafeConfiguration(t *testing.T) {
 	}
 	for name, change := range map[string]func(*server.Config){
 		"no store":             func(c *server.Config) { c.Store = nil },
+		"no standing":          func(c *server.Config) { c.Standing = nil },
 		"no policy":            func(c *server.Config) { c.Policy = nil },
 		"no log":               func(c *server.Config) { c.Log = nil },
 		"no release key":       func(c *server.Config) { c.ReleaseKey = nil },
@@ -598,8 +600,9 @@ func FuzzNodeAPI(f *testing.F) {
 	f.Add(3, []byte(`{"challengeID":"x","activationProof":"AA=="}`))
 	kek := make(attest.Secret, server.KEKSize)
 	rand.Read(kek)
+	store, key := new(storetest.Memory), newKey(f)
 	srv, err := server.New(server.Config{
-		Store: new(storetest.Memory), KEK: kek, ReleaseKey: newKey(f), Log: slog.New(slog.DiscardHandler),
+		Store: store, Standing: storetest.Standing(f, store, key), KEK: kek, ReleaseKey: key, Log: slog.New(slog.DiscardHandler),
 		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
 	})
 	if err != nil {

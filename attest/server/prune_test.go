@@ -389,7 +389,7 @@ func TestARetentionNeedsAPrunerAndADay(t *testing.T) {
 	for _, c := range []server.Config{{Retention: 48 * time.Hour}, {Retention: time.Hour, Pruner: s.memory}, {Retention: -48 * time.Hour, Pruner: s.memory}} {
 		c.Store, c.ReleaseKey, c.KEK = s.memory, s.release, bytes.Repeat([]byte{1}, server.KEKSize)
 		c.Policy = func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, nil }
-		c.Log = slog.New(slog.DiscardHandler)
+		c.Log, c.Standing = slog.New(slog.DiscardHandler), storetest.Standing(t, s.memory, s.release)
 		if _, err := server.New(c); err == nil || !strings.Contains(err.Error(), "retention") {
 			t.Errorf("%v: %v", c.Retention, err)
 		}

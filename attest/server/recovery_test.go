@@ -20,6 +20,7 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/recovery"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/server/storetest"
 )
 
 // recoveryScene is a machine with a disk key, and people.
@@ -413,6 +414,7 @@ func TestANameIsOfOnePerson(t *testing.T) {
 		"a name with a newline": {{Name: "A", Tokens: []string{"a\nb"}}},
 	} {
 		c := config
+		c.Standing = storetest.Standing(t, new(storetest.Memory), newKey(t))
 		c.KEK, c.People = bytes.Repeat([]byte{1}, server.KEKSize), people
 		if _, err := server.New(c); err == nil || !strings.Contains(err.Error(), "people") {
 			t.Errorf("%s: %v", name, err)
@@ -701,8 +703,10 @@ func TestNoCodeIsGivenWhileReleasesAreHeld(t *testing.T) {
 	if err := r.memory.Commit(t.Context(), &server.Change{Documents: []*server.Document{held}}); err != nil {
 		t.Fatal(err)
 	}
+	c := r.config
+	c.Standing = storetest.Standing(t, r.memory, r.release)
 	var err error
-	if r.srv, err = server.New(r.config); err != nil {
+	if r.srv, err = server.New(c); err != nil {
 		t.Fatal(err)
 	}
 	r.listen()

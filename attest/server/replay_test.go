@@ -253,6 +253,7 @@ func keep(into *server.Config) func(*server.Config) {
 // adopt starts the service of that configuration again, on another store.
 func (s *scene) adopt(c server.Config, m *storetest.Memory) {
 	s.Helper()
+	c.Standing = storetest.Standing(s, m, s.release)
 	s.memory, c.Store = m, &storetest.Faulty{Store: m, Fail: c.Store.(*storetest.Faulty).Fail}
 	srv, err := server.New(c)
 	if err != nil {
@@ -468,7 +469,7 @@ func TestRestoreRefuses(t *testing.T) {
 	}{
 		"another fleet's backup": {func(o *backup.Order) { o.Key = &other.release.PublicKey }, "of another fleet"},
 		"what is no backup":      {func(o *backup.Order) { o.Backup = bytes.NewReader(log) }, "is no backup"},
-		"another service's log":  {func(o *backup.Order) { o.Log = bytes.NewReader(other.exportLog(1)) }, "signed by another key"},
+		"another service's log":  {func(o *backup.Order) { o.Log = bytes.NewReader(other.exportLog(1)) }, "neither the present one nor a former one"},
 		"a log altered": {func(o *backup.Order) {
 			o.Log = bytes.NewReader(bytes.Replace(log, []byte("line-1"), []byte("line-2"), 1))
 		}, "altered"},
@@ -478,7 +479,7 @@ func TestRestoreRefuses(t *testing.T) {
 		"a log without a signed head":              {func(o *backup.Order) { o.Log = bytes.NewReader(unsigned) }, "has no signed head, so anybody could have made it"},
 		"a log made up":                            {func(o *backup.Order) { o.Log = bytes.NewReader(madeUp) }, "has no signed head"},
 		"a log made up, with the old head":         {func(o *backup.Order) { o.Log = bytes.NewReader(append(bytes.Clone(madeUp), lines[len(lines)-2]...)) }, "and its signed head is entry"},
-		"a log made up, and signed by another key": {signedBy(other.release, next.Head()), "signed by another key"},
+		"a log made up, and signed by another key": {signedBy(other.release, next.Head()), "neither the present one nor a former one"},
 		"a log cut short": {func(o *backup.Order) {
 			o.Log = bytes.NewReader(bytes.Join(append(lines[:len(lines)-3:len(lines)-3], lines[len(lines)-2]), nil))
 		}, "it was cut short or altered"},

@@ -16,6 +16,7 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/client"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/attest/tpm"
 	"github.com/sealift/sealift/attest/tpm/tpmtest"
 )
@@ -408,7 +409,8 @@ func TestReportsThatCannotBeAreRefusedAtTheStart(t *testing.T) {
 	for _, r := range []server.Reports{
 		{Every: time.Second}, {Every: 25 * time.Hour}, {Every: 10*time.Second + 1}, {Every: time.Minute, Deadline: time.Minute}, {Deadline: time.Second},
 	} {
-		if _, err := server.New(server.Config{Store: newScene(t, nil).memory, Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, nil },
+		s := newScene(t, nil)
+		if _, err := server.New(server.Config{Store: s.memory, Standing: storetest.Standing(t, s.memory, s.release), Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, nil },
 			Log: slog.New(slog.DiscardHandler), ReleaseKey: newKey(t), KEK: bytes.Repeat([]byte{1}, server.KEKSize), Reports: r}); err == nil || !strings.Contains(err.Error(), "reports: ") {
 			t.Errorf("%+v: %v", r, err)
 		}

@@ -260,6 +260,9 @@ func newScene(t *testing.T, change func(*server.Config)) *scene {
 	if change != nil {
 		change(&c)
 	}
+	if c.Standing == nil {
+		c.Standing = storetest.Standing(t, s.memory, s.release)
+	}
 	srv, err := server.New(c)
 	if err != nil {
 		t.Fatal(err)

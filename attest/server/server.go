@@ -69,8 +69,8 @@ type Config struct {
 	// from what was signed before. Optional; without it nobody can ask for it.
 	AuditHead func(context.Context) (*audit.Envelope, error)
 
-	// Standing tells what the audit log says of machines. Optional; without it the
-	// records of Store are taken at their word.
+	// Standing tells what the audit log says of machines, without which the records of
+	// Store count for nothing. NewOwnStanding makes one for a store of one process.
 	Standing Standing
 
 	// KEK is the key-encryption key under which disk keys are stored, KEKSize
@@ -352,6 +352,8 @@ func New(c Config) (*Server, error) {
 		return nil, errors.New("attestation service: no store")
 	case c.Policy == nil:
 		return nil, errors.New("attestation service: no policy source")
+	case c.Standing == nil:
+		return nil, errors.New("attestation service: nothing that says what the audit log says of machines")
 	case c.Log == nil:
 		return nil, errors.New("attestation service: no log")
 	case c.ReleaseKey == nil:

@@ -47,7 +47,7 @@ type Standing interface {
 // record: either somebody else wrote the record, or it changed since, which whoever
 // writes it again finds out (ErrConflict).
 func (s *Server) unprovenMachine(ctx context.Context, m *Machine) (string, *failure) {
-	if s.c.Standing == nil || m.State != attest.StateEnrolled {
+	if m.State != attest.StateEnrolled {
 		return "", nil
 	}
 	for _, current := range []bool{false, true} {
@@ -70,9 +70,6 @@ func (s *Server) unprovenMachine(ctx context.Context, m *Machine) (string, *fail
 // unprovenExpectation does the same for a machine that is to be enrolled because its
 // endorsement key is on a list. One that was locked out is not enrolled by a list.
 func (s *Server) unprovenExpectation(ctx context.Context, id attest.MachineID, e *api.Expected) (string, *failure) {
-	if s.c.Standing == nil {
-		return "", nil
-	}
 	for _, current := range []bool{false, true} {
 		ok, at, err := s.c.Standing.Expected(ctx, e.EK, e.Serial, current)
 		var state attest.EnrolmentState
@@ -178,9 +175,6 @@ func (s *Server) signTrust(ctx context.Context, c *Change) error {
 // that is not known, it is the event's; if it does not count then, nothing is given.
 func (s *Server) after(ctx context.Context, ev audit.Event) time.Time {
 	at := ev.Time
-	if s.c.Standing == nil {
-		return at
-	}
 	later := func(last time.Time, err error) {
 		if err == nil && at.UnixMicro() <= last.UnixMicro() {
 			at = last.Add(time.Microsecond)

@@ -18,7 +18,7 @@ type behind struct{ s *scene }
 
 func (b behind) read(current bool) *audit.Standing {
 	b.s.Helper()
-	all, err := audit.NewStanding(&b.s.release.PublicKey)
+	all, err := audit.NewStanding(audit.ReleaseKeys{Present: &b.s.release.PublicKey})
 	if err != nil {
 		b.s.Fatal(err)
 	}

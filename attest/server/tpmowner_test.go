@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -541,13 +542,22 @@ func TestRecordsOfAnEarlierVersionAreIndexed(t *testing.T) {
 	}
 }
 
+// enrolled is the entry that enrols a machine, not signed.
+func enrolled(id attest.MachineID) audit.Event {
+	return audit.Event{Time: time.Unix(1, 0), Kind: audit.KindState, Machine: id, Data: audit.StateChange{To: attest.StateEnrolled, By: "ana"}}
+}
+
 func TestDuplicatesOfAnEarlierVersionBecomeOneMachine(t *testing.T) {
 	s := newScene(t, nil)
 	first, _ := s.running()
 	second := s.secondKey(first)
 	m := s.machine(first)
 	twin := &server.Machine{AKName: m.AKName, ReleaseID: "r", Machine: api.Machine{ID: second.id, State: attest.StateEnrolled, NodeName: "twin", DiskGUID: otherDisk}}
-	if err := s.memory.Commit(t.Context(), &server.Change{Machine: twin}); err != nil {
+	ev, err := audit.SignTrust(s.release, enrolled(second.id), s.now())
+	if err == nil {
+		err = s.memory.Commit(t.Context(), &server.Change{Machine: twin, Events: []audit.Event{ev}})
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	s.nextBoot()
@@ -589,11 +599,18 @@ func TestADuplicateThatWasRevokedByHandIsReplaced(t *testing.T) {
 		{AKName: akName, Machine: api.Machine{ID: first.id, State: attest.StateRevoked, Reason: "duplicate", NodeName: "n0", DiskGUID: disk}},
 		{AKName: akName, ReleaseID: "r", Machine: api.Machine{ID: second.id, State: attest.StateEnrolled, NodeName: "n1", DiskGUID: otherDisk}},
 	} {
-		if err := memory.Commit(t.Context(), &server.Change{Machine: m}); err != nil {
+		change := &server.Change{Machine: m}
+		if m.State == attest.StateEnrolled {
+			change.Events = []audit.Event{enrolled(m.ID)} // as that version has it, unsigned
+		}
+		if err := memory.Commit(t.Context(), change); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s := newScene(t, func(c *server.Config) { c.Store = memory })
+	s := newScene(t, func(c *server.Config) {
+		c.Store = memory
+		c.Standing = storetest.Standing(t, memory, c.ReleaseKey.(*ecdsa.PrivateKey))
+	})
 	s.memory, s.tpmCA = memory, plain.tpmCA
 	if status, got := s.attests(second, otherDisk); status != 403 || got != string(attest.CodeTPMTaken) {
 		t.Fatalf("HTTP %d, %s", status, got)
@@ -634,7 +651,7 @@ func TestReplicasIndexTheirStoreAtOnce(t *testing.T) {
 		}
 		for range 3 {
 			srv, err := server.New(server.Config{
-				Store: memory, KEK: bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: s.release, Log: slog.New(slog.DiscardHandler),
+				Store: memory, Standing: storetest.Standing(t, memory, s.release), KEK: bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: s.release, Log: slog.New(slog.DiscardHandler),
 				Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
 			})
 			if err != nil {

@@ -107,12 +107,13 @@ func replica(t testing.TB, store server.Store, hooks ...server.Webhook) (*server
 // replicaWith is replica for one whose configuration and times are others.
 func replicaWith(t testing.TB, change func(*server.Config), before func(*server.Server)) (*server.Server, *logBuffer, func()) {
 	t.Helper()
-	log := new(logBuffer)
+	log, key := new(logBuffer), newKey(t)
 	c := server.Config{
 		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
-		KEK:    bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: newKey(t), Log: slog.New(slog.NewTextHandler(log, nil)),
+		KEK:    bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: key, Log: slog.New(slog.NewTextHandler(log, nil)),
 	}
 	change(&c)
+	c.Standing = storetest.Standing(t, c.Store, key)
 	s, err := server.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -296,9 +297,11 @@ func TestAReceiverThatHangsOrTalksWithoutEndIsCutOff(t *testing.T) {
 				hangUp(req)
 			}
 			r.fail.Store(&f)
+			key := newKey(t)
 			s, err := server.New(server.Config{
 				Store: store, Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
-				KEK: bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: newKey(t), Log: slog.New(slog.NewTextHandler(log, nil)), Webhooks: []server.Webhook{r.hook()},
+				Standing: storetest.Standing(t, store, key),
+				KEK:      bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: key, Log: slog.New(slog.NewTextHandler(log, nil)), Webhooks: []server.Webhook{r.hook()},
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -537,9 +540,11 @@ func TestWebhooksThatCannotBeAreRefusedAtTheStart(t *testing.T) {
 		"an unknown event":          with(func(w *server.Webhook) { w.Events = []string{"machine.exploded"} }),
 		"one URL twice":             {good, good},
 	} {
+		store, key := new(storetest.Memory), newKey(t)
 		_, err := server.New(server.Config{
-			Store: new(storetest.Memory), Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, nil },
-			KEK: bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: newKey(t), Log: slog.New(slog.DiscardHandler), Webhooks: hooks,
+			Store: store, Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return nil, nil },
+			Standing: storetest.Standing(t, store, key),
+			KEK:      bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: key, Log: slog.New(slog.DiscardHandler), Webhooks: hooks,
 		})
 		if err == nil || !strings.Contains(err.Error(), "webhook") || strings.Contains(err.Error(), "short") || strings.Contains(err.Error(), "pw") {
 			t.Errorf("%s: %v", name, err)

@@ -29,10 +29,12 @@ type hooked struct {
 func newHooked(t *testing.T) *hooked {
 	t.Helper()
 	h := &hooked{T: t, store: new(storetest.Memory), r: newReceiver(t), now: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)}
+	key := newKey(t)
 	var err error
 	h.srv, err = server.New(server.Config{
 		Store: h.store, Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
-		KEK: bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: newKey(t), Log: slog.New(slog.DiscardHandler),
+		Standing: storetest.Standing(t, h.store, key),
+		KEK:      bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: key, Log: slog.New(slog.DiscardHandler),
 		Webhooks: []server.Webhook{h.r.hook()}, Clock: func() time.Time { return h.now },
 	})
 	if err != nil {

@@ -58,7 +58,8 @@ func startService(t *testing.T) (*storetest.Memory, client.Client) {
 	store := new(storetest.Memory)
 	srv, err := server.New(server.Config{
 		Store: store, Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return &attest.Policy{}, nil },
-		KEK: bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: key, Log: slog.New(slog.DiscardHandler),
+		Standing: storetest.Standing(t, store, key),
+		KEK:      bytes.Repeat([]byte{1}, server.KEKSize), ReleaseKey: key, Log: slog.New(slog.DiscardHandler),
 	})
 	must(err)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -140,6 +140,9 @@ standard input.
 The chain alone proves nothing of who wrote it: anybody can make one. Without --key
 and --head a log is refused; --chain-only checks the chain and takes that.
 
+A log from before the release key was changed is signed with the former one: give its
+public half as --key.
+
 What was decided after the time of the signature is not in the log. A signed head
 proves that the service wrote this log, and not that there is no later one.
 
@@ -214,7 +217,7 @@ func verifyAudit(ctx context.Context, e *env, o *verifyAuditOptions, name string
 	case key != nil:
 		var s audit.HeadStatement
 		if err := signed.Open(key, audit.HeadType, &s); err != nil {
-			return withHint(refused{fmt.Errorf("the signed head of %s: %w", name, err)}, "another service wrote it, or it was made up")
+			return withHint(refused{fmt.Errorf("the signed head of %s: %w", name, err)}, "another service wrote it, or it was made up; one from before the release key was changed needs the public key of then")
 		}
 		if s.Head != head {
 			return refused{fmt.Errorf("%s ends with entry %d, %s, and the service signed that it ends with entry %d, %s", name, head.Seq, head.Hash, s.Head.Seq, s.Head.Hash)}

@@ -80,7 +80,11 @@ Example:
 				}
 				return nil
 			}
-			heads, err := readSignedHeads(&key.PublicKey, c.Witness)
+			keys, err := c.Release.keys(&key.PublicKey)
+			if err != nil {
+				return err
+			}
+			heads, err := readSignedHeads(keys, c.Witness)
 			if err := pass(err); err != nil {
 				return notSeen(err)
 			}
@@ -128,7 +132,7 @@ Example:
 
 // notSeen is the refusal of a log that is not the one whose end was signed.
 func notSeen(err error) error {
-	return withHint(refused{err}, "docs/audit.md says what may have happened; if the release key or the store was exchanged on purpose, or to keep a copy of what was altered: --any-log")
+	return withHint(refused{err}, "docs/audit.md says what may have happened; if the release key was changed, name the public key of the former one under release.former; if the store was exchanged on purpose, or to keep a copy of what was altered: --any-log")
 }
 
 type restoreOptions struct {
@@ -143,7 +147,8 @@ func newRestoreCommand(e *env) *cobra.Command {
 		Short: "Fill an empty store from a backup",
 		Long: `Fills the store of the configuration, which must be empty, from what 'sealift backup'
 wrote. A file that was altered or cut short, or that another fleet made, is refused,
-and the store stays empty.
+and the store stays empty. One that was signed with a former release key of the same
+fleet is taken if the configuration names that key (release.former).
 
 The service decided more after the backup was made. Give the newest export of its
 audit log as --audit: it is appended to the backup's, and its revocations,
@@ -208,12 +213,16 @@ func restore(cmd *cobra.Command, e *env, o *restoreOptions, file string) (err er
 	if err != nil {
 		return err
 	}
+	keys, err := c.Release.keys(&key.PublicKey)
+	if err != nil {
+		return err
+	}
 	f, err := profiles.OpenRegular(file)
 	if err != nil {
 		return fmt.Errorf("open the backup: %w", err)
 	}
 	defer f.Close() // only read
-	order := &backup.Order{Backup: f, Key: &key.PublicKey, Head: head, By: "unknown", Reason: o.reason, Now: e.now().UTC(), UnsignedLog: o.unsigned}
+	order := &backup.Order{Backup: f, Key: &key.PublicKey, FormerKeys: keys.Former, Head: head, By: "unknown", Reason: o.reason, Now: e.now().UTC(), UnsignedLog: o.unsigned}
 	order.SignHead = func(s audit.HeadStatement) (*audit.Envelope, error) { return audit.Sign(key, audit.SeenType, s) }
 	if u, err := user.Current(); err == nil {
 		order.By = u.Username
@@ -245,6 +254,8 @@ func restore(cmd *cobra.Command, e *env, o *restoreOptions, file string) (err er
 	switch {
 	case errors.Is(err, backup.ErrUnsignedLog):
 		return withHint(refused{err}, "export it again with 'sealift audit export'; or, if you know where the file comes from, give --audit-unsigned")
+	case errors.Is(err, audit.ErrUnknownKey):
+		return withHint(refused{err}, hintFormer)
 	case errors.As(err, new(*backup.RefusedError)):
 		return refused{err}
 	case errors.Is(err, server.ErrConflict):

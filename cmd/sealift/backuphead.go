@@ -1,10 +1,10 @@
 package main
 
 import (
-	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
@@ -15,7 +15,7 @@ import (
 // that was altered and chained anew is a chain, too, and a restore of it would be
 // signed.
 type signedHeads struct {
-	key  *ecdsa.PublicKey
+	keys audit.ReleaseKeys
 	seen map[string]audit.HeadStatement // by where it is kept
 	last audit.Head
 }
@@ -25,8 +25,8 @@ var errNotSeen = errors.New("the audit log of the store is not the one whose end
 
 // readSignedHeads reads the witness file, which may be none. It must be read before
 // the log is copied, which then has at least what the file says.
-func readSignedHeads(key *ecdsa.PublicKey, witness string) (*signedHeads, error) {
-	h := &signedHeads{key: key, seen: map[string]audit.HeadStatement{}}
+func readSignedHeads(keys audit.ReleaseKeys, witness string) (*signedHeads, error) {
+	h := &signedHeads{keys: keys, seen: map[string]audit.HeadStatement{}}
 	if witness == "" {
 		return h, nil
 	}
@@ -42,8 +42,12 @@ func readSignedHeads(key *ecdsa.PublicKey, witness string) (*signedHeads, error)
 
 func (h *signedHeads) keep(where string, b []byte) error {
 	var s audit.HeadStatement
-	if err := openHead(b, h.key, &s); err != nil {
+	present, err := openHead(b, h.keys, &s)
+	if err != nil {
 		return fmt.Errorf("%w: %s: %w", errNotSeen, where, err)
+	}
+	if !present {
+		s.Restored = time.Time{} // see openWitness
 	}
 	h.seen[where] = s
 	return nil

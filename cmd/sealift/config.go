@@ -26,9 +26,10 @@ import (
 // relative to the file. A section that is left out is a service not run;
 // node, operator, keys, kek, store, images and tpm are always needed.
 type serveConfig struct {
-	Keys  string    `yaml:"keys"`  // key directory of `sealift keys init`
-	KEK   kekConfig `yaml:"kek"`   // what disk keys are stored under; there is no default
-	Store string    `yaml:"store"` // file of a SQLite database, made if missing, or DSN of a PostgreSQL database (postgres://...)
+	Keys    string        `yaml:"keys"`    // key directory of `sealift keys init`
+	KEK     kekConfig     `yaml:"kek"`     // what disk keys are stored under; there is no default
+	Release releaseConfig `yaml:"release"` // optional: of release keys that were changed
+	Store   string        `yaml:"store"`   // file of a SQLite database, made if missing, or DSN of a PostgreSQL database (postgres://...)
 	// Witness is a file in which this replica keeps where it saw the audit log end.
 	// It is made if missing, and of no use in the database. Optional.
 	Witness string   `yaml:"witness"`
@@ -137,6 +138,9 @@ func readServeConfig(file string) (*serveConfig, error) {
 	for i := range c.KEK.Former {
 		at(&c.KEK.Former[i].File)
 		at(&c.KEK.Former[i].Wrapped)
+	}
+	for i := range c.Release.Former {
+		at(&c.Release.Former[i])
 	}
 	if !pgstore.IsDSN(c.Store) {
 		// As the name of a file it would be a new, empty store, and a password in it
@@ -260,6 +264,9 @@ func (c *serveConfig) check() error {
 		return fmt.Errorf("settings are missing or empty: %s", strings.Join(missing, ", "))
 	}
 	if err := c.KEK.check(); err != nil {
+		return err
+	}
+	if err := c.Release.check(); err != nil {
 		return err
 	}
 	return c.checkValues()

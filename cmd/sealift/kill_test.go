@@ -97,8 +97,12 @@ func victimService(dir string, store server.Store) (*server.Server, *keyring.Key
 		ID: "paper", Images: []*manifest.Manifest{papertpm.GoodImage()}, Firmware: attest.FirmwarePolicy{References: []attest.FirmwareReference{papertpm.GoodFirmware()}},
 		TPM: attest.TPMPolicy{Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: crt}}, Allowed: []attest.TPMClass{attest.TPMSoftware}},
 	}
+	standing, err := server.NewOwnStanding(store, audit.ReleaseKeys{Present: &key.PublicKey})
+	if err != nil {
+		return nil, nil, err
+	}
 	s, err := server.New(server.Config{
-		Store: store, KEK: kek, ReleaseKey: key, Log: slog.New(slog.DiscardHandler),
+		Store: store, Standing: standing, KEK: kek, ReleaseKey: key, Log: slog.New(slog.DiscardHandler),
 		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return policy, nil },
 		Limits: server.Limits{PerAddress: 1, PerEK: 1, Refusal: 1, Unproven: 1},
 	})

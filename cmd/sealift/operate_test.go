@@ -31,6 +31,7 @@ import (
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/attest/tpm/tpmtest"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 	"github.com/sealift/sealift/cmd/sealift/internal/sqlstore"
@@ -459,7 +460,7 @@ func newServer(t *testing.T) (*server.Server, *sqlstore.Store, *tpmtest.CA) {
 		Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: ca.Root}}, Allowed: []attest.TPMClass{attest.TPMSoftware},
 	}}
 	s, err := server.New(server.Config{
-		Store: store, KEK: kek, ReleaseKey: release, Log: slog.New(slog.DiscardHandler),
+		Store: store, Standing: storetest.Standing(t, store, release), KEK: kek, ReleaseKey: release, Log: slog.New(slog.DiscardHandler),
 		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return policy, nil },
 	})
 	if err != nil {

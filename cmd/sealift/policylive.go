@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -72,6 +73,8 @@ type livePolicy struct {
 	catalogue *firmware.Catalogue // that local's references are of
 	mon       *monitor.Monitor
 	log       *slog.Logger
+	// former are the release keys that the ring's replaced, the latest last. Optional.
+	former []*ecdsa.PublicKey
 	// witnessFile is where what was seen of the audit log is kept. Optional.
 	witnessFile string
 	// tail is what the store tells of what this process writes to the log. Optional.
@@ -135,6 +138,7 @@ func (l *livePolicy) begin(ctx context.Context, signature []byte) error {
 	if err := w.catchUp(ctx); err != nil && !errors.Is(err, errAltered) {
 		return err
 	}
+	w.standing.warnUnknown()
 	if err := takeOver(ctx, w, l.config); err != nil && !errors.Is(err, errUnproven) {
 		return err
 	}
@@ -346,7 +350,7 @@ func (l *livePolicy) watched(ctx context.Context) (*logWitness, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := openWitness(ctx, l.store, key, l.witnessFile, l.local.clock, l.log)
+	w, err := openWitness(ctx, l.store, key, l.witnessFile, l.local.clock, l.log, l.former...)
 	if err == nil {
 		w.tail = l.tail
 		l.witness = w

@@ -30,6 +30,7 @@ Reports are made from the log of decisions, which is verified on the way.`, `
 type reportOptions struct {
 	machine, out string
 	key, head    string
+	former       []string
 	chainOnly    bool
 }
 
@@ -45,7 +46,8 @@ it is made from.
 
 That the log is one chain proves nothing of who wrote it: anybody can make one. With
 --key, the public release key, the service signs where its log ends, and the report is
-of the log up to there. With --head the log must have the entry whose hash was kept
+of the log up to there; an enrolment that the service did not sign is marked. Where the
+release key was changed, --former takes those before it. With --head the log must have the entry whose hash was kept
 elsewhere, which shows nothing of the entries after it. Without both the report says
 that nothing was shown; --chain-only takes that. A report that is not verified is
 written all the same, says why, and the exit status is 3.
@@ -74,10 +76,23 @@ EXIT STATUS
 			if err := options.Kept.UnmarshalText([]byte(r.head)); err != nil {
 				return usage{fmt.Errorf("--head: %w", err)}
 			}
+			if r.key == "" && len(r.former) > 0 {
+				return usage{errors.New("--former is for what was signed before the present release key: give that with --key")}
+			}
 			if r.key != "" {
 				var err error
 				if options.Key, err = readReleaseKey(r.key); err != nil {
 					return err
+				}
+				for _, file := range r.former {
+					key, err := readReleaseKey(file)
+					if err != nil {
+						return err
+					}
+					options.Former = append(options.Former, key)
+				}
+				if err := (audit.ReleaseKeys{Present: options.Key, Former: options.Former}).Check(); err != nil {
+					return usage{fmt.Errorf("--key and --former: %w", err)}
 				}
 			}
 			return o.do(func(client *operator.Client) error { return makeReport(cmd.Context(), e, client, &r, options) })
@@ -87,6 +102,7 @@ EXIT STATUS
 	cmd.Flags().StringVar(&r.machine, "machine", "", "one machine's `id` (default: the whole fleet)")
 	cmd.Flags().StringVar(&r.out, "out", "", "`directory` to write into (required)")
 	cmd.Flags().StringVar(&r.key, "key", "", "PEM `file` with the public release key of the service (release.pub)")
+	cmd.Flags().StringArrayVar(&r.former, "former", nil, "PEM `file` with a public release key that the service had before, the latest last (repeatable)")
 	cmd.Flags().StringVar(&r.head, "head", "", "`hash` of an entry that was kept elsewhere, which the log must have")
 	cmd.Flags().BoolVar(&r.chainOnly, "chain-only", false, "check the chain alone, which does not show who wrote it")
 	required(cmd, "out")

@@ -31,6 +31,7 @@ import (
 	"github.com/sealift/sealift/attest/client"
 	"github.com/sealift/sealift/attest/papertpm"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/attest/server/storetest"
 	"github.com/sealift/sealift/cmd/sealift/internal/keyring"
 	"github.com/sealift/sealift/cmd/sealift/internal/monitor"
 	"github.com/sealift/sealift/cmd/sealift/internal/oidc"
@@ -162,7 +163,7 @@ func TestNoSecretShowsAnywhere(t *testing.T) {
 	mon := monitor.New(monitor.Config{Version: "1", Log: logger, Clock: time.Now})
 	metered := mon.Store(store)
 	srv, err := server.New(server.Config{
-		Store: metered, KEK: kek, ReleaseKey: release, Tokens: mon.Tokens(joins{join}), Bearer: bearer, Meter: mon, Log: logger,
+		Store: metered, Standing: storetest.Standing(t, store, release), KEK: kek, ReleaseKey: release, Tokens: mon.Tokens(joins{join}), Bearer: bearer, Meter: mon, Log: logger,
 		Limits: server.Limits{PerEK: time.Hour, EKBurst: 3},
 		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) {
 			return &attest.Policy{

@@ -74,6 +74,10 @@ named until 'sealift keys kek status' shows that nothing is under them:
     wrapped: kek.wrapped
     former: [{file: keys/disk-kek.key}]
 
+So are the public halves of release keys that were replaced, the latest last: what
+they signed before the change stays worth something (docs/keys.md):
+  release: {former: [release-1.pub]}
+
 On SIGTERM the service is first no longer ready, then takes requests for
 limits.grace more, then lets those that it has let in finish for at most
 limits.drain and tells others to come back, and ends with 0. A second SIGTERM or
@@ -159,6 +163,11 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	if err != nil {
 		return err
 	}
+	keys, err := c.Release.keys(&release.PublicKey)
+	if err != nil {
+		return err
+	}
+	policies.former = keys.Former
 	var tokens *cluster.Cluster
 	if c.Cluster != nil {
 		if tokens, err = cluster.New(cluster.Config{

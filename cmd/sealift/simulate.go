@@ -18,6 +18,7 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/client"
 	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/server"
@@ -315,11 +316,15 @@ func (o *simulateOptions) enrol(ctx context.Context, e *env, dir string) (_ *fle
 	if err != nil {
 		return nil, err
 	}
+	standing, err := server.NewOwnStanding(store, audit.ReleaseKeys{Present: &release.PublicKey})
+	if err != nil {
+		return nil, err
+	}
 	policy := &attest.Policy{TPM: attest.TPMPolicy{
 		Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: files.CA.Root}}, Allowed: []attest.TPMClass{attest.TPMSoftware},
 	}}
 	service, err := server.New(server.Config{
-		Store: store, KEK: kek, ReleaseKey: release, Log: slog.New(slog.DiscardHandler), Clock: e.now,
+		Store: store, Standing: standing, KEK: kek, ReleaseKey: release, Log: slog.New(slog.DiscardHandler), Clock: e.now,
 		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return policy, nil },
 	})
 	if err != nil {

@@ -53,6 +53,7 @@ type standingPart struct {
 type logStanding struct {
 	store server.Store
 	key   *ecdsa.PrivateKey
+	keys  audit.ReleaseKeys // key's is the present one
 	log   *slog.Logger
 
 	mu  sync.RWMutex
@@ -65,11 +66,15 @@ type logStanding struct {
 	spoilt   bool                       // what is in the store cannot be used
 	kept     audit.Head                 // of what is known to be in the store
 	keptAt   time.Time
+	toldAt   time.Time // when alarms were raised of entries that are not signed
 }
 
 // openStanding reads what was kept. What cannot be used is as if it were not there.
-func openStanding(ctx context.Context, store server.Store, key *ecdsa.PrivateKey, log *slog.Logger) (*logStanding, error) {
-	s := &logStanding{store: store, key: key, log: log}
+//
+// Only the present key's is used. One that a former key signed is what who has that key
+// says of machines; so after a change of keys all of the log is read once.
+func openStanding(ctx context.Context, store server.Store, key *ecdsa.PrivateKey, former []*ecdsa.PublicKey, log *slog.Logger) (*logStanding, error) {
+	s := &logStanding{store: store, key: key, keys: audit.ReleaseKeys{Present: &key.PublicKey, Former: former}, log: log}
 	if err := s.reset(); err != nil {
 		return nil, err
 	}
@@ -83,15 +88,26 @@ func openStanding(ctx context.Context, store server.Store, key *ecdsa.PrivateKey
 		if err != nil {
 			return nil, fmt.Errorf("read what the audit log said of machines: %w", err)
 		}
-		if of, err = openStandingStatement(d.Body, &key.PublicKey); err == nil {
+		present := false
+		if of, present, err = openStandingStatement(d.Body, s.keys); err == nil && !present {
+			log.Warn("what is kept of what the audit log says of machines is of a former release key: reading the log from its start")
+			s.spoilt = true
+			return s, nil
+		}
+		if err == nil {
 			if parts, err = readStandingParts(ctx, store, &of); err != nil {
 				return nil, err
 			}
 			var all *audit.Standing
-			if all, err = audit.RestoreStanding(&key.PublicKey, &of, parts); err == nil {
+			if all, err = audit.RestoreStanding(s.keys, &of, parts); err == nil {
 				s.all, s.shards, s.kept = all, maps.Clone(of.Shards), of.Head
 				return s, nil
 			}
+		}
+		if errors.Is(err, audit.ErrOtherKeys) {
+			log.Warn("reading the audit log from its start", "why", err)
+			s.spoilt = true
+			return s, nil
 		}
 		log.Error("what is kept of what the audit log says of machines is not what this service signed", "error", err)
 	}
@@ -99,17 +115,17 @@ func openStanding(ctx context.Context, store server.Store, key *ecdsa.PrivateKey
 	return s, nil
 }
 
-// openStandingStatement reads a signed statement as it is kept.
-func openStandingStatement(b []byte, key *ecdsa.PublicKey) (audit.StandingStatement, error) {
-	var of audit.StandingStatement
+// openStandingStatement reads a signed statement as it is kept, and reports whether the
+// present key signed it.
+func openStandingStatement(b []byte, keys audit.ReleaseKeys) (of audit.StandingStatement, present bool, err error) {
 	e, err := audit.ParseEnvelope(b)
 	if err == nil {
-		err = e.Open(key, audit.StandingType, &of)
+		present, err = keys.Open(e, audit.StandingType, &of)
 	}
 	if err != nil {
-		return audit.StandingStatement{}, err
+		return audit.StandingStatement{}, false, err
 	}
-	return of, nil
+	return of, present, nil
 }
 
 func readStandingParts(ctx context.Context, store server.Store, of *audit.StandingStatement) (map[string][]byte, error) {
@@ -132,7 +148,7 @@ func readStandingParts(ctx context.Context, store server.Store, of *audit.Standi
 
 // reset makes it that of no entry.
 func (s *logStanding) reset() error {
-	all, err := audit.NewStanding(&s.key.PublicKey)
+	all, err := audit.NewStanding(s.keys)
 	if err != nil {
 		return err
 	}
@@ -254,11 +270,15 @@ func (s *logStanding) read(ctx context.Context, end audit.Head, clock func() tim
 	return nil, nil
 }
 
-// save keeps it in the store, if it is time to or now. A later one, of another replica,
+// save keeps it in the store, if it is time to or now, and raises the alarm of entries
+// that would enrol and are not signed. A later one, of another replica,
 // stays.
 func (s *logStanding) save(ctx context.Context, at time.Time, now bool) error {
 	s.saving.Lock()
 	defer s.saving.Unlock()
+	if told, err := s.tell(ctx, at); err != nil || !told {
+		return err // a start that goes on from here would not tell of it
+	}
 	s.mu.RLock()
 	apart, changed := s.all.Head().Seq-s.kept.Seq, s.unstored || s.all.Changed()
 	s.mu.RUnlock()
@@ -284,13 +304,16 @@ func (s *logStanding) put(ctx context.Context, at time.Time) error {
 	}
 	var there audit.StandingStatement
 	if d.Revision > 0 && !s.spoilt {
-		if there, err = openStandingStatement(d.Body, &s.key.PublicKey); err != nil {
+		if there, _, err = openStandingStatement(d.Body, s.keys); err != nil {
 			s.log.Error("what is kept of what the audit log says of machines is not signed by this service: writing it anew", "error", err)
 		}
 	}
 	s.mu.Lock()
-	head := s.all.Head()
-	if there.Head.Seq >= head.Seq {
+	of := s.all.Statement(at)
+	if !slices.Equal(there.Keys, of.Keys) {
+		there = audit.StandingStatement{} // made with other keys
+	}
+	if there.Head.Seq >= of.Head.Seq {
 		s.mu.Unlock()
 		s.kept = there.Head
 		return nil
@@ -306,7 +329,7 @@ func (s *logStanding) put(ctx context.Context, at time.Time) error {
 		}
 	}
 	maps.Copy(parts, s.all.Parts(other...))
-	of := audit.StandingStatement{Head: head, Time: at.UTC().Round(0), Signed: s.all.Signed(), Restored: s.all.Restored(), Shards: maps.Clone(s.shards)}
+	of.Shards = maps.Clone(s.shards)
 	s.mu.Unlock()
 	s.unstored = true
 	change := &server.Change{Documents: []*server.Document{d}}

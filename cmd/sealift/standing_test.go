@@ -697,7 +697,7 @@ func TestWhatTheLogSaysOfMachinesIsKept(t *testing.T) {
 		}, all: true},
 		"it is signed by another key": {steal: func(h *thief) {
 			h.document(standingKind, standingName, func(b json.RawMessage) json.RawMessage {
-				of, err := openStandingStatement(b, &key.PublicKey)
+				of, _, err := openStandingStatement(b, audit.ReleaseKeys{Present: &key.PublicKey})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -959,11 +959,11 @@ func TestAnApproverDoesNotEnrolForWhoeverWritesToTheDatabase(t *testing.T) {
 	}
 }
 
-// With another release key what was enrolled under the former one stays enrolled, and
-// nothing that is signed with that enrols any more.
+// With another release key what was enrolled under the former one stays enrolled, if the
+// configuration has that, and nothing that is signed with it after the change enrols.
 func TestEnrolmentsOfAFormerReleaseKeyCount(t *testing.T) {
 	t.Parallel()
-	former, key := newReleaseKey(t), newReleaseKey(t)
+	first, former, key := newReleaseKey(t), newReleaseKey(t), newReleaseKey(t)
 	memory := new(storetest.Memory)
 	commit := func(ev audit.Event) {
 		t.Helper()
@@ -982,25 +982,77 @@ func TestEnrolmentsOfAFormerReleaseKeyCount(t *testing.T) {
 	}
 	enrol := func(id byte, key *ecdsa.PrivateKey) {
 		t.Helper()
-		ev, err := audit.SignTrust(key, audit.Event{Kind: audit.KindState, Machine: attest.MachineID{id}, Data: audit.StateChange{To: attest.StateEnrolled}}, time.Now())
-		if err != nil {
-			t.Fatal(err)
+		ev := audit.Event{Kind: audit.KindState, Machine: attest.MachineID{id}, Data: audit.StateChange{To: attest.StateEnrolled}}
+		if key != nil {
+			var err error
+			if ev, err = audit.SignTrust(key, ev, time.Now()); err != nil {
+				t.Fatal(err)
+			}
 		}
 		commit(ev)
 	}
+	starts(first)
+	enrol(1, first)
+	enrol(2, nil)
 	starts(former)
-	enrol(1, former)
+	enrol(3, first)
+	enrol(4, former)
+	enrol(5, nil)
 	starts(key)
-	enrol(2, former)
-	enrol(3, key)
-	w := newWitness(t, memory, key, "")
-	if err := w.catchUp(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for id, want := range map[byte]attest.EnrolmentState{1: attest.StateEnrolled, 2: attest.StateUnknown, 3: attest.StateEnrolled} {
-		if got, _ := w.standing.all.Machine(attest.MachineID{id}); got != want {
-			t.Errorf("machine %d is %q, want %q", id, got, want)
-		}
+	enrol(6, former)
+	enrol(7, key)
+	enrol(8, nil)
+	starts(first) // anybody can write that who writes to the database
+	starts(former)
+	enrol(9, first)
+	enrol(10, former)
+	const yes, no = attest.StateEnrolled, attest.StateUnknown
+	for name, tt := range map[string]struct {
+		former  []*ecdsa.PublicKey
+		want    [10]attest.EnrolmentState
+		alarms  int // one for each of them up to 8, and one for the rest
+		unknown int // ids of keys
+	}{
+		"both are known":     {[]*ecdsa.PublicKey{&first.PublicKey, &former.PublicKey}, [10]attest.EnrolmentState{yes, no, no, yes, no, no, yes, no, no, no}, 7, 0},
+		"the last is known":  {[]*ecdsa.PublicKey{&former.PublicKey}, [10]attest.EnrolmentState{no, no, no, yes, no, no, yes, no, no, no}, 8, 1},
+		"none is known":      {nil, [10]attest.EnrolmentState{no, no, no, no, no, no, yes, no, no, no}, 9, 2},
+		"in the wrong order": {[]*ecdsa.PublicKey{&former.PublicKey, &first.PublicKey}, [10]attest.EnrolmentState{yes, no, yes, no, no, no, yes, no, no, no}, 7, 0},
+		"another is named":   {[]*ecdsa.PublicKey{&newReleaseKey(t).PublicKey}, [10]attest.EnrolmentState{no, no, no, no, no, no, yes, no, no, no}, 9, 2},
+		"the first is known": {[]*ecdsa.PublicKey{&first.PublicKey}, [10]attest.EnrolmentState{yes, no, yes, no, no, no, yes, no, no, no}, 7, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store := steal(t, inMemory(), memory).store()
+			for range 2 { // the second goes by what the first kept
+				w, err := openWitness(t.Context(), store, key, "", time.Now, slog.New(slog.DiscardHandler), tt.former...)
+				if err == nil {
+					err = w.catchUp(t.Context())
+				}
+				if err == nil {
+					err = w.save(t.Context(), true)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, want := range tt.want {
+					if got, _ := w.standing.all.Machine(attest.MachineID{byte(i + 1)}); got != want {
+						t.Errorf("machine %d is %q, want %q", i+1, got, want)
+					}
+				}
+				if got := w.standing.all.UnknownKeys(); len(got) != tt.unknown {
+					t.Errorf("unknown keys: %q", got)
+				}
+			}
+			raised := alarmsIn(t, store)
+			if len(raised) != tt.alarms {
+				t.Errorf("%d alarms: %+v", len(raised), raised)
+			}
+			for _, a := range raised {
+				if a.Name != audit.AlarmEnrolmentUnproven {
+					t.Errorf("alarm %s: %s", a.Name, a.What)
+				}
+			}
+		})
 	}
 }
 

@@ -52,6 +52,7 @@ var errAltered = errors.New("the audit log of the store is not the one that this
 type logWitness struct {
 	store server.Store
 	key   *ecdsa.PrivateKey // that releases are signed with
+	keys  audit.ReleaseKeys // key's is the present one
 	file  string            // Optional.
 	tail  *audit.Tail       // of the store, made by newTail. Optional.
 	clock func() time.Time
@@ -69,6 +70,9 @@ type logWitness struct {
 	policy   audit.PolicyMark // guarded by mu: up to chain's head
 	restored time.Time        // guarded by mu: see audit.HeadStatement
 	altered  error            // guarded by mu: for good
+	// through are the heads that a former key signed: the log must have them. It is read
+	// from its start until it was seen to. Guarded by mu.
+	through []audit.Head
 	// led is up to which entry the log was seen to go on from which, by leadsTo, which
 	// may take longer than a look may. Guarded by mu.
 	led struct{ from, to audit.Head }
@@ -83,9 +87,14 @@ type logWitness struct {
 
 // openWitness reads what was seen last. A file that is there and cannot be used is
 // an error: without it nobody would see that the store was turned back.
-func openWitness(ctx context.Context, store server.Store, key *ecdsa.PrivateKey, file string, clock func() time.Time, log *slog.Logger) (*logWitness, error) {
-	w := &logWitness{store: store, key: key, file: file, clock: clock, log: log, reading: make(chan struct{}, 1), catching: make(chan struct{}, 1)}
+//
+// former are the release keys that key replaced, the latest last. Of a head that one of
+// them signed only the head itself is used, and the log is read from its start: who has
+// a former key may have signed anything else in it, but the log must have that entry.
+func openWitness(ctx context.Context, store server.Store, key *ecdsa.PrivateKey, file string, clock func() time.Time, log *slog.Logger, former ...*ecdsa.PublicKey) (*logWitness, error) {
+	w := &logWitness{store: store, key: key, keys: audit.ReleaseKeys{Present: &key.PublicKey, Former: former}, file: file, clock: clock, log: log, reading: make(chan struct{}, 1), catching: make(chan struct{}, 1)}
 	var filed, stored audit.HeadStatement
+	filedNow, storedNow := true, true // signed with the present key
 	if file != "" {
 		b, err := readFile(file, maxSmall)
 		switch {
@@ -94,8 +103,8 @@ func openWitness(ctx context.Context, store server.Store, key *ecdsa.PrivateKey,
 		case err != nil:
 			return nil, fmt.Errorf("read the witness: %w", err)
 		default:
-			if err := openHead(b, &key.PublicKey, &filed); err != nil {
-				return nil, withHint(refused{fmt.Errorf("the witness %s: %w", file, err)}, "if it is of another service, or of a release key that was replaced, and that is meant, remove it")
+			if filedNow, err = openHead(b, w.keys, &filed); err != nil {
+				return nil, withHint(refused{fmt.Errorf("the witness %s: %w", file, err)}, hintFormer+"; if the file is of another service, and that is meant, remove it")
 			}
 		}
 	}
@@ -104,36 +113,52 @@ func openWitness(ctx context.Context, store server.Store, key *ecdsa.PrivateKey,
 		return nil, fmt.Errorf("read the signed head of the audit log: %w", err)
 	}
 	if err == nil {
-		if err := openHead(kept.Body, &key.PublicKey, &stored); err != nil {
+		if storedNow, err = openHead(kept.Body, w.keys, &stored); err != nil {
 			// As if there were none: all of the log is read.
-			log.Error("the head of the audit log in the store is not signed by this service: reading the log from its start", "error", err)
-			stored = audit.HeadStatement{}
+			log.Error("the head of the audit log in the store is not signed by this service: reading the log from its start", "error", err, "remedy", hintFormer)
+			stored, storedNow = audit.HeadStatement{}, true
 		}
 	}
 	start := stored
 	switch {
 	case filed.Head.Seq == 0:
-	case stored.Restored.After(filed.Restored) && stored.Restored.After(filed.Time):
+	case storedNow && stored.Restored.After(filed.Restored) && stored.Restored.After(filed.Time):
 		log.Warn("the store was restored from a backup since this replica last saw it", "restored", stored.Restored, "seen", filed.Head.Seq)
+		filed, filedNow = audit.HeadStatement{}, true
 	default:
 		// Also if the store's is later: it may be of a log that left this one out.
 		start, w.filed = filed, filed.Head
-		if stored.Restored.After(filed.Restored) {
+		if storedNow && stored.Restored.After(filed.Restored) {
 			start.Restored = stored.Restored
 		}
 	}
-	w.chain, w.policy, w.restored, w.stored = audit.VerifierAt(start.Head), start.Policy, start.Restored, stored.Head
-	w.standing, err = openStanding(ctx, store, key, log)
+	if storedNow {
+		w.stored = stored.Head
+	}
+	if !filedNow {
+		w.filed, w.through = audit.Head{}, append(w.through, filed.Head)
+		start = audit.HeadStatement{Restored: start.Restored}
+	}
+	if !storedNow && w.filed.Seq == 0 {
+		w.through = append(w.through, stored.Head)
+		start = audit.HeadStatement{Restored: filed.Restored}
+	}
+	if len(w.through) > 0 {
+		log.Warn("the release key was changed since the audit log was last seen: reading it from its start")
+	}
+	w.chain, w.policy, w.restored = audit.VerifierAt(start.Head), start.Policy, start.Restored
+	w.standing, err = openStanding(ctx, store, key, former, log)
 	return w, err
 }
 
-// openHead reads a signed head as it is kept.
-func openHead(b []byte, key *ecdsa.PublicKey, s *audit.HeadStatement) error {
+// openHead reads a signed head as it is kept, and reports whether the present key
+// signed it.
+func openHead(b []byte, keys audit.ReleaseKeys, s *audit.HeadStatement) (present bool, err error) {
 	e, err := audit.ParseEnvelope(bytes.TrimSuffix(b, []byte("\n")))
 	if err != nil {
-		return err
+		return false, err
 	}
-	return e.Open(key, audit.SeenType, s)
+	return keys.Open(e, audit.SeenType, s)
 }
 
 // wholeEntry reports whether take is given the data of an entry. It is not of kinds
@@ -215,6 +240,9 @@ func (w *logWitness) step(ctx context.Context, limit int) (read int, end bool, e
 	if !there {
 		return read, false, w.alter("it ends before entry %d, which was seen", from.Seq)
 	}
+	if n := w.beyond(); n > 0 {
+		return read, false, w.alter("it ends before entry %d, which was seen, and signed with a former release key", n)
+	}
 	ended()
 	return read, true, nil
 }
@@ -261,10 +289,29 @@ func (w *logWitness) add(e audit.Entry) error {
 // to go on from the one before: of those that the witness starts after, none. Data is
 // that of the entry if wholeEntry says so, else nil. The caller holds mu.
 func (w *logWitness) take(e audit.Entry) error {
+	for _, h := range w.through {
+		if e.Seq == h.Seq && e.Hash != h.Hash {
+			return fmt.Errorf("entry %d was %s when a former release key signed it, and is %s", h.Seq, h.Hash, e.Hash)
+		}
+	}
 	if err := w.policy.Note(e); err != nil {
 		return err
 	}
 	return w.standing.note(e)
+}
+
+// beyond returns the last entry that a former key signed and that was not reached yet,
+// zero if there is none.
+func (w *logWitness) beyond() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	last := int64(0)
+	for _, h := range w.through {
+		if h.Seq > w.chain.Head().Seq {
+			last = max(last, h.Seq)
+		}
+	}
+	return last
 }
 
 // alter notes for good in what the log was altered.
@@ -400,6 +447,9 @@ func (w *logWitness) save(ctx context.Context, now bool) error {
 	w.saving.Lock()
 	defer w.saving.Unlock()
 	head, _, _ := w.seen()
+	if w.beyond() > 0 {
+		return nil // what was kept with a former key is all that shows that the log went back
+	}
 	at := w.clock()
 	unkept := w.standing.save(ctx, at, now)
 	// A clock that was set back says nothing of how long ago it was.
@@ -442,7 +492,11 @@ func (w *logWitness) put(ctx context.Context, head audit.Head, line []byte) erro
 		return err
 	}
 	var other audit.HeadStatement
-	if d.Revision > 0 && openHead(d.Body, &w.key.PublicKey, &other) == nil && other.Head.Seq >= head.Seq {
+	present := false
+	if d.Revision > 0 {
+		present, _ = openHead(d.Body, w.keys, &other) // one that cannot be read is written anew
+	}
+	if present && other.Head.Seq >= head.Seq {
 		w.stored = other.Head
 		return nil
 	}

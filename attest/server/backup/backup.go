@@ -227,33 +227,43 @@ func Write(w io.Writer, key crypto.Signer, m Manifest, dump func(each func(serve
 }
 
 // RefusedError says that a file is no backup that may be used.
-type RefusedError struct{ Reason string }
+type RefusedError struct {
+	Reason string
+	// Err is why. Optional.
+	Err error
+}
 
 func (e *RefusedError) Error() string { return "backup refused: " + e.Reason }
+func (e *RefusedError) Unwrap() error { return e.Err }
 
 func refuse(format string, args ...any) error {
-	return &RefusedError{fmt.Sprintf(format, args...)}
+	return &RefusedError{Reason: fmt.Sprintf(format, args...)}
+}
+
+// refusedFor is the refusal of something for err, which errors.Is finds.
+func refusedFor(what string, err error) error {
+	return &RefusedError{Reason: fmt.Sprintf("%s: %v", what, err), Err: err}
 }
 
 // Reader reads a backup. Its records are not to be trusted before Records has
 // ended without an error.
 type Reader struct {
-	pub      *ecdsa.PublicKey
+	keys     audit.ReleaseKeys
 	lines    *bufio.Scanner
 	close    func()
 	manifest *Manifest
 }
 
 // NewReader returns a Reader of the backup in r, which must be signed with the
-// private half of pub. Close it.
-func NewReader(r io.Reader, pub *ecdsa.PublicKey) (*Reader, error) {
+// private half of one of keys. Close it.
+func NewReader(r io.Reader, keys audit.ReleaseKeys) (*Reader, error) {
 	z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
 	if err != nil {
 		return nil, fmt.Errorf("read backup: %w", err)
 	}
 	s := bufio.NewScanner(z)
 	s.Buffer(make([]byte, 0, 64<<10), maxLine)
-	return &Reader{pub: pub, lines: s, close: z.Close}, nil
+	return &Reader{keys: keys, lines: s, close: z.Close}, nil
 }
 
 // Close frees what the Reader holds.
@@ -330,18 +340,15 @@ func addLine(h hash.Hash, b []byte) {
 
 // finish checks the manifest.
 func (r *Reader) finish(e *api.Envelope, digest manifest.SHA256, count Count, head audit.Head) error {
-	want, err := api.KeyID(r.pub)
-	if err != nil {
-		return fmt.Errorf("read backup: %w", err)
-	}
 	if e.PayloadType != manifestType || len(e.Signatures) != 1 {
 		return refuse("its manifest is not one signed manifest")
 	}
-	if id := e.Signatures[0].KeyID; id != want {
-		return refuse("it is of another fleet: it is signed with key %s, the release key of this one is %s", id, want)
+	key, err := r.keys.ByID(e.Signatures[0].KeyID)
+	if err != nil {
+		return refusedFor("it is of another fleet", err)
 	}
 	sum := sha256.Sum256(preAuth(e.Payload))
-	if !ecdsa.VerifyASN1(r.pub, sum[:], e.Signatures[0].Sig) {
+	if !ecdsa.VerifyASN1(key, sum[:], e.Signatures[0].Sig) {
 		return refuse("the signature of its manifest does not verify: it was altered")
 	}
 	m := new(Manifest)

@@ -75,7 +75,7 @@ func sample(t testing.TB, key crypto.Signer) ([]byte, *Manifest) {
 
 func readAll(t testing.TB, file []byte, key *ecdsa.PrivateKey) (*Manifest, []server.Record, error) {
 	t.Helper()
-	r, err := NewReader(bytes.NewReader(file), &key.PublicKey)
+	r, err := NewReader(bytes.NewReader(file), audit.ReleaseKeys{Present: &key.PublicKey})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -24,6 +24,9 @@ var ErrUnsignedLog = refuse("the audit log has no signed head, so anybody could 
 type Order struct {
 	Backup io.ReadSeeker
 	Key    *ecdsa.PublicKey // release key of the fleet
+	// FormerKeys are those that Key replaced, the latest last. What they signed is
+	// taken, too. Optional.
+	FormerKeys []*ecdsa.PublicKey
 	// Log is an exported audit log of the same service that was written
 	// later. It may begin anywhere up to the entry after the backup's last.
 	// Optional.
@@ -136,6 +139,10 @@ func Restore(ctx context.Context, load func(context.Context, iter.Seq2[server.Re
 	return report, nil
 }
 
+func (o *Order) keys() audit.ReleaseKeys {
+	return audit.ReleaseKeys{Present: o.Key, Former: o.FormerKeys}
+}
+
 // records are those of the restored store. The files are read, and verified, once
 // more: should they be others than before, the last record is an error.
 func (o *Order) records(report *Report, rest []server.Record, end []audit.Entry) iter.Seq2[server.Record, error] {
@@ -181,7 +188,7 @@ func readBackup(o *Order, each func(server.Record) error) (*Manifest, error) {
 	if _, err := o.Backup.Seek(0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("read backup: %w", err)
 	}
-	r, err := NewReader(o.Backup, o.Key)
+	r, err := NewReader(o.Backup, o.keys())
 	if err != nil {
 		return nil, err
 	}
@@ -242,8 +249,8 @@ func readLog(o *Order, head audit.Head, each func(audit.Entry) error) (audit.Hea
 	end := chain.Head()
 	var signed audit.HeadStatement
 	if e := log.Signed(); e != nil {
-		if err := e.Open(o.Key, audit.HeadType, &signed); err != nil {
-			return head, refuse("the signed head of the audit log: %v", err)
+		if _, err := o.keys().Open(e, audit.HeadType, &signed); err != nil {
+			return head, refusedFor("the signed head of the audit log", err)
 		}
 		if signed.Head != end {
 			return head, refuse("the audit log ends at entry %d, %s, and its signed head is entry %d, %s: it was cut short or altered", end.Seq, end.Hash, signed.Head.Seq, signed.Head.Hash)

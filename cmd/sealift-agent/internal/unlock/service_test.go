@@ -68,6 +68,7 @@ func newSite(t *testing.T, disk string) *site {
 	release, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(err)
 	srv, err := server.New(server.Config{
+		Standing: storetest.Standing(t, s.store, release),
 		Store: &storetest.Faulty{Store: s.store, Fail: func(string) (error, bool) {
 			s.mu.Lock()
 			defer s.mu.Unlock()

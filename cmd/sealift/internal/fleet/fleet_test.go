@@ -89,7 +89,7 @@ func served(t *testing.T, fail func(method string) (error, bool)) (Config, *clie
 		TPM: attest.TPMPolicy{Roots: []attest.TPMRoot{{Class: attest.TPMSoftware, Certificate: files.CA.Root}}, Allowed: []attest.TPMClass{attest.TPMSoftware}},
 	}
 	service, err := server.New(server.Config{
-		Store: store, KEK: kek, ReleaseKey: release, Log: slog.New(slog.DiscardHandler),
+		Store: store, Standing: storetest.Standing(t, store.Store, release), KEK: kek, ReleaseKey: release, Log: slog.New(slog.DiscardHandler),
 		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return policy, nil },
 	})
 	if err != nil {

@@ -92,8 +92,12 @@ func newService(ctx context.Context, dir string, m *manifest.Manifest, ca vm.TPM
 		ID: "image test", Images: []*manifest.Manifest{m},
 		TPM: attest.TPMPolicy{Roots: roots, Allowed: []attest.TPMClass{attest.TPMSoftware}},
 	}
+	standing, err := server.NewOwnStanding(store, audit.ReleaseKeys{Present: &release.PublicKey})
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
 	s.server, err = server.New(server.Config{
-		Store: s.witness, KEK: kek, ReleaseKey: release, Log: log,
+		Store: s.witness, Standing: standing, KEK: kek, ReleaseKey: release, Log: log,
 		// The box is switched off in the middle of its connection.
 		Limits: server.Limits{Drain: time.Second},
 		Policy: func(context.Context, attest.MachineID) (*attest.Policy, error) { return policy, nil },

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/api"
+	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/client"
 	"github.com/sealift/sealift/attest/client/operator"
 	"github.com/sealift/sealift/attest/papertpm"
@@ -75,7 +76,11 @@ func self(ctx context.Context, dir string, log *slog.Logger, denied []attest.Den
 		return fail(err)
 	}
 	policies := &policies{ca: ca.Root, denied: denied, image: papertpm.Predicted(papertpm.GoodImage(), papertpm.GoodBoot()), strict: map[attest.MachineID]bool{}, by384: map[attest.MachineID]bool{}, exempted: map[attest.MachineID]bool{}}
-	service, err := server.New(server.Config{Store: store, Policy: policies.policy, ProveBanks: func() bool { return true }, KEK: kek, ReleaseKey: release, Log: log, Version: "redteam"})
+	standing, err := server.NewOwnStanding(store, audit.ReleaseKeys{Present: &release.PublicKey})
+	if err != nil {
+		return fail(errors.Join(err, store.Close()))
+	}
+	service, err := server.New(server.Config{Store: store, Standing: standing, Policy: policies.policy, ProveBanks: func() bool { return true }, KEK: kek, ReleaseKey: release, Log: log, Version: "redteam"})
 	if err != nil {
 		return fail(errors.Join(err, store.Close()))
 	}
