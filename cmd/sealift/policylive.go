@@ -76,6 +76,8 @@ type livePolicy struct {
 	witnessFile string
 	// tail is what the store tells of what this process writes to the log. Optional.
 	tail *audit.Tail
+	// own is which of it may change what the log says of machines. Optional.
+	own *ownWord
 
 	// looking is held during a look: one after the other, what they read never
 	// goes back.
@@ -371,6 +373,9 @@ func (l *livePolicy) watch(ctx context.Context) error {
 // alarm raises the alarm of what the store does not prove, once until it does, or
 // until it is something else.
 func (l *livePolicy) alarm(ctx context.Context, fault error) {
+	if l.own != nil {
+		l.own.forget(w.standing.head())
+	}
 	what := fault.Error()
 	if l.alarmed == what {
 		return
