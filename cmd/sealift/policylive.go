@@ -137,6 +137,9 @@ func (l *livePolicy) begin(ctx context.Context, signature []byte) error {
 	if err := w.catchUp(ctx); err != nil && !errors.Is(err, errAltered) {
 		return err
 	}
+	if err := l.findAgain(ctx, w); err != nil && !errors.Is(err, errAltered) {
+		return err
+	}
 	if err := takeOver(ctx, w, l.config); err != nil && !errors.Is(err, errUnproven) {
 		return err
 	}
@@ -220,6 +223,9 @@ func (l *livePolicy) check(context.Context) error {
 // Run looks which policy is enabled until ctx ends, and then tells the others
 // that this replica is gone.
 func (l *livePolicy) Run(ctx context.Context) {
+	var passes sync.WaitGroup
+	passes.Go(func() { l.goOver(ctx) })
+	defer passes.Wait()
 	defer func() {
 		// A store that does not answer holds up no end.
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), policyRead)
@@ -367,15 +373,15 @@ func (l *livePolicy) watch(ctx context.Context) error {
 	if err := w.keepUp(ctx); err != nil {
 		return err
 	}
+	if l.own != nil {
+		l.own.forget(w.standing.head())
+	}
 	return w.save(ctx, false)
 }
 
 // alarm raises the alarm of what the store does not prove, once until it does, or
 // until it is something else.
 func (l *livePolicy) alarm(ctx context.Context, fault error) {
-	if l.own != nil {
-		l.own.forget(w.standing.head())
-	}
 	what := fault.Error()
 	if l.alarmed == what {
 		return
