@@ -550,7 +550,7 @@ func BenchmarkAPass(b *testing.B) {
 				b.ReportMetric(float64(used.Microseconds())/float64(entries), "µs-CPU/entry")
 				// With its rests, as goOver takes them.
 				before, began := cpuTime(b), time.Now()
-				for range 60 {
+				for range 20 {
 					at := time.Now()
 					step()
 					time.Sleep(passRest * time.Since(at))
