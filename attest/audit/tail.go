@@ -22,6 +22,10 @@ type Tail struct {
 	// Whole reports whether an entry's data is to be kept. It must not change while
 	// the Tail is used. Optional; if nil all is kept.
 	Whole func(Entry) bool
+	// Each is called with each entry, with all of its data, in the order of the log,
+	// before the call that made the commit returns. It holds up who appends. It must not
+	// change while the Tail is used. Optional.
+	Each func(Entry)
 
 	mu      sync.Mutex
 	entries []Entry // guarded by mu: their numbers grow
@@ -37,6 +41,9 @@ func (t *Tail) Append(entries []Entry) {
 		if n := len(t.entries); n > 0 && e.Seq <= t.entries[n-1].Seq {
 			// The log went back. Nothing goes on from what was there.
 			t.entries, t.data = nil, 0
+		}
+		if t.Each != nil {
+			t.Each(e)
 		}
 		if t.Whole != nil && !t.Whole(e) {
 			e.Data = nil

@@ -144,6 +144,14 @@ func (s *Server) release(ctx context.Context, sub *submission, m *Machine, polic
 			return 0, nil, unavailable("the policy", fmt.Errorf("policy of machine %s: %w", m.ID, err))
 		}
 	}
+	// So may what the log says of the machine, and somebody else have written its record.
+	still := &attest.Known{State: m.State}
+	if f := s.proveEnrolment(ctx, sub, m, still); f != nil {
+		return 0, nil, f
+	}
+	if still.Unproven != "" {
+		return 0, nil, unavailable("the decision log", fmt.Errorf("machine %s: it says %s: %w", m.ID, still.Unproven, ErrConflict))
+	}
 	f = s.commitFor(ctx, &Change{
 		Machine: m,
 		Release: &Release{

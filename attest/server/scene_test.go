@@ -198,6 +198,9 @@ func (s *scene) appraise(ev *attest.Evidence, ch *attest.Challenge, ses *attest.
 	default:
 		add(attest.CodeMachineUnknown)
 	}
+	if k.Unproven != "" {
+		add(attest.CodeMachineUnproven)
+	}
 	if !k.TPMOwner.IsZero() {
 		add(attest.CodeTPMTaken)
 	}

@@ -79,6 +79,8 @@ type livePolicy struct {
 	witnessFile string
 	// tail is what the store tells of what this process writes to the log. Optional.
 	tail *audit.Tail
+	// own is which of it may change what the log says of machines. Optional.
+	own *ownWord
 
 	// looking is held during a look: one after the other, what they read never
 	// goes back.
@@ -139,6 +141,9 @@ func (l *livePolicy) begin(ctx context.Context, signature []byte) error {
 		return err
 	}
 	w.standing.warnUnknown()
+	if err := l.findAgain(ctx, w); err != nil && !errors.Is(err, errAltered) {
+		return err
+	}
 	if err := takeOver(ctx, w, l.config); err != nil && !errors.Is(err, errUnproven) {
 		return err
 	}
@@ -222,6 +227,9 @@ func (l *livePolicy) check(context.Context) error {
 // Run looks which policy is enabled until ctx ends, and then tells the others
 // that this replica is gone.
 func (l *livePolicy) Run(ctx context.Context) {
+	var passes sync.WaitGroup
+	passes.Go(func() { l.goOver(ctx) })
+	defer passes.Wait()
 	defer func() {
 		// A store that does not answer holds up no end.
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), policyRead)
@@ -368,6 +376,9 @@ func (l *livePolicy) watch(ctx context.Context) error {
 	defer cancel()
 	if err := w.keepUp(ctx); err != nil {
 		return err
+	}
+	if l.own != nil {
+		l.own.forget(w.standing.head())
 	}
 	return w.save(ctx, false)
 }

@@ -204,7 +204,8 @@ func (s *policyScene) start(store, looks server.Store, images []loadedImage, fil
 	if teller, ok := store.(server.Teller); ok {
 		// Replicas that share one store in these tests take it from each other: those
 		// before read what is written from now on.
-		r.live.tail = newTail()
+		r.live.own = new(ownWord)
+		r.live.tail = r.live.own.tail()
 		teller.Tell(r.live.tail)
 	}
 	var signature []byte
@@ -228,7 +229,7 @@ func (s *policyScene) start(store, looks server.Store, images []loadedImage, fil
 	}
 	if r.service, err = server.New(server.Config{
 		Store: store, KEK: kek, ReleaseKey: key, Log: slog.New(slog.DiscardHandler), Policy: r.live.policy, PolicyHolds: r.live.holds, ProveBanks: r.live.proveBanks,
-		EnablePolicy: r.live.enable, PolicyState: r.live.state, Propose: r.live.proposer, Standing: judge{r.live},
+		EnablePolicy: r.live.enable, PolicyState: r.live.state, Propose: r.live.proposer, Standing: firsthand{judge{r.live}},
 		Limits: server.Limits{PerAddress: 1, AddressBurst: 1 << 30, PerEK: 1, EKBurst: 1 << 30, Refusal: 1, Unproven: 1, OperatorPerAddress: 1, OperatorAddressBurst: 1 << 30},
 	}); err != nil {
 		s.Fatal(err)

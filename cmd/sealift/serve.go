@@ -135,7 +135,8 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	tail := newTail()
+	own := new(ownWord)
+	tail := own.tail()
 	store.Tell(tail)
 
 	mon := monitor.New(monitor.Config{Version: version(), Log: log, Clock: e.now})
@@ -146,7 +147,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 		return err
 	}
 	policies := &livePolicy{
-		store: metered, ring: ring, config: c.Policy, file: document, catalogue: catalogue, mon: mon, log: log, witnessFile: c.Witness, tail: tail,
+		store: metered, ring: ring, config: c.Policy, file: document, catalogue: catalogue, mon: mon, log: log, witnessFile: c.Witness, tail: tail, own: own,
 		local: &policySource{images: images, tpm: tpm, bank: c.TPM.Bank, references: moves.references, clock: e.now},
 	}
 	if c.Cluster != nil {
@@ -179,7 +180,7 @@ func serve(ctx context.Context, e *env, c *serveConfig, log *slog.Logger) (err e
 	config := server.Config{
 		Store: metered, Policy: policies.policy, KEK: keks[0], FormerKEKs: keks[1:], LostKEKs: c.KEK.Lost, ReleaseKey: release,
 		PolicyHolds: policies.holds, ProveBanks: policies.proveBanks, EnablePolicy: policies.enable, Propose: policies.proposer, PolicyState: policies.state,
-		AuditHead: policies.auditHead, Standing: judge{policies},
+		AuditHead: policies.auditHead, Standing: firsthand{judge{policies}},
 		Firmware: moves, Campaigns: moves.serve, Log: log, Clock: e.now, Version: version(),
 		Meter: mon, Limits: c.Limits.server(),
 	}

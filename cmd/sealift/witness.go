@@ -314,10 +314,13 @@ func (w *logWitness) beyond() int64 {
 	return last
 }
 
-// alter notes for good in what the log was altered.
+// alter notes for good in what the log was altered. What was noted first stays.
 func (w *logWitness) alter(format string, args ...any) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.altered != nil {
+		return w.altered
+	}
 	w.altered = fmt.Errorf("%w: %w", errAltered, fmt.Errorf(format, args...))
 	return w.altered
 }

@@ -55,6 +55,8 @@ type Monitor struct {
 	keys     *prometheus.GaugeVec
 	policy   *prometheus.GaugeVec
 	asked    prometheus.Gauge
+	// passed, passing and passAll are of the passes over the audit log.
+	passed, passing, passAll prometheus.Gauge
 
 	draining atomic.Bool
 	starting atomic.Pointer[string] // what is done before it serves; nil once it does
@@ -98,6 +100,9 @@ func New(c Config) *Monitor {
 	m.tokens = histogram("sealift_token_duration_seconds", "Time of an operation on join tokens, by result.", "operation", "result")
 	m.machines = gauges("sealift_machines", "Machines on record, by state, when they were last counted.", "state")
 	m.head = gauges("sealift_audit_head", "Number of the last entry of the audit log, when it was last looked at.").WithLabelValues()
+	m.passed = gauges("sealift_audit_pass_completed_timestamp_seconds", "When this replica last had gone over all of the audit log, as seconds since 1970. 0: not yet.").WithLabelValues()
+	m.passing = gauges("sealift_audit_pass_verified_entries", "Entries of the audit log that the pass which runs has gone over.").WithLabelValues()
+	m.passAll = gauges("sealift_audit_pass_entries", "Entries of the audit log that the pass which runs is to go over.").WithLabelValues()
 	m.counted = gauges("sealift_machines_counted_timestamp_seconds", "When machines were last counted, as seconds since 1970.").WithLabelValues()
 	m.health = gauges("sealift_check_ok", "Whether a check of the service's health was passed when it was last made.", "check")
 	m.keys = gauges("sealift_key_info", "Ids of the keys in use, which are no secret. Always 1.", "use", "id")
@@ -166,6 +171,15 @@ func (m *Monitor) Policy(name string, version int, digest string) {
 
 // PolicyConfirmed tells when it was last seen that it is the enabled one.
 func (m *Monitor) PolicyConfirmed(at time.Time) { m.asked.Set(float64(at.UnixMilli()) / 1000) }
+
+// AuditPass tells how far the pass over the audit log has got, of how many entries.
+func (m *Monitor) AuditPass(verified, of int64) {
+	m.passing.Set(float64(verified))
+	m.passAll.Set(float64(of))
+}
+
+// AuditPassed tells when a pass over all of the audit log ended.
+func (m *Monitor) AuditPassed(at time.Time) { m.passed.Set(float64(at.UnixMilli()) / 1000) }
 
 // Starting makes the service not ready until it serves, and says what it does till
 // then.

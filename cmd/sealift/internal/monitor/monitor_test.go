@@ -153,6 +153,24 @@ func TestOnePolicyIsShown(t *testing.T) {
 	}
 }
 
+func TestAPassOverTheLogIsShown(t *testing.T) {
+	m := newMonitor()
+	const passed, verified, all = `sealift_audit_pass_completed_timestamp_seconds`, `sealift_audit_pass_verified_entries`, `sealift_audit_pass_entries`
+	for series, v := range scrape(t, m) {
+		if (series == passed || series == verified || series == all) && v != 0 {
+			t.Errorf("before: %s is %v", series, v)
+		}
+	}
+	m.AuditPass(400, 1000)
+	m.AuditPassed(time.UnixMilli(1_700_000_000_250))
+	got := scrape(t, m)
+	for series, want := range map[string]float64{passed: 1_700_000_000.25, verified: 400, all: 1000} {
+		if got[series] != want {
+			t.Errorf("%s is %v, want %v", series, got[series], want)
+		}
+	}
+}
+
 func TestEachKindOfEntryIsCountedFromTheStart(t *testing.T) {
 	got := scrape(t, newMonitor())
 	for _, k := range audit.Kinds() {
