@@ -7,6 +7,13 @@ import "fmt"
 func (v *verification) checkMachine(proof *Verified) {
 	v.fact("machine.state", stateName(v.known.State), TrustRecorded)
 	v.checkState()
+	for _, what := range v.known.Damaged {
+		v.find(Finding{
+			Code:    CodeRecordDamaged,
+			Message: fmt.Sprintf("what the service has of %s cannot be read: who machine %s is cannot be told", what, v.r.Machine.Short()),
+			Hint:    "a disk fails, or somebody wrote to the database. To have it written anew: " + v.command("approve"),
+		})
+	}
 	v.checkTPMOwner()
 	v.checkDisk()
 	if proof != nil && v.known.Released && proof.resetCount == v.known.ResetCount && proof.restartCount == v.known.RestartCount {

@@ -79,6 +79,8 @@ func mends(c Code) (component, command string) {
 		return "the machine's serial number", "sealift machine show ID"
 	case CodeTPMTaken:
 		return "the TPM's endorsement key", "sealift machine show ID"
+	case CodeRecordDamaged:
+		return "the service's record", "sealift machine approve ID --reason TEXT"
 	case CodeMachineUnproven:
 		return "the machine's enrolment", "sealift machine revoke ID --reason TEXT"
 	case CodeMachineRevoked, CodeQuarantined:

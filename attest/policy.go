@@ -154,7 +154,10 @@ type Known struct {
 	StateReason string // the operator's reason for the present state
 	// Unproven is what the service's decision log says of the machine in place of the
 	// State, if that is StateEnrolled and the log does not say so. Optional.
-	Unproven     string    `json:",omitempty"`
+	Unproven string `json:",omitempty"`
+	// Damaged names what the service has of the machine, its TPM and its serial number
+	// and cannot read. Optional.
+	Damaged      []string  `json:",omitempty"`
 	AKName       []byte    // TPM Name of the attestation key seen before, nil if none
 	DiskGUID     string    // of the install that the evidence is held against, empty if none
 	DiskOwner    MachineID // machine to which the disk named in the evidence belongs, if any

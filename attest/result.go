@@ -106,6 +106,7 @@ const (
 	CodeSerialTaken     Code = "machine.serial-taken"    // the serial number belongs to another endorsement key
 	CodeTPMTaken        Code = "machine.tpm-taken"       // the TPM is another machine's, by another of its endorsement keys
 	CodeMachineUnproven Code = "machine.unproven"        // the record says that it is enrolled, and the service's decision log does not
+	CodeRecordDamaged   Code = "record.damaged"          // what the service has of the machine cannot be read
 )
 
 // Finding is one failed check. Any finding refuses the evidence.

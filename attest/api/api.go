@@ -241,6 +241,9 @@ type Machine struct {
 	// Unproven is what the audit log says of an enrolled machine, if that is not that
 	// it is enrolled: it is given nothing. Set when one machine is asked for.
 	Unproven string `json:"unproven,omitempty"`
+	// Damaged is why the service cannot read the record, if it cannot. The other fields
+	// but ID, State, NodeName and DiskGUID are unset then.
+	Damaged string `json:"damaged,omitempty"`
 }
 
 // Candidate is an install of a machine that is enrolled already, as an install

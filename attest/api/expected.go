@@ -31,6 +31,9 @@ type Expected struct {
 	Machine attest.MachineID `json:"machine,omitzero"` // that showed up with the key, unset until then
 	// Withdrawn: it is no longer expected. In a list: it is to be withdrawn.
 	Withdrawn bool `json:"withdrawn,omitempty"`
+	// Damaged is why the service cannot read what it has of EK, if it cannot. The other
+	// fields are unset then. Set by the service.
+	Damaged string `json:"damaged,omitempty"`
 }
 
 // ExpectedList enrols machines beforehand: all of them or none.

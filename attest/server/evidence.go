@@ -167,6 +167,9 @@ func activated(ch *attest.Challenge, req *api.EvidenceRequest) bool {
 // cause is ErrConflict; nothing was written then.
 func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failure) {
 	m, f := s.load(ctx, sub.machine)
+	if f.isDamage() {
+		return s.refuseDamaged(ctx, sub, f)
+	}
 	if f != nil {
 		return 0, nil, f
 	}
@@ -211,7 +214,7 @@ func (s *Server) decide(ctx context.Context, sub *submission) (int, any, *failur
 			return 0, nil, f
 		}
 	}
-	if result.Machine != sub.machine || m.ID != sub.machine || owner != nil || !sub.proven || m.State != attest.StateEnrolled || known.Unproven != "" {
+	if result.Machine != sub.machine || m.ID != sub.machine || owner != nil || !sub.proven || m.State != attest.StateEnrolled || known.Unproven != "" || len(known.Damaged) > 0 {
 		// Verify has just checked all of it. Should the two ever differ, no
 		// secret leaves.
 		return 0, nil, internal(fmt.Errorf("machine %s: accepted evidence of machine %s, the TPM of machine %s, proven %t, state %q", sub.machine, result.Machine, m.ID, sub.proven, m.State))
@@ -230,7 +233,7 @@ func (s *Server) load(ctx context.Context, id attest.MachineID) (*Machine, *fail
 		return &Machine{Machine: api.Machine{ID: id, NodeName: api.NodeName(id, 10)}, Restored: unsettled}, nil
 	}
 	if err != nil {
-		return nil, unavailable("the store", err)
+		return nil, storeFailure(err)
 	}
 	if m.ID != id {
 		// The keys in a record are sealed for the machine that it names: whoever

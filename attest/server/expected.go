@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -65,7 +66,8 @@ func (s *Server) documents() *documents {
 	return &documents{store: s.c.Store, read: map[[2]string]*Document{}}
 }
 
-// get decodes a document into v, which is left as it is if there is none.
+// get decodes a document into v, which is left as it is if there is none. One that
+// cannot be read is a failure (isDamage), and can be set all the same.
 func (d *documents) get(ctx context.Context, kind, name string, v any) (found bool, f *failure) {
 	key := [2]string{kind, name}
 	doc := d.read[key]
@@ -81,8 +83,12 @@ func (d *documents) get(ctx context.Context, kind, name string, v any) (found bo
 	if doc.Body == nil {
 		return false, nil
 	}
-	if err := json.Unmarshal(doc.Body, v); err != nil {
-		return false, internal(fmt.Errorf("read %s %s: %w", kind, name, err))
+	err := json.Unmarshal(doc.Body, v)
+	if err == nil && !bytes.HasPrefix(doc.Body, []byte("{")) {
+		err = errors.New("it is no JSON object")
+	}
+	if err != nil {
+		return false, damagedDocument(kind, name, err)
 	}
 	return true, nil
 }
@@ -201,7 +207,7 @@ func (s *Server) whoIs(ctx context.Context, sub *submission, m *Machine, k *atte
 	sub.digests = digestsOf(ev.EKPublic, ev.EKCertificates)
 	if m.State == attest.StateUnknown || m.State == attest.StatePending {
 		e, f := sub.documents.expectation(ctx, sub.digests)
-		if f != nil {
+		if f = sub.noteDamage(k, f); f != nil {
 			return f
 		}
 		if e != nil {
@@ -213,10 +219,12 @@ func (s *Server) whoIs(ctx context.Context, sub *submission, m *Machine, k *atte
 		return nil
 	}
 	var n serialNumber
-	if _, f := sub.documents.get(ctx, serialKind, key, &n); f != nil {
+	_, f := sub.documents.get(ctx, serialKind, key, &n)
+	switch f := sub.noteDamage(k, f); {
+	case f != nil:
 		return f
-	}
-	switch {
+	case len(k.Damaged) > 0:
+		// n may be half of it.
 	case !n.Machine.IsZero():
 		k.SerialOwner = n.Machine
 	case !n.EK.IsZero() && !slices.Contains(sub.digests, n.EK):
@@ -262,7 +270,11 @@ func (s *Server) listExpected(_ Operator, w http.ResponseWriter, r *http.Request
 	for _, d := range docs {
 		e := new(api.Expected)
 		if err := json.Unmarshal(d.Body, e); err != nil {
-			return nil, internal(fmt.Errorf("read expectation %s: %w", d.Name, err))
+			s.c.Log.Error("what is expected cannot be read", "ek", d.Name, "error", err)
+			*e = api.Expected{Damaged: err.Error()}
+			if err := e.EK.UnmarshalText([]byte(d.Name)); err != nil {
+				e.Damaged = fmt.Sprintf("%q is no endorsement key: %v", d.Name, err)
+			}
 		}
 		out = append(out, e)
 	}
@@ -295,6 +307,7 @@ func checkExpected(list *api.ExpectedList) *failure {
 	serials, keys := map[string]bool{}, map[manifest.SHA256]bool{}
 	for i := range list.Machines {
 		e := &list.Machines[i]
+		e.Damaged = ""
 		if err := CheckExpected(e); err != nil {
 			return badRequest("machine %d: %v", i+1, err)
 		}
@@ -338,6 +351,10 @@ func (s *Server) expect(ctx context.Context, by string, list *api.ExpectedList) 
 	for i := range list.Machines {
 		want := list.Machines[i]
 		r, f := s.expectOne(ctx, d, by, now, want, list.Replace)
+		if f.isDamage() {
+			s.c.Log.Error("a list meets a record that cannot be read", "error", f.cause)
+			r, f = api.ExpectedResult{Outcome: api.ExpectedConflict, Problem: f.text, Hint: f.hint}, nil
+		}
 		if f != nil {
 			return nil, f
 		}
@@ -372,14 +389,28 @@ func (s *Server) expectOne(ctx context.Context, d *documents, by string, now tim
 	if key == "" {
 		return conflict("", "serial number %q is one that the service ignores", want.Serial)
 	}
+	if replace {
+		// What cannot be read is written anew from the other records.
+		for _, doc := range [][2]string{{expectedKind, want.EK.String()}, {serialKind, key}} {
+			f := d.check(ctx, doc[0], doc[1])
+			if f.isDamage() {
+				f = s.rewrite(ctx, d, doc[0], doc[1])
+			}
+			if f != nil {
+				return none, f
+			}
+		}
+	}
 	var old api.Expected
 	known, f := d.get(ctx, expectedKind, want.EK.String(), &old)
 	if f != nil {
+		f.hint = "--replace writes it anew"
 		return none, f
 	}
 	known = known && !old.Withdrawn
 	var n serialNumber
 	if _, f := d.get(ctx, serialKind, key, &n); f != nil {
+		f.hint = "--replace writes it anew"
 		return none, f
 	}
 	outcome := api.ExpectedAdded
@@ -426,7 +457,7 @@ func (s *Server) expectOne(ctx context.Context, d *documents, by string, now tim
 	}
 	m, err := s.c.Store.Machine(ctx, id)
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return none, unavailable("the store", err)
+		return none, storeFailure(err)
 	}
 	if err == nil {
 		owner = m
@@ -561,7 +592,7 @@ func (s *Server) replace(ctx context.Context, m, n *Machine, by, reason string) 
 	d := s.documents()
 	if key := s.serialKey(m.Serial); key != "" {
 		var number serialNumber
-		if _, f := d.get(ctx, serialKind, key, &number); f != nil {
+		if _, f := d.get(ctx, serialKind, key, &number); f != nil && !f.isDamage() {
 			return nil, f
 		}
 		d.set(serialKind, key, &serialNumber{Serial: m.Serial, Machine: n.ID})

@@ -69,7 +69,7 @@ func (s *Server) explainStored(r *http.Request, policy func(context.Context, att
 	switch {
 	case err == nil:
 		accepted = m.AcceptedEvidence
-	case !errors.Is(err, ErrNotFound):
+	case !errors.Is(err, ErrNotFound) && !errors.As(err, new(*DamagedError)):
 		return nil, unavailable("the store", err)
 	}
 	return s.explain(r.Context(), &stored.Evidence, stored.Appraise(p), p, accepted), nil

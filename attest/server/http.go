@@ -168,6 +168,8 @@ type failure struct {
 	wait   time.Duration // Retry-After
 	limit  string        // that refused, for the Meter
 	cause  error         // for the log
+
+	document string // about who is who that cannot be read, see damagedDocument
 }
 
 // wrongListener answers who asks for one API where the other one is.

@@ -128,7 +128,8 @@ func (m *Machine) diskKeys() []kept {
 	return slices.DeleteFunc(all, func(k kept) bool { return *k.key == nil })
 }
 
-// machines calls each with every machine's record, in the order of their ids.
+// machines calls each with every machine's record that can be read, in the order of
+// their ids.
 func (s *Server) machines(ctx context.Context, each func([]*Machine) error) error {
 	var after attest.MachineID
 	for {
@@ -139,10 +140,16 @@ func (s *Server) machines(ctx context.Context, each func([]*Machine) error) erro
 		if len(page) == 0 {
 			return nil
 		}
+		after = page[len(page)-1].ID
+		page = slices.DeleteFunc(page, func(m *Machine) bool {
+			if m.Damaged != "" {
+				s.c.Log.Error("a machine's record cannot be read", "machine", m.ID.Short(), "error", m.Damaged)
+			}
+			return m.Damaged != ""
+		})
 		if err := each(page); err != nil {
 			return err
 		}
-		after = page[len(page)-1].ID
 	}
 }
 
@@ -174,6 +181,8 @@ func (s *Server) uses(ctx context.Context, releases bool) (map[string]*api.KEKUs
 			// Only the last counts: the TPM forgot the others at its reset.
 			switch r, err := s.c.Store.Release(ctx, m.ReleaseID); {
 			case errors.Is(err, ErrNotFound):
+			case errors.As(err, new(*DamagedError)):
+				s.c.Log.Error("a release cannot be read", "release", m.ReleaseID, "error", err)
 			case err != nil:
 				return fmt.Errorf("read release %s: %w", m.ReleaseID, err)
 			case r.Transport != nil && r.Issued.After(recent):

@@ -300,12 +300,29 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 	if f != nil {
 		return nil, f
 	}
+	if t.settle != nil {
+		remade, f := s.remake(ctx, id, by, reason)
+		if f != nil {
+			return nil, f
+		}
+		if remade != nil && !slices.Contains(append(t.from, t.to), remade.State) {
+			return &remade.Machine, nil // what it is, the log says
+		}
+	}
 	token := ""
 	m, f := s.changeAll(ctx, id, func(m *Machine, now time.Time) (*Change, *failure) {
 		if m.Revision == 0 {
 			return nil, notFound(fmt.Sprintf("there is no machine %s", id))
 		}
 		token = m.TokenID
+		docs := s.documents()
+		var mended []string
+		if t.to == attest.StateEnrolled {
+			var f *failure
+			if mended, f = s.mend(ctx, docs, m); f != nil {
+				return nil, f
+			}
+		}
 		if m.State == t.to {
 			if t.settle == nil {
 				return nil, nil
@@ -315,11 +332,14 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 				return nil, f
 			}
 			if !again {
-				return &Change{Events: t.settle(m, by, reason)}, nil
+				events := t.settle(m, by, reason)
+				if len(mended) > 0 {
+					events = append(events, withEffect(stateEvent(m, m.State, by, reason), effectMended+strings.Join(mended, ", ")))
+				}
+				return &Change{Documents: docs.dirty, Events: events}, nil
 			}
 			m.State = attest.StatePending // as far as the log knows
 		}
-		docs := s.documents()
 		if t.to == attest.StateEnrolled && slices.Contains(t.from, m.State) {
 			// Its serial number may be another's: an identity keeps its
 			// endorsement key.
@@ -337,7 +357,11 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 		}
 		for _, from := range t.from {
 			if m.State == from {
-				return &Change{Documents: docs.dirty, Events: []audit.Event{stateEvent(m, t.to, by, reason)}}, nil
+				ev := stateEvent(m, t.to, by, reason)
+				if len(mended) > 0 {
+					ev = withEffect(ev, effectMended+strings.Join(mended, ", "))
+				}
+				return &Change{Documents: docs.dirty, Events: []audit.Event{ev}}, nil
 			}
 		}
 		hint := ""

@@ -146,6 +146,10 @@ func (s *Server) getMachine(_ Operator, _ http.ResponseWriter, r *http.Request) 
 	if errors.Is(err, ErrNotFound) {
 		return nil, notFound(fmt.Sprintf("there is no machine %s", id))
 	}
+	var damaged *DamagedError
+	if errors.As(err, &damaged) && damaged.Machine != nil {
+		return &damaged.Machine.Machine, nil
+	}
 	if err != nil {
 		return nil, unavailable("the store", err)
 	}

@@ -272,6 +272,11 @@ func (s *Server) confirm(ctx context.Context, p peer, req *api.ConfirmRequest) (
 		if errors.Is(err, ErrNotFound) {
 			return 0, nil, refused
 		}
+		if errors.As(err, new(*DamagedError)) {
+			// The next boot's evidence tells the same.
+			s.c.Log.Error("confirmation cannot be checked", "release", req.ReleaseID, "error", err)
+			return 0, nil, refused
+		}
 		if err != nil {
 			return 0, nil, unavailable("the store", err)
 		}

@@ -244,10 +244,14 @@ func (s *Server) eachDue(ctx context.Context, state attest.EnrolmentState, f fun
 			return err
 		}
 		for _, m := range page {
+			after = m.ID
+			if m.Damaged != "" {
+				s.c.Log.Error("a machine's record cannot be read", "machine", m.ID.Short(), "error", m.Damaged)
+				continue
+			}
 			if err := f(m); err != nil {
 				return err
 			}
-			after = m.ID
 		}
 		if len(page) < sweepPage {
 			return nil

@@ -104,6 +104,7 @@ func signs() map[attest.Code]sign {
 		attest.CodeMachineRevoked:  {alarm: misused, why: "whoever has it switched it on"},
 		attest.CodeQuarantined:     {why: "that it was quarantined is an event of its own, machine.quarantined"},
 		attest.CodeMachineUnproven: {alarm: unproven, why: "the service writes both together: somebody else wrote the record"},
+		attest.CodeRecordDamaged:   {why: "a disk of the service's fails, or somebody wrote to the database: it says nothing of the machine"},
 		attest.CodeSerialMismatch:  {why: "a list with mistakes"},
 		attest.CodeSerialTaken:     {alarm: misused, why: "it says that it is another machine, or the board was exchanged"},
 		attest.CodeTPMTaken:        {alarm: misused, why: "a box that was locked out comes back, or is to be two machines; an agent of this version uses the right key"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"iter"
 	"time"
 
@@ -24,6 +25,55 @@ var (
 	ErrReleased = errors.New("already released in this boot")
 )
 
+// A DamagedError says that the record of a machine or a release is there and cannot be
+// read: it does not decode, or is another's.
+type DamagedError struct {
+	Release string // id of the release; empty: it is of a machine
+	// Machine has what is known of a machine beside its record: ID, State, NodeName,
+	// DiskGUID, Revision, and why the record cannot be read (Damaged). Nil of a release.
+	Machine *Machine
+	Body    []byte // the record as it is stored
+	Reason  error
+}
+
+func (e *DamagedError) Error() string {
+	if e.Machine != nil {
+		return fmt.Sprintf("the record of machine %s cannot be read: %v", e.Machine.ID, e.Reason)
+	}
+	return fmt.Sprintf("the record of release %q cannot be read: %v", e.Release, e.Reason)
+}
+
+func (e *DamagedError) Unwrap() error { return e.Reason }
+
+// DecodeMachine decodes the record of a machine, as a Store keeps it. known has what its
+// row says beside that; a record of another machine is none. The error is a *DamagedError.
+func DecodeMachine(known *Machine, body []byte) (*Machine, error) {
+	m := new(Machine)
+	err := json.Unmarshal(body, m)
+	if err == nil && m.ID != known.ID {
+		err = fmt.Errorf("altered: its row holds the record of machine %s", m.ID)
+	}
+	if err != nil {
+		known.Damaged = err.Error()
+		return nil, &DamagedError{Machine: known, Body: body, Reason: err}
+	}
+	m.Revision, m.Damaged = known.Revision, ""
+	return m, nil
+}
+
+// DecodeRelease does the same for the release id.
+func DecodeRelease(id string, body []byte) (*Release, error) {
+	r := new(Release)
+	err := json.Unmarshal(body, r)
+	if err == nil && r.ID != id {
+		err = fmt.Errorf("altered: its row holds the record of release %q", r.ID)
+	}
+	if err != nil {
+		return nil, &DamagedError{Release: id, Body: body, Reason: err}
+	}
+	return r, nil
+}
+
 // Store keeps everything that the service must remember. Any number of
 // goroutines, and of service replicas, use one Store at once. Challenges are
 // not in it: they must not outlive the process, and are kept with their
@@ -41,16 +91,17 @@ var (
 // What a method returns is the caller's own copy. Errors other than those
 // named mean that the Store could not do its work.
 type Store interface {
-	// Machine returns a machine's record, or ErrNotFound.
+	// Machine returns a machine's record, ErrNotFound, or a *DamagedError.
 	Machine(ctx context.Context, id attest.MachineID) (*Machine, error)
 
-	// Machines returns the records that match q in the order of their ids.
+	// Machines returns the records that match q in the order of their ids. Of one
+	// that cannot be read it has what DamagedError.Machine has.
 	Machines(ctx context.Context, q Query) ([]*Machine, error)
 
 	// Commit writes a Change as a whole or not at all.
 	Commit(ctx context.Context, c *Change) error
 
-	// Release returns a release's record, or ErrNotFound.
+	// Release returns a release's record, ErrNotFound, or a *DamagedError.
 	Release(ctx context.Context, id string) (*Release, error)
 
 	// Evidence returns the stored bytes whose SHA-256 is digest, or ErrNotFound,

@@ -190,7 +190,7 @@ func (s *Server) heldBy(ctx context.Context, owner, id attest.MachineID) (*Machi
 			break
 		}
 		if err != nil {
-			return nil, unavailable("the store", err)
+			return nil, storeFailure(err)
 		}
 		if first == nil {
 			first = m
@@ -242,6 +242,7 @@ func (s *Server) tpmOwner(ctx context.Context, sub *submission, m *Machine, poli
 	for _, doc := range documents {
 		var key tpmKey
 		found, f := sub.documents.get(ctx, tpmKind, doc, &key)
+		f = sub.noteDamage(k, f)
 		if f == nil && found {
 			f = look(key.Machine)
 		}
@@ -266,7 +267,11 @@ func (s *Server) bindTPM(ctx context.Context, sub *submission, m *Machine, prf *
 	}
 	var k tpmKey
 	doc := akDocument(sub.akName)
-	if _, f := sub.documents.get(ctx, tpmKind, doc, &k); f != nil {
+	switch _, f := sub.documents.get(ctx, tpmKind, doc, &k); {
+	case f.isDamage() && !fresh:
+		// It was not asked, as the machine's record says the same.
+		s.c.Log.Error("whose a TPM is could not be read, and is written anew", "machine", m.ID.Short(), "error", f.cause)
+	case f != nil:
 		return f
 	}
 	k.Machine, k.KeysProven = m.ID, sub.request.KeysProven
@@ -302,6 +307,9 @@ func (s *Server) noteTPM(ctx context.Context, sub *submission, m *Machine, resul
 	}
 	var k tpmKey
 	found, f := sub.documents.get(ctx, tpmKind, akDocument(sub.akName), &k)
+	if f.isDamage() {
+		return nil // for an approver
+	}
 	if f == nil && !found {
 		sub.documents.set(tpmKind, akDocument(sub.akName), &tpmKey{Machine: m.ID})
 	}

@@ -124,6 +124,9 @@ func (s *Server) Replay(ctx context.Context, p *Proposal) iter.Seq2[api.WhatIf, 
 // proposal either, so the last that was accepted is judged, too.
 func (s *Server) replay(ctx context.Context, p *Proposal, m *Machine) (*api.WhatIfMachine, error) {
 	row := &api.WhatIfMachine{Effect: api.EffectNoEvidence, Now: []attest.Code{}, Then: []attest.Code{}}
+	if m.Damaged != "" {
+		row.Effect, row.Error = api.EffectFailed, "its record cannot be read: "+m.Damaged
+	}
 	if !m.LastEvidence.IsZero() {
 		now, err := p.Now(ctx, m.ID)
 		if err != nil {

@@ -182,7 +182,8 @@ func issueOperator(e *env, keys, name string, roles []string, out string) (err e
 		{identityCert, chain, 0o644},
 		{identityKey, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600},
 	} {
-		if err := os.WriteFile(filepath.Join(temp, f.name), f.content, f.mode); err != nil {
+		// Durable before the rename: after a power cut an empty key would have its name.
+		if err := replaceFile(filepath.Join(temp, f.name), f.content, f.mode); err != nil {
 			return fmt.Errorf("make identity %s: %w", out, err)
 		}
 	}

@@ -26,7 +26,11 @@ disk key and a join token, and only when what it booted is allowed.`, `
 		newMachineStateCommand(e, "approve", "Enrol a machine that is pending", `A machine that shows up without an install record is pending. Approving it lets it
 have secrets from its next boot on. Approving one that is enrolled forgets what its
 TPM was (attestation key, firmware version, counters, clock), after TPM2_Clear or
-another change that was meant: its next evidence sets them anew.`, (*operator.Client).Approve),
+another change that was meant: its next evidence sets them anew. What the service has
+of the machine and cannot read ("record.damaged") is written anew: its own record from
+the decision log, whose its TPM and serial number are from the records of machines.
+A machine whose disk key was in the record is quarantined then; reinstate it, and
+install it again.`, (*operator.Client).Approve),
 		newMachineStateCommand(e, "revoke", "Give a machine nothing any more", `Takes effect on the machine's next request. What it has already unlocked stays
 unlocked until it is off.`, (*operator.Client).Revoke),
 		newMachineStateCommand(e, "quarantine", "Give a machine nothing until it was inspected", `Takes effect on the machine's next request, as a revocation does; it says that
@@ -198,6 +202,9 @@ func printMachines(e *env, all []api.Machine) error {
 		}
 		if m.State != attest.StateEnrolled && m.Reason != "" {
 			reason = shorten(plain(m.Reason), 80)
+		}
+		if m.Damaged != "" {
+			verdict, reason = "refused", "its record cannot be read: sealift machine approve writes it anew"
 		}
 		fw := string(m.Firmware.Verdict)
 		if m.Firmware.Version != "" {

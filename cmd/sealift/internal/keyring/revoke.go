@@ -43,7 +43,7 @@ type Issued struct {
 }
 
 // Register notes that a certificate was issued to an operator. It is durable
-// when it returns.
+// when it returns. If it fails, the list is as it was.
 func (k *Keyring) Register(crt *x509.Certificate) (err error) {
 	line, err := json.Marshal(Issued{crt.Subject.CommonName, crt.SerialNumber.Text(16), crt.Subject.OrganizationalUnit, crt.NotAfter.UTC()})
 	if err != nil {
@@ -54,7 +54,15 @@ func (k *Keyring) Register(crt *x509.Certificate) (err error) {
 		return fmt.Errorf("note the certificate of %s: %w", crt.Subject.CommonName, err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := f.Write(append(line, '\n')); err != nil {
+	before, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		_, err = f.Write(append(line, '\n'))
+		if err != nil {
+			// A part of a line would spoil the next one.
+			err = errors.Join(err, f.Truncate(before))
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("note the certificate of %s: %w", crt.Subject.CommonName, err)
 	}
 	return f.Sync()

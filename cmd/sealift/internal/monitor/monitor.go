@@ -216,15 +216,21 @@ func (m *Monitor) Count(ctx context.Context, store server.Store) {
 	}
 }
 
+// damaged is the state by which machines are counted whose record cannot be read.
+const damaged attest.EnrolmentState = "damaged"
+
 // count counts once. head is what it returned the last time.
 func (m *Monitor) count(ctx context.Context, store server.Store, head int64) (int64, error) {
-	n := map[attest.EnrolmentState]int{attest.StateEnrolled: 0, attest.StatePending: 0, attest.StateQuarantined: 0, attest.StateRevoked: 0}
+	n := map[attest.EnrolmentState]int{attest.StateEnrolled: 0, attest.StatePending: 0, attest.StateQuarantined: 0, attest.StateRevoked: 0, damaged: 0}
 	for after := (attest.MachineID{}); ; {
 		page, err := store.Machines(ctx, server.Query{After: after, Limit: countPage})
 		if err != nil {
 			return head, err
 		}
 		for _, one := range page {
+			if one.Damaged != "" {
+				one.State = damaged
+			}
 			n[one.State]++
 			after = one.ID
 		}

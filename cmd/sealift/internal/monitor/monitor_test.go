@@ -268,17 +268,33 @@ func machines(t *testing.T, store server.Store, n int, state attest.EnrolmentSta
 	}
 }
 
+// failing cannot read the records of machines that are pending.
+type failing struct{ server.Store }
+
+func (f failing) Machines(ctx context.Context, q server.Query) ([]*server.Machine, error) {
+	ms, err := f.Store.Machines(ctx, q)
+	for _, m := range ms {
+		if m.State == attest.StatePending {
+			m.Damaged = "noise"
+		}
+	}
+	return ms, err
+}
+
 func TestMachinesAreCountedByState(t *testing.T) {
 	m, memory := newMonitor(), new(storetest.Memory)
 	machines(t, memory, countPage, attest.StateEnrolled)
 	machines(t, memory, 3, attest.StateRevoked)
-	head, err := m.count(t.Context(), memory, 0)
+	if err := memory.Commit(t.Context(), &server.Change{Machine: &server.Machine{Machine: api.Machine{ID: attest.MachineID{31: 1}, NodeName: "x", State: attest.StatePending}}}); err != nil {
+		t.Fatal(err)
+	}
+	head, err := m.count(t.Context(), failing{memory}, 0)
 	if err != nil || head != countPage+3 {
 		t.Fatalf("head is %d, %v", head, err)
 	}
 	got := scrape(t, m)
 	for series, want := range map[string]float64{
-		`sealift_machines{state="enrolled"}`: countPage, `sealift_machines{state="revoked"}`: 3, `sealift_machines{state="pending"}`: 0,
+		`sealift_machines{state="enrolled"}`: countPage, `sealift_machines{state="revoked"}`: 3, `sealift_machines{state="pending"}`: 0, `sealift_machines{state="damaged"}`: 1,
 		`sealift_machines{state="quarantined"}`: 0, `sealift_audit_head`: countPage + 3,
 	} {
 		if got[series] != want {

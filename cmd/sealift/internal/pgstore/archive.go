@@ -32,15 +32,10 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) error 
 		}{
 			// What is unique is unique by the columns: a record that says something
 			// else could make a backup that cannot be restored.
-			{"machines", "SELECT revision, body, id, node_name, coalesce(disk_guid, '') FROM sealift.machine ORDER BY id", func(r pgx.Rows) (rec server.Record, err error) {
-				var revision int64
-				var body, id, name, disk []byte
-				if err := r.Scan(&revision, &body, &id, &name, &disk); err != nil {
-					return rec, err
-				}
-				m, err := decodeMachine(revision, body)
-				if err == nil && (!bytes.Equal(id, m.ID[:]) || string(name) != m.NodeName || string(disk) != m.DiskGUID) {
-					err = fmt.Errorf("machine %x: altered, its record is of machine %s, node %q, disk %q, its row of node %q, disk %q", id, m.ID, m.NodeName, m.DiskGUID, name, disk)
+			{"machines", selectMachine + " FROM sealift.machine ORDER BY id", func(r pgx.Rows) (rec server.Record, err error) {
+				m, row, err := scanMachine(r)
+				if err == nil && (row.NodeName != m.NodeName || row.DiskGUID != m.DiskGUID) {
+					err = fmt.Errorf("machine %s: altered, its record is of node %q, disk %q, its row of node %q, disk %q", m.ID, m.NodeName, m.DiskGUID, row.NodeName, row.DiskGUID)
 				}
 				rec.Machine = m
 				return rec, err
@@ -51,9 +46,8 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) error 
 				if err := r.Scan(&body, &id, &machine, &generation, &reset, &restart); err != nil {
 					return rec, err
 				}
-				rec.Release = new(server.Release)
-				err = json.Unmarshal(body, rec.Release)
-				if rel := rec.Release; err == nil && (rel.ID != string(id) || !bytes.Equal(machine, rel.Machine[:]) || rel.Generation != generation || int64(rel.ResetCount) != reset || int64(rel.RestartCount) != restart) {
+				rec.Release, err = server.DecodeRelease(string(id), body)
+				if rel := rec.Release; err == nil && (!bytes.Equal(machine, rel.Machine[:]) || rel.Generation != generation || int64(rel.ResetCount) != reset || int64(rel.RestartCount) != restart) {
 					err = fmt.Errorf("release %q: altered, its record is not of the boot that its row names", id)
 				}
 				return rec, err

@@ -3,6 +3,7 @@ package pgstore
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -106,32 +107,41 @@ func needs(ctx context.Context, from asker, refs []server.EvidenceRef) error {
 			ids = append(ids, id[:])
 		}
 	}
-	for _, q := range []struct {
-		query string
-		take  func(body []byte) error
-	}{
-		{"SELECT body FROM sealift.machine WHERE id = ANY($1)", func(body []byte) error {
-			m, err := decodeMachine(0, body)
-			if err == nil {
-				machines[m.ID] = m
-			}
-			return err
-		}},
-		{"SELECT body FROM sealift.release WHERE NOT confirmed AND machine = ANY($1)", func(body []byte) error {
-			r := new(server.Release)
-			err := json.Unmarshal(body, r)
-			open[r.Machine] = append(open[r.Machine], r)
-			return err
-		}},
-	} {
-		rows, err := from.Query(ctx, q.query, ids)
-		if err != nil {
-			return err
+	// What a machine needs that has a record which cannot be read is not known: all.
+	all := func(id attest.MachineID) {
+		machines[id] = &server.Machine{Machine: api.Machine{ID: id, State: attest.StateQuarantined}}
+	}
+	found, err := from.Query(ctx, selectMachine+" FROM sealift.machine WHERE id = ANY($1)", ids)
+	if err != nil {
+		return err
+	}
+	if _, err := pgx.CollectRows(found, func(r pgx.CollectableRow) (_ struct{}, err error) {
+		m, known, err := scanMachine(r)
+		switch {
+		case errors.As(err, new(*server.DamagedError)):
+			all(known.ID)
+			return struct{}{}, nil
+		case err == nil:
+			machines[m.ID] = m
 		}
-		var body []byte
-		if _, err := pgx.ForEachRow(rows, []any{&body}, func() error { return q.take(body) }); err != nil {
-			return err
+		return struct{}{}, err
+	}); err != nil {
+		return err
+	}
+	if found, err = from.Query(ctx, "SELECT machine, body FROM sealift.release WHERE NOT confirmed AND machine = ANY($1)", ids); err != nil {
+		return err
+	}
+	var id, body []byte
+	if _, err := pgx.ForEachRow(found, []any{&id, &body}, func() error {
+		r := new(server.Release)
+		if json.Unmarshal(body, r) != nil {
+			all(attest.MachineID(id))
+			return nil
 		}
+		open[r.Machine] = append(open[r.Machine], r)
+		return nil
+	}); err != nil {
+		return err
 	}
 	for i := range refs {
 		m := machines[refs[i].Machine]

@@ -2,7 +2,6 @@ package pgstore
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -45,24 +44,36 @@ func rows[T any](ctx context.Context, s *Store, query string, args []any, scan f
 	return pgx.CollectRows(r, scan)
 }
 
-func decodeMachine(revision int64, body []byte) (*server.Machine, error) {
-	m := new(server.Machine)
-	if err := json.Unmarshal(body, m); err != nil {
-		return nil, err
+// selectMachine is what scanMachine reads.
+const selectMachine = "SELECT revision, body, id, state, node_name, coalesce(disk_guid, '')"
+
+// scanMachine reads a row of selectMachine: the record, and what its columns say. A
+// record that cannot be read gives a *server.DamagedError.
+func scanMachine(row pgx.Row) (m, known *server.Machine, err error) {
+	known = new(server.Machine)
+	var body, id, state, name, disk []byte
+	if err := row.Scan(&known.Revision, &body, &id, &state, &name, &disk); err != nil {
+		return nil, nil, err
 	}
-	m.Revision = revision
-	return m, nil
+	if len(id) != len(known.ID) {
+		return nil, nil, fmt.Errorf("altered: a machine's id has %d bytes, want %d", len(id), len(known.ID))
+	}
+	known.ID, known.State, known.NodeName, known.DiskGUID = attest.MachineID(id), attest.EnrolmentState(state), string(name), string(disk)
+	m, err = server.DecodeMachine(known, body)
+	return m, known, err
 }
 
 // Machine implements server.Store.
 func (s *Store) Machine(ctx context.Context, id attest.MachineID) (*server.Machine, error) {
-	var revision int64
-	var body []byte
-	err := s.row(ctx, "SELECT revision, body FROM sealift.machine WHERE id = $1", []any{id[:]}, &revision, &body)
+	one, cancel, err := bounded(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read machine %s: %w", id, err)
 	}
-	m, err := decodeMachine(revision, body)
+	defer cancel()
+	m, _, err := scanMachine(s.pool.QueryRow(one, selectMachine+" FROM sealift.machine WHERE id = $1", id[:]))
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = server.ErrNotFound
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read machine %s: %w", id, err)
 	}
@@ -102,19 +113,18 @@ func (s *Store) Machines(ctx context.Context, q server.Query) ([]*server.Machine
 		args = append(args, q.Limit)
 		limit = fmt.Sprintf(" LIMIT $%d", len(args))
 	}
-	query := "SELECT revision, body FROM " + from + " ORDER BY id" + limit
+	query := selectMachine + " FROM " + from + " ORDER BY id" + limit
 	if !q.Due.IsZero() {
 		// Few are due of many: OFFSET 0 keeps the planner from going through
 		// all in the order of their ids, to save sorting the few.
-		query = "SELECT revision, body FROM sealift.machine WHERE id = ANY(ARRAY(SELECT id FROM (SELECT id FROM " + from + " OFFSET 0) due ORDER BY id" + limit + ")) ORDER BY id"
+		query = selectMachine + " FROM sealift.machine WHERE id = ANY(ARRAY(SELECT id FROM (SELECT id FROM " + from + " OFFSET 0) due ORDER BY id" + limit + ")) ORDER BY id"
 	}
 	out, err := rows(ctx, s, query, args, func(r pgx.CollectableRow) (*server.Machine, error) {
-		var revision int64
-		var body []byte
-		if err := r.Scan(&revision, &body); err != nil {
-			return nil, err
+		m, known, err := scanMachine(r)
+		if errors.As(err, new(*server.DamagedError)) {
+			return known, nil
 		}
-		return decodeMachine(revision, body)
+		return m, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read machines: %w", err)
@@ -128,11 +138,7 @@ func (s *Store) Release(ctx context.Context, id string) (*server.Release, error)
 	if err := s.row(ctx, "SELECT body FROM sealift.release WHERE id = $1", []any{[]byte(id)}, &body); err != nil {
 		return nil, fmt.Errorf("read release %s: %w", id, err)
 	}
-	r := new(server.Release)
-	if err := json.Unmarshal(body, r); err != nil {
-		return nil, fmt.Errorf("decode release %s: %w", id, err)
-	}
-	return r, nil
+	return server.DecodeRelease(id, body)
 }
 
 // Document implements server.Store.

@@ -1,12 +1,16 @@
 package pgstore
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/sealift/sealift/attest/server"
 )
 
 // migrations bring the tables from each version to the next: the first makes
@@ -188,12 +192,12 @@ func fillDue(ctx context.Context, tx pgx.Tx) error {
 		var id, body []byte
 		n := 0
 		_, err = pgx.ForEachRow(rows, []any{&id, &body}, func() error {
-			m, err := decodeMachine(0, body)
-			if err != nil {
-				return fmt.Errorf("machine %x: %w", id, err)
+			n, after = n+1, bytes.Clone(id)
+			var m server.Machine
+			if json.Unmarshal(body, &m) != nil {
+				return nil // it is refused, and nothing is due
 			}
-			n, after = n+1, m.ID[:]
-			if due := dueOf(m); due != nil {
+			if due := dueOf(&m); due != nil {
 				b.Queue("UPDATE sealift.machine SET due = $2 WHERE id = $1", after, due)
 			}
 			return nil

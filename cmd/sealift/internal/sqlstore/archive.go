@@ -46,26 +46,22 @@ func (s *Store) Dump(ctx context.Context, each func(server.Record) error) (err e
 	}{
 		// What is unique is unique by the columns: a record that says something else
 		// could make a backup that cannot be restored.
-		{"machines", "SELECT revision, body, id, node_name, coalesce(disk_guid, '') FROM machine ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
-			var id []byte
-			var name, disk string
-			m, err := scanMachine(r, &id, &name, &disk)
-			if err == nil && (!bytes.Equal(id, m.ID[:]) || name != m.NodeName || disk != m.DiskGUID) {
-				err = fmt.Errorf("machine %x: altered, its record is of machine %s, node %q, disk %q, its row of node %q, disk %q", id, m.ID, m.NodeName, m.DiskGUID, name, disk)
+		{"machines", selectMachine + " FROM machine ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
+			m, row, err := scanMachine(r)
+			if err == nil && (row.NodeName != m.NodeName || row.DiskGUID != m.DiskGUID) {
+				err = fmt.Errorf("machine %s: altered, its record is of node %q, disk %q, its row of node %q, disk %q", m.ID, m.NodeName, m.DiskGUID, row.NodeName, row.DiskGUID)
 			}
 			rec.Machine = m
 			return rec, err
 		}},
 		{"releases", "SELECT body, id, machine, generation, reset_count, restart_count FROM release ORDER BY id", func(r *sql.Rows) (rec server.Record, err error) {
-			var body string
 			var row server.Release
-			var machine []byte
+			var body, machine []byte
 			if err := r.Scan(&body, &row.ID, &machine, &row.Generation, &row.ResetCount, &row.RestartCount); err != nil {
 				return rec, err
 			}
-			rec.Release = new(server.Release)
-			err = json.Unmarshal([]byte(body), rec.Release)
-			if rel := rec.Release; err == nil && (rel.ID != row.ID || !bytes.Equal(machine, rel.Machine[:]) || rel.Generation != row.Generation || rel.ResetCount != row.ResetCount || rel.RestartCount != row.RestartCount) {
+			rec.Release, err = server.DecodeRelease(row.ID, body)
+			if rel := rec.Release; err == nil && (!bytes.Equal(machine, rel.Machine[:]) || rel.Generation != row.Generation || rel.ResetCount != row.ResetCount || rel.RestartCount != row.RestartCount) {
 				err = fmt.Errorf("release %s: altered, its record is not of the boot that its row names", row.ID)
 			}
 			return rec, err

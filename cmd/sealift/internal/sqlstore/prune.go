@@ -145,7 +145,12 @@ func (n *needing) need(ref *server.EvidenceRef) (api.Need, error) {
 	if _, known := n.machines[id]; !known {
 		machines, err1 := decoded[server.Machine](n.query("SELECT body FROM machine WHERE id = ?", id[:]))
 		open, err2 := decoded[server.Release](n.query("SELECT body FROM release WHERE machine = ? AND confirmed = 0", id[:]))
-		if err := errors.Join(err1, err2); err != nil {
+		err := errors.Join(err1, err2)
+		switch {
+		case errors.Is(err, errDamaged):
+			// What it needs is not known: all.
+			machines = []*server.Machine{{Machine: api.Machine{ID: id, State: attest.StateQuarantined}}}
+		case err != nil:
 			return "", fmt.Errorf("what needs evidence of machine %s: %w", id, err)
 		}
 		n.machines[id], n.open[id] = nil, open
@@ -156,12 +161,15 @@ func (n *needing) need(ref *server.EvidenceRef) (api.Need, error) {
 	return server.Needed(ref, n.machines[id], n.open[id]), nil
 }
 
+// errDamaged: a record cannot be read.
+var errDamaged = errors.New("the record cannot be read")
+
 func decoded[T any](bodies []string, err error) ([]*T, error) {
 	var out []*T
 	for _, b := range bodies {
 		v := new(T)
 		if err := json.Unmarshal([]byte(b), v); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %v", errDamaged, err)
 		}
 		out = append(out, v)
 	}

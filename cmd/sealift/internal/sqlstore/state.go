@@ -18,11 +18,11 @@ var _ server.Teller = (*Store)(nil)
 
 // Machine implements server.Store.
 func (s *Store) Machine(ctx context.Context, id attest.MachineID) (*server.Machine, error) {
-	query, err := s.stmt(ctx, "SELECT revision, body FROM machine WHERE id = ?")
+	query, err := s.stmt(ctx, selectMachine+" FROM machine WHERE id = ?")
 	if err != nil {
 		return nil, fmt.Errorf("read machine %s: %w", id, err)
 	}
-	m, err := scanMachine(query.QueryRowContext(ctx, id[:]))
+	m, _, err := scanMachine(query.QueryRowContext(ctx, id[:]))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("machine %s: %w", id, server.ErrNotFound)
 	}
@@ -32,19 +32,23 @@ func (s *Store) Machine(ctx context.Context, id attest.MachineID) (*server.Machi
 	return m, nil
 }
 
-// scanMachine reads a row of revision, body, and more.
-func scanMachine(row interface{ Scan(...any) error }, more ...any) (*server.Machine, error) {
-	var revision int64
-	var body string
-	if err := row.Scan(append([]any{&revision, &body}, more...)...); err != nil {
-		return nil, err
+// selectMachine is what scanMachine reads.
+const selectMachine = "SELECT revision, body, id, state, node_name, coalesce(disk_guid, '')"
+
+// scanMachine reads a row of selectMachine: the record, and what its columns say. A
+// record that cannot be read gives a *server.DamagedError.
+func scanMachine(row interface{ Scan(...any) error }) (m, known *server.Machine, err error) {
+	known = new(server.Machine)
+	var id, body []byte
+	if err := row.Scan(&known.Revision, &body, &id, (*string)(&known.State), &known.NodeName, &known.DiskGUID); err != nil {
+		return nil, nil, err
 	}
-	m := new(server.Machine)
-	if err := json.Unmarshal([]byte(body), m); err != nil {
-		return nil, err
+	if len(id) != len(known.ID) {
+		return nil, nil, fmt.Errorf("altered: a machine's id has %d bytes, want %d", len(id), len(known.ID))
 	}
-	m.Revision = revision
-	return m, nil
+	known.ID = attest.MachineID(id)
+	m, err = server.DecodeMachine(known, body)
+	return m, known, err
 }
 
 // Machines implements server.Store.
@@ -73,7 +77,7 @@ func (s *Store) Machines(ctx context.Context, q server.Query) (_ []*server.Machi
 		from += " INDEXED BY machine_due"
 		match("due <= ?", q.Due.UnixNano())
 	}
-	query := "SELECT revision, body FROM " + from
+	query := selectMachine + " FROM " + from
 	if len(where) > 0 {
 		query += " WHERE " + strings.Join(where, " AND ")
 	}
@@ -84,7 +88,7 @@ func (s *Store) Machines(ctx context.Context, q server.Query) (_ []*server.Machi
 	}
 	if !q.Due.IsZero() {
 		// Only ids are sorted.
-		query = "SELECT revision, body FROM machine WHERE id IN (" + strings.Replace(query, "revision, body", "id", 1) + ") ORDER BY id"
+		query = selectMachine + " FROM machine WHERE id IN (" + strings.Replace(query, selectMachine, "SELECT id", 1) + ") ORDER BY id"
 	}
 	// The texts are as many as there are ways to ask, which are few.
 	prepared, err := s.stmt(ctx, query)
@@ -98,7 +102,10 @@ func (s *Store) Machines(ctx context.Context, q server.Query) (_ []*server.Machi
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	var out []*server.Machine
 	for rows.Next() {
-		m, err := scanMachine(rows)
+		m, known, err := scanMachine(rows)
+		if errors.As(err, new(*server.DamagedError)) {
+			m, err = known, nil
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read machines: %w", err)
 		}
@@ -281,7 +288,7 @@ func (s *Store) Documents(ctx context.Context, kind, after string, limit int) (_
 
 // Release implements server.Store.
 func (s *Store) Release(ctx context.Context, id string) (*server.Release, error) {
-	var body string
+	var body []byte
 	err := s.get(ctx, "SELECT body FROM release WHERE id = ?", []any{id}, &body)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("release %s: %w", id, server.ErrNotFound)
@@ -289,11 +296,7 @@ func (s *Store) Release(ctx context.Context, id string) (*server.Release, error)
 	if err != nil {
 		return nil, fmt.Errorf("read release %s: %w", id, err)
 	}
-	r := new(server.Release)
-	if err := json.Unmarshal([]byte(body), r); err != nil {
-		return nil, fmt.Errorf("decode release %s: %w", id, err)
-	}
-	return r, nil
+	return server.DecodeRelease(id, body)
 }
 
 // Tell implements server.Teller.

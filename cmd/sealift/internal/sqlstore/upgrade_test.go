@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -26,7 +27,7 @@ func TestKilledWhileTheSchemaChanges(t *testing.T) {
 		_ = s.Close()
 		os.Exit(0)
 	}
-	const machines = 20_000
+	const machines = 4_000
 	s := create(t)
 	m := &server.Machine{Machine: api.Machine{ID: attest.MachineID{1}, NodeName: "n", State: attest.StateEnrolled, ReportDue: time.Unix(1000, 0)}}
 	if err := s.Commit(t.Context(), &server.Change{Machine: m, Events: []audit.Event{{Time: time.Unix(1, 0), Kind: audit.KindStart, Data: audit.Start{}}}}); err != nil {
@@ -47,7 +48,7 @@ func TestKilledWhileTheSchemaChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	killed := 0
-	for _, grown := range []int64{0, 1 << 10, 256 << 10, 1 << 20, 4 << 20} {
+	for _, grown := range []int64{0, 1 << 10, 128 << 10, 1 << 20, 2 << 20} {
 		path := copyFiles(t, s.path)
 		cmd := exec.Command(os.Args[0], "-test.run=^TestKilledWhileTheSchemaChanges$")
 		cmd.Env = append(os.Environ(), "SQLSTORE_TEST_UPGRADE="+path)
@@ -88,7 +89,11 @@ func TestKilledWhileTheSchemaChanges(t *testing.T) {
 		if err := again.Close(); err != nil {
 			t.Error(err)
 		}
+		if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+			t.Error(err)
+		}
 	}
+	t.Logf("%d processes were killed before they were done", killed)
 	if killed == 0 {
 		t.Error("no process was killed before it was done")
 	}
