@@ -156,7 +156,7 @@ func TestTheReleaseKeyIsChanged(t *testing.T) {
 		}
 		ask("audit", "export", "--out", at("now.jsonl"))
 		for name, tt := range map[string]struct {
-			former  []string
+			former []string
 			lacks  bool
 		}{"with the former key": {[]string{"--former", at("release-1.pub")}, false}, "without": {nil, true}} {
 			out := t.TempDir()
