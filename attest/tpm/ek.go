@@ -133,13 +133,15 @@ func aesCFB(bits tpm2.TPMKeyBits) tpm2.TPMTSymDefObject {
 // none it is the ECC P-256 key without a certificate, and the service's policy
 // decides.
 //
-// It is slow only where it has to be: of an RSA key that is persistent as well, the
-// certificate is compared with that one first, see EK.PassedOver.
+// It makes the key of each certificate until one is the certificate's, whatever is
+// persistent: it is for an install, which is done once, and by which a service knows the
+// machine from then on. IdentifyByKeys comes to the same key, and so does Identify but
+// for EK.PassedOver.
 //
 // A TPM whose firmware was updated may hold a certificate of a kind that comes
 // before. Its service then knows it by the other key, and says so: see IdentifyAs.
 func (t *TPM) EK() (*EK, error) {
-	ek, err := t.chooseEK(attest.MachineID{}, false)
+	ek, err := t.chooseEK(attest.MachineID{}, true)
 	if err != nil {
 		return nil, fmt.Errorf("endorsement key: %w", err)
 	}

@@ -140,6 +140,15 @@ func TestAPersistentKeyTellsThatACertificateDoesNotFit(t *testing.T) {
 			if all.EK.Kind != tt.thorough || all.EK.PassedOver || !bytes.Equal(all.AKName, id.AKName) {
 				t.Errorf("by keys: got %s, passed over %t", all.EK.Kind, all.EK.PassedOver)
 			}
+			// An install names the machine by this: a service that enrolled another key
+			// would not know the box that comes to this one.
+			installs := New(d)
+			if ek, err := installs.EK(); err != nil || ek.Kind != tt.thorough || ek.PassedOver || !bytes.Equal(ek.Public, all.EK.Public) {
+				t.Errorf("an install: got %+v, %v", ek, err)
+			}
+			if err := installs.flush(&installs.ek); err != nil {
+				t.Error(err)
+			}
 			if all.EK.Kind == "ECC P-256" {
 				empty(t, d, dev)
 				return
