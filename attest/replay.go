@@ -28,6 +28,7 @@ func (c Code) breaksReplay() bool {
 // It returns the PCRs whose digests are authentic in the bank that is appraised.
 func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
 	sound := map[int]bool{}
+	early := l.endsBeforeExit(banks)
 	for _, q := range banks {
 		if !slices.Contains(l.Banks, q.bank) {
 			v.findUnlogged(l, q, "deactivate the bank in the firmware's setup")
@@ -54,7 +55,7 @@ func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
 			if err == nil && empty && pcr <= lastSeparatedPCR {
 				continue // findEmpty said so of all of them
 			}
-			if err == nil && pcr == exitPCR && l.endsBeforeExit(q.bank, got, q.values[pcr]) {
+			if err == nil && pcr == exitPCR && early {
 				if q.bank == l.main {
 					sound[pcr] = true
 					v.fact("eventlog.quirk", "Exit Boot Services was measured after the log was saved", TrustQuoted)
@@ -77,11 +78,29 @@ func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
 	return sound
 }
 
-// endsBeforeExit reports whether a log that leads to value was saved before the system
-// left boot services: it has no event of that, and the two that firmware measures then
-// lead on to the quoted value. The log is complete only where firmware has a table of
-// final events (TCG EFI Protocol, "TCG2 Final Events Table") and the kernel adds it.
-func (l *EventLog) endsBeforeExit(bank string, value, quoted []byte) bool {
+// endsBeforeExit reports whether the log was saved before the system left boot services:
+// in each bank that it has, and that firmware measures into, what firmware measures then
+// leads on from the log to the quoted value. The log is complete only where firmware has
+// a table of final events (TCG EFI Protocol, "TCG2 Final Events Table") and the kernel
+// adds it.
+func (l *EventLog) endsBeforeExit(banks []*quoted) bool {
+	some := false
+	for _, q := range banks {
+		if !slices.Contains(l.Banks, q.bank) || q.empty() {
+			continue // which has a finding of its own
+		}
+		value, err := l.Replay(q.bank, exitPCR)
+		if err != nil || !l.exitFollows(q.bank, value, q.values[exitPCR]) {
+			return false
+		}
+		some = true
+	}
+	return some
+}
+
+// exitFollows reports whether a log that leads to value has no event of the end of boot
+// services, and the two that firmware measures then lead on to the quoted value.
+func (l *EventLog) exitFollows(bank string, value, quoted []byte) bool {
 	hash, ok := bankHash(bank)
 	index := slices.Index(l.Banks, bank)
 	if !ok || index < 0 {

@@ -47,6 +47,35 @@ func TestALogWithoutTheEndOfBootServicesIsAQuirk(t *testing.T) {
 	}
 }
 
+// A system leaves boot services once, for all banks. One that firmware did not measure it
+// into has other measurements than the log's of another.
+func TestBanksThatDifferInTheEndOfBootServicesAreNoQuirk(t *testing.T) {
+	for _, odd := range []string{"sha256", "sha384"} {
+		for name, logged := range map[string]bool{"a log without it": false, "a log with it": true} {
+			s := newScene(t)
+			s.Banks = []string{"sha256", "sha384"}
+			s.Measure(s.tpm)
+			s.pcrs = s.tpm.PCRs
+			without := *s.Boot
+			without.Measured = beforeExit(s)
+			without.Measure(s.tpm)
+			s.pcrs[odd] = s.tpm.PCRs[odd]
+			if !logged {
+				s.Logged = beforeExit(s)
+			}
+			s.collect()
+			if r := s.verify(); r.Allowed || !slices.ContainsFunc(r.Findings, func(f Finding) bool { return logReplay(f.Code) && *f.PCR == 5 }) {
+				t.Errorf("%s, not measured into %s: allowed %t, %+v", name, odd, r.Allowed, r.Findings)
+			}
+		}
+	}
+}
+
+// logReplay reports whether a log does not lead to a quoted value.
+func logReplay(c Code) bool {
+	return slices.Contains([]Code{CodeLogReplay, CodeLogMissing, CodeLogDeleted, CodeLogReordered, CodeLogDuplicated, CodeLogAdded}, c)
+}
+
 func TestHarmlessDifferencesAreAccepted(t *testing.T) {
 	cases := map[string]func(*scene){
 		"a first boot": func(s *scene) {
