@@ -76,7 +76,7 @@ func TestNothingElseHasTheKeysMade(t *testing.T) {
 	}
 	for claim, err := range map[string]error{
 		"a service that is away": errors.New("no route"),
-		"another finding":        refusal(attest.CodeCmdline, attest.CodeEKMismatch),
+		"another finding":        refusal(attest.CodeCmdline, attest.CodeEKMismatch, attest.CodeMachineRevoked),
 		"no result":              &client.RefusedError{Result: &attest.Result{}},
 	} {
 		if err := s.reconsider(dev, err); err != nil || s.identity.EK.Kind != "ECC P-256" {
@@ -85,5 +85,21 @@ func TestNothingElseHasTheKeysMade(t *testing.T) {
 	}
 	if err := s.reconsider(dev, refusal(attest.CodeCmdline, attest.CodeEKCertificate)); err != nil || s.identity.EK.Kind != "RSA-2048" {
 		t.Errorf("no certificate: %s, %v", s.identity.EK.Kind, err)
+	}
+}
+
+// The key that was chosen instead may have a certificate of its own, and the service may
+// know the box by the one that was passed over: an install goes by no persistent key.
+func TestABoxThatIsNotEnrolledByTheKeyThatItChoseTriesTheOthers(t *testing.T) {
+	for _, code := range []attest.Code{attest.CodeMachineUnknown, attest.CodeMachinePending} {
+		dev := tpm.New(openMisled(t))
+		s := &service{log: slog.New(slog.DiscardHandler)}
+		if err := s.identify(dev); err != nil {
+			t.Fatal(err)
+		}
+		chosen := s.machine
+		if err := s.reconsider(dev, refusal(code)); err != nil || s.identity.EK.Kind != "RSA-2048" || s.machine == chosen {
+			t.Errorf("%s: %s, %v", code, s.identity.EK.Kind, err)
+		}
 	}
 }

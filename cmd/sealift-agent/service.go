@@ -78,12 +78,14 @@ func (s *service) identified() (err error) {
 }
 
 // reconsider makes the keys of the certificates that were passed over, if evidence was
-// refused because nothing vouched for the key that was chosen instead: the persistent
-// key that spoke against them may have been another's. It does so once.
+// refused because nothing vouched for the key that was chosen instead, or because the
+// service has no machine of that key: the persistent key that spoke against them may have
+// been another's. It does so once.
 func (s *service) reconsider(t *tpm.TPM, refusal error) error {
 	var r *client.RefusedError
-	if !s.identity.EK.PassedOver || !errors.As(refusal, &r) || r.Result == nil ||
-		!slices.ContainsFunc(r.Result.Findings, func(f attest.Finding) bool { return f.Code == attest.CodeEKCertificate }) {
+	if !s.identity.EK.PassedOver || !errors.As(refusal, &r) || r.Result == nil || !slices.ContainsFunc(r.Result.Findings, func(f attest.Finding) bool {
+		return f.Code == attest.CodeEKCertificate || f.Code == attest.CodeMachineUnknown || f.Code == attest.CodeMachinePending
+	}) {
 		return nil
 	}
 	s.log.Info("the key of each endorsement certificate of the TPM is made, which may take long")
