@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"testing"
@@ -101,5 +102,40 @@ func TestABoxThatIsNotEnrolledByTheKeyThatItChoseTriesTheOthers(t *testing.T) {
 		if err := s.reconsider(dev, refusal(code)); err != nil || s.identity.EK.Kind != "RSA-2048" || s.machine == chosen {
 			t.Errorf("%s: %s, %v", code, s.identity.EK.Kind, err)
 		}
+	}
+}
+
+// failing is a TPM that makes no keys for a while.
+type failing struct {
+	*tpmtest.TPM
+	fail bool
+}
+
+func (f *failing) Send(command []byte) ([]byte, error) {
+	if f.fail && binary.BigEndian.Uint32(command[6:]) == uint32(tpm2.TPMCCCreatePrimary) {
+		return nil, errors.New("no answer")
+	}
+	return f.TPM.Send(command)
+}
+
+func TestABoxWhoseTPMFailedWhileItsKeysWereMadeMakesThemAgain(t *testing.T) {
+	_, c := startService(t)
+	d := &failing{TPM: openMisled(t)}
+	e := &early{tpm: tpm.New(d), eventLog: []byte("log")}
+	s := &service{client: c, log: slog.New(slog.DiscardHandler)}
+	if err := s.identify(e.tpm); err != nil {
+		t.Fatal(err)
+	}
+	d.fail = true
+	if err := s.reconsider(e.tpm, refusal(attest.CodeEKCertificate)); err == nil {
+		t.Fatal("no error")
+	}
+	disk := attest.Disk{GUID: "00112233-4455-6677-8899-aabbccddeeff"}
+	if _, err := s.attest(t.Context(), e, disk); err == nil || errors.As(err, new(*client.RefusedError)) {
+		t.Errorf("while it fails: %v", err)
+	}
+	d.fail = false
+	if _, err := s.attest(t.Context(), e, disk); !errors.As(err, new(*client.RefusedError)) {
+		t.Errorf("after that: %v", err)
 	}
 }

@@ -25,7 +25,7 @@ const patience = 30 * time.Second
 type service struct {
 	client   client.Client
 	log      *slog.Logger
-	identity *tpm.Identity // set by identify
+	identity *tpm.Identity // set by identify, nil if that failed
 	machine  attest.MachineID
 	told     bool // the service has said that it is that machine
 	keysCost bool // an attempt of this boot its connection: other keys are not proven
@@ -83,7 +83,7 @@ func (s *service) identified() (err error) {
 // been another's. It does so once.
 func (s *service) reconsider(t *tpm.TPM, refusal error) error {
 	var r *client.RefusedError
-	if !s.identity.EK.PassedOver || !errors.As(refusal, &r) || r.Result == nil || !slices.ContainsFunc(r.Result.Findings, func(f attest.Finding) bool {
+	if s.identity == nil || !s.identity.EK.PassedOver || !errors.As(refusal, &r) || r.Result == nil || !slices.ContainsFunc(r.Result.Findings, func(f attest.Finding) bool {
 		return f.Code == attest.CodeEKCertificate || f.Code == attest.CodeMachineUnknown || f.Code == attest.CodeMachinePending
 	}) {
 		return nil
@@ -100,6 +100,11 @@ func (s *service) reconsider(t *tpm.TPM, refusal error) error {
 // attest runs the protocol once, over one connection: challenge, evidence,
 // release. A verdict against the machine is a *client.RefusedError.
 func (s *service) attest(ctx context.Context, e *early, disk attest.Disk) (_ *released, err error) {
+	if s.identity == nil { // the TPM failed when it was to be another
+		if err := s.identify(e.tpm); err != nil {
+			return nil, err
+		}
+	}
 	session, err := s.client.Connect(ctx)
 	if err != nil {
 		return nil, err
