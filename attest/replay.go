@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash"
 	"slices"
+	"sync"
 
 	"github.com/sealift/sealift/image/manifest"
 )
@@ -28,7 +29,7 @@ func (c Code) breaksReplay() bool {
 // It returns the PCRs whose digests are authentic in the bank that is appraised.
 func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
 	sound := map[int]bool{}
-	early := l.endsBeforeExit(banks)
+	early := sync.OnceValue(func() bool { return l.endsBeforeExit(banks) }) // seldom asked
 	for _, q := range banks {
 		if !slices.Contains(l.Banks, q.bank) {
 			v.findUnlogged(l, q, "deactivate the bank in the firmware's setup")
@@ -55,7 +56,7 @@ func (v *verification) replay(l *EventLog, banks []*quoted) map[int]bool {
 			if err == nil && empty && pcr <= lastSeparatedPCR {
 				continue // findEmpty said so of all of them
 			}
-			if err == nil && pcr == exitPCR && early {
+			if err == nil && pcr == exitPCR && early() {
 				if q.bank == l.main {
 					sound[pcr] = true
 					v.fact("eventlog.quirk", "Exit Boot Services was measured after the log was saved", TrustQuoted)
