@@ -156,6 +156,7 @@ func (d *documents) check(ctx context.Context, kind, name string) (f *failure) {
 
 // rewrite makes a document that cannot be read anew from the records of machines. What
 // none of them says is nobody's; whose endorsement key was expected must be said again.
+// If one of the records cannot be read, that one may be the owner's: it is mended first.
 func (s *Server) rewrite(ctx context.Context, d *documents, kind, name string) *failure {
 	if kind == expectedKind {
 		e := &api.Expected{By: "service", At: s.c.Clock(), Withdrawn: true}
@@ -176,16 +177,23 @@ func (s *Server) rewrite(ctx context.Context, d *documents, kind, name string) *
 		return len(m.AKName) > 0 && akDocument(m.AKName) == name
 	}
 	var owner *Machine
-	err := s.machines(ctx, func(page []*Machine) error {
+	for q := (Query{Limit: rewrapPage}); ; {
+		page, err := s.c.Store.Machines(ctx, q)
+		if err != nil {
+			return unavailable("the store", err)
+		}
+		if len(page) == 0 {
+			break
+		}
 		for _, m := range page {
-			if has(m) && (owner == nil || claims(m, owner)) {
+			q.After = m.ID
+			switch {
+			case m.Damaged != "":
+				return damagedRecord(&DamagedError{Machine: m, Reason: errors.New(m.Damaged)})
+			case has(m) && (owner == nil || claims(m, owner)):
 				owner = m
 			}
 		}
-		return nil
-	})
-	if err != nil {
-		return unavailable("the store", err)
 	}
 	if owner == nil {
 		owner = new(Machine)
@@ -196,6 +204,7 @@ func (s *Server) rewrite(ctx context.Context, d *documents, kind, name string) *
 	}
 	n := serialNumber{Serial: name, Machine: owner.ID}
 	if owner.ID.IsZero() {
+		var err error
 		if n.EK, err = s.expectedWith(ctx, name); err != nil {
 			return unavailable("the store", err)
 		}

@@ -177,6 +177,19 @@ func TestNoiseAboutWhoIsWhoRefusesOneMachineAndIsMended(t *testing.T) {
 			t.Errorf("what cannot be read was written anew, and the machine is %s", m.State)
 		}
 		o := operatorOptions{server: r.operators, identity: r.ana}
+		lost := s.newBox(t, 9).ownSerial("lost-9")
+		lost.install(t, r)
+		store.document("serial", "OTHER-0", "noise")
+		store.machine(lost.id, "noise") // it may say that the number is its own
+		if err := o.do(func(c *operator.Client) error {
+			_, err := c.Approve(t.Context(), thief.id, "the disk failed")
+			return err
+		}); err == nil || !strings.Contains(err.Error(), "record of machine "+lost.id.String()) {
+			t.Errorf("mended with records that cannot be read: %v", err)
+		}
+		for _, id := range []attest.MachineID{lost.id, thief.id} {
+			r.approve(t, id)
+		}
 		if err := o.do(func(c *operator.Client) error {
 			_, err := c.Approve(t.Context(), thief.id, "it is new")
 			return err
