@@ -272,7 +272,12 @@ func (s *Server) remake(ctx context.Context, id attest.MachineID, by, reason str
 		if err != nil {
 			return nil, internal(err)
 		}
-		c.Documents = []*Document{{Kind: damagedKind, Name: fmt.Sprintf("machine-%s-%d", id, m.Revision), Body: body}}
+		// No name that somebody could have taken before.
+		name, err := randomID()
+		if err != nil {
+			return nil, internal(err)
+		}
+		c.Documents = []*Document{{Kind: damagedKind, Name: fmt.Sprintf("machine-%s-%s", id, name), Body: body}}
 		now := s.c.Clock()
 		for i := range c.Events {
 			c.Events[i].Time = now
