@@ -31,25 +31,25 @@ of the machine and cannot read ("record.damaged") is written anew: its own recor
 the decision log, whose its TPM and serial number are from the records of machines.
 That is then all that is done: look at what the machine is, and approve it once more
 if that is meant. A machine whose disk key was in the record is quarantined; reinstate
-it, and install it again.`, (*operator.Client).Approve),
+it, and install it again.`, trustedMachine, (*operator.Client).Approve),
 		newMachineStateCommand(e, "revoke", "Give a machine nothing any more", `Takes effect on the machine's next request. What it has already unlocked stays
-unlocked until it is off.`, (*operator.Client).Revoke),
+unlocked until it is off.`+whichMachine, findMachine, (*operator.Client).Revoke),
 		newMachineStateCommand(e, "quarantine", "Give a machine nothing until it was inspected", `Takes effect on the machine's next request, as a revocation does; it says that
 something is wrong with the machine, not that it is gone. Its open join token is
 deleted and its node cordoned, or deleted if the service is configured so. A report
-of the running system that shows a change does the same by itself.`, (*operator.Client).Quarantine),
+of the running system that shows a change does the same by itself.`+whichMachine, findMachine, (*operator.Client).Quarantine),
 		newMachineStateCommand(e, "reinstate", "Take back a revocation or a quarantine", `Lets a revoked or quarantined machine have secrets again. Restart a quarantined
 machine first: what was measured in its present boot stays measured, and its next
 report would quarantine it again. Let the cluster use its node again with
-kubectl uncordon NODE.`, (*operator.Client).Reinstate),
+kubectl uncordon NODE.`, trustedMachine, (*operator.Client).Reinstate),
 		newRecoveryKeyCommand(e), newRecoveryApproveCommand(e), newRecoveryShowCommand(e),
 		newMachineStateCommand(e, "rejoin", "Let a node join the cluster again", `A machine gets a join token until its node has joined. For a node whose kubelet
 certificate was lost or ran out, this makes the next release hold a token again.
-Restart the machine then: a boot has one release.`, (*operator.Client).Rejoin),
+Restart the machine then: a boot has one release.`+whichMachine, findMachine, (*operator.Client).Rejoin),
 		newMachineRotateKeyCommand(e))
 }
 
-func newMachineStateCommand(e *env, verb, short, long string, change func(*operator.Client, context.Context, attest.MachineID, string) (*api.Machine, error)) *cobra.Command {
+func newMachineStateCommand(e *env, verb, short, long string, find func(context.Context, *operator.Client, string) (attest.MachineID, error), change func(*operator.Client, context.Context, attest.MachineID, string) (*api.Machine, error)) *cobra.Command {
 	var o operatorOptions
 	var reason string
 	cmd := &cobra.Command{
@@ -58,11 +58,14 @@ func newMachineStateCommand(e *env, verb, short, long string, change func(*opera
 		Long:  long + fmt.Sprintf("\n\nExample:\n  sealift machine %s 6f0c...e1 --reason 'ticket 4711'", verb) + exitStatus,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := parseMachine(args[0])
-			if err != nil {
+			if err := checkMachine(args[0]); err != nil {
 				return err
 			}
 			return o.do(func(client *operator.Client) error {
+				id, err := find(cmd.Context(), client, args[0])
+				if err != nil {
+					return err
+				}
 				m, err := change(client, cmd.Context(), id, reason)
 				if err != nil {
 					return err
@@ -133,17 +136,21 @@ func newMachineShowCommand(e *env) *cobra.Command {
 		Short: "Show one machine as JSON",
 		Long: `Shows the service's record of one machine: indented, or on one line with --json.
 If its last evidence was refused, an auditor sees the refusal explained; 'sealift
-attest explain' shows it for people.
+attest explain' shows it for people.` + whichMachine + `
 
 Example:
-  sealift machine show 6f0c...e1` + exitStatus,
+  sealift machine show 6f0c...e1
+  sealift machine show box-6f0c12a9b7` + exitStatus,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := parseMachine(args[0])
-			if err != nil {
+			if err := checkMachine(args[0]); err != nil {
 				return err
 			}
 			return o.do(func(client *operator.Client) error {
+				id, err := findMachine(cmd.Context(), client, args[0])
+				if err != nil {
+					return err
+				}
 				m, err := client.Machine(cmd.Context(), id)
 				if err != nil {
 					return err

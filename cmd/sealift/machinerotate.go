@@ -31,7 +31,7 @@ The volume is not encrypted anew.
 With --all, every machine that has a disk key. Machines whose key is being
 changed already stay as they are, so a command that was cut off can be repeated and
 goes on. It takes as long as the service's limits say: 10,000 machines some 90 s with
-those that it has by itself.
+those that it has by itself.` + whichMachine + `
 
 Example:
   sealift machine rotate-key 6f0c...e1 --reason 'ticket 4711'
@@ -43,15 +43,22 @@ Example:
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var ids []attest.MachineID
 			for _, arg := range args {
-				id, err := parseMachine(arg)
-				if err != nil {
+				if err := checkMachine(arg); err != nil {
 					return err
 				}
-				ids = append(ids, id)
 			}
-			return o.do(func(client *operator.Client) error { return rotateKeys(cmd.Context(), e, client, ids, all, reason) })
+			return o.do(func(client *operator.Client) error {
+				var ids []attest.MachineID
+				for _, arg := range args {
+					id, err := findMachine(cmd.Context(), client, arg)
+					if err != nil {
+						return err
+					}
+					ids = append(ids, id)
+				}
+				return rotateKeys(cmd.Context(), e, client, ids, all, reason)
+			})
 		},
 	}
 	o.addFlags(cmd)

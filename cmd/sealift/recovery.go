@@ -155,17 +155,20 @@ func newRecoveryShowCommand(e *env) *cobra.Command {
 		Use:   "recovery-show ID",
 		Short: "Show the last recovery of a machine",
 		Long: `Shows who opened the last recovery of a machine, why, who approved it, and whether
-its code was given.
+its code was given.` + whichMachine + `
 
 Example:
   sealift machine recovery-show 6f0c...e1` + exitStatus,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := parseMachine(args[0])
-			if err != nil {
+			if err := checkMachine(args[0]); err != nil {
 				return err
 			}
 			return o.do(func(client *operator.Client) error {
+				id, err := findMachine(cmd.Context(), client, args[0])
+				if err != nil {
+					return err
+				}
 				r, err := client.Recovery(cmd.Context(), id)
 				if err != nil {
 					return err

@@ -64,11 +64,9 @@ EXIT STATUS
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			options := audit.ReportOptions{Generated: e.now().UTC()}
 			if r.machine != "" {
-				id, err := parseMachine(r.machine)
-				if err != nil {
+				if err := checkMachine(r.machine); err != nil {
 					return err
 				}
-				options.Machine = id
 			}
 			if r.chainOnly && (r.key != "" || r.head != "") {
 				return usage{errors.New("--chain-only is for a log of which nothing else is to be shown: leave it out with --key and --head")}
@@ -95,11 +93,18 @@ EXIT STATUS
 					return usage{fmt.Errorf("--key and --former: %w", err)}
 				}
 			}
-			return o.do(func(client *operator.Client) error { return makeReport(cmd.Context(), e, client, &r, options) })
+			return o.do(func(client *operator.Client) (err error) {
+				if r.machine != "" {
+					if options.Machine, err = findMachine(cmd.Context(), client, r.machine); err != nil {
+						return err
+					}
+				}
+				return makeReport(cmd.Context(), e, client, &r, options)
+			})
 		},
 	}
 	o.addFlags(cmd)
-	cmd.Flags().StringVar(&r.machine, "machine", "", "one machine's `id` (default: the whole fleet)")
+	cmd.Flags().StringVar(&r.machine, "machine", "", "one machine's `id`, first digits of it, or its node's name (default: the whole fleet)")
 	cmd.Flags().StringVar(&r.out, "out", "", "`directory` to write into (required)")
 	cmd.Flags().StringVar(&r.key, "key", "", "PEM `file` with the public release key of the service (release.pub)")
 	cmd.Flags().StringArrayVar(&r.former, "former", nil, "PEM `file` with a public release key that the service had before, the latest last (repeatable)")

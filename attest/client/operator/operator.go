@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math/big"
 	"net"
 	"net/http"
 	"net/url"
@@ -267,6 +268,30 @@ func (c *Client) AllMachines(ctx context.Context, state attest.EnrolmentState) i
 // Machines returns all machines, or those of one state.
 func (c *Client) Machines(ctx context.Context, state attest.EnrolmentState) ([]api.Machine, error) {
 	return all(c.AllMachines(ctx, state))
+}
+
+// MachinesLike returns the machines whose ids begin with these hex digits, at most 64.
+func (c *Client) MachinesLike(ctx context.Context, digits string) iter.Seq2[api.Machine, error] {
+	return func(yield func(api.Machine, error) bool) {
+		first, err := attest.ParseMachineID(digits + strings.Repeat("0", max(2*len(attest.MachineID{})-len(digits), 0)))
+		if err != nil {
+			yield(api.Machine{}, err)
+			return
+		}
+		q := url.Values{}
+		if before := new(big.Int).SetBytes(first[:]); before.Sign() > 0 { // a list begins after an id
+			before.Sub(before, big.NewInt(1)).FillBytes(first[:])
+			q.Set("after", first.String())
+		}
+		for m, err := range pages[api.Machine](ctx, c, api.PathMachines, q) {
+			if err == nil && !strings.HasPrefix(m.ID.String(), digits) {
+				return
+			}
+			if !yield(m, err) {
+				return
+			}
+		}
+	}
 }
 
 func all[T any](seq iter.Seq2[T, error]) (out []T, err error) {
