@@ -17,9 +17,10 @@ import (
 
 // A record in the store may be noise: a disk fails, or somebody wrote to the database.
 // Whoever it is about is refused (attest.CodeRecordDamaged), and nobody else. An
-// approver has it written anew, with machine approve or reinstate: a machine's record
-// from the decision log, documents about who is who from the records of machines, of
-// which they are an index.
+// approver has it written anew, with machine approve: a machine's record from the
+// decision log, documents about who is who from the records of machines, of which they
+// are an index. So does an operator who locks the machine out, with its record, and an
+// approver who reinstates it, with the documents.
 
 // Effects of that in the audit log: what they begin with.
 const (
@@ -155,6 +156,7 @@ func (d *documents) check(ctx context.Context, kind, name string) (f *failure) {
 
 // rewrite makes a document that cannot be read anew from the records of machines. What
 // none of them says is nobody's; whose endorsement key was expected must be said again.
+// If one of the records cannot be read, that one may be the owner's: it is mended first.
 func (s *Server) rewrite(ctx context.Context, d *documents, kind, name string) *failure {
 	if kind == expectedKind {
 		e := &api.Expected{By: "service", At: s.c.Clock(), Withdrawn: true}
@@ -175,16 +177,23 @@ func (s *Server) rewrite(ctx context.Context, d *documents, kind, name string) *
 		return len(m.AKName) > 0 && akDocument(m.AKName) == name
 	}
 	var owner *Machine
-	err := s.machines(ctx, func(page []*Machine) error {
+	for q := (Query{Limit: rewrapPage}); ; {
+		page, err := s.c.Store.Machines(ctx, q)
+		if err != nil {
+			return unavailable("the store", err)
+		}
+		if len(page) == 0 {
+			break
+		}
 		for _, m := range page {
-			if has(m) && (owner == nil || claims(m, owner)) {
+			q.After = m.ID
+			switch {
+			case m.Damaged != "":
+				return damagedRecord(&DamagedError{Machine: m, Reason: errors.New(m.Damaged)})
+			case has(m) && (owner == nil || claims(m, owner)):
 				owner = m
 			}
 		}
-		return nil
-	})
-	if err != nil {
-		return unavailable("the store", err)
 	}
 	if owner == nil {
 		owner = new(Machine)
@@ -195,6 +204,7 @@ func (s *Server) rewrite(ctx context.Context, d *documents, kind, name string) *
 	}
 	n := serialNumber{Serial: name, Machine: owner.ID}
 	if owner.ID.IsZero() {
+		var err error
 		if n.EK, err = s.expectedWith(ctx, name); err != nil {
 			return unavailable("the store", err)
 		}
@@ -224,8 +234,9 @@ func (s *Server) expectedWith(ctx context.Context, serialKey string) (ek [32]byt
 // remake writes a machine's record anew that cannot be read, from what the decision log
 // says of it. What that does not hold is lost: a machine that was given a disk key is
 // quarantined, as after a restore that lost it, and must be installed again. The boot
-// that it is in counts as released. m is nil if there was nothing to do.
-func (s *Server) remake(ctx context.Context, id attest.MachineID, by, reason string) (m *Machine, f *failure) {
+// that it is in counts as released. Its node is to be fenced if it was before, and if
+// it is quarantined and fence is set. m is nil if there was nothing to do.
+func (s *Server) remake(ctx context.Context, id attest.MachineID, by, reason string, fence bool) (m *Machine, f *failure) {
 	var last error
 	for range attempts {
 		_, err := s.c.Store.Machine(ctx, id)
@@ -250,18 +261,23 @@ func (s *Server) remake(ctx context.Context, id attest.MachineID, by, reason str
 		if m.State == attest.StateUnknown {
 			m.State, m.Reason, m.NodeName = attest.StatePending, "its record could not be read, and the decision log says nothing of it", damaged.Machine.NodeName
 		}
-		why := m.Reason
+		why, due := m.Reason, m.FenceDue
 		c := &Change{Machine: m, Events: []audit.Event{withEffect(stateEvent(m, m.State, by, reason), effectRemade)}}
-		m.Reason, m.FenceDue = why, false
+		m.Reason, m.FenceDue = why, due
 		if disk := r.lost[id]; disk != "" && disk == m.DiskGUID && m.State == attest.StateEnrolled {
 			c.Events = append(c.Events, stateEvent(m, attest.StateQuarantined, by, "its disk key was in its record, which could not be read: reinstate it and install it again"))
-			m.FenceDue = false // its node does nothing wrong
+			m.FenceDue = fence // else its node does nothing wrong
 		}
 		body, err := json.Marshal(map[string]string{"record": base64.StdEncoding.EncodeToString(damaged.Body), "reason": damaged.Reason.Error()})
 		if err != nil {
 			return nil, internal(err)
 		}
-		c.Documents = []*Document{{Kind: damagedKind, Name: fmt.Sprintf("machine-%s-%d", id, m.Revision), Body: body}}
+		// No name that somebody could have taken before.
+		name, err := randomID()
+		if err != nil {
+			return nil, internal(err)
+		}
+		c.Documents = []*Document{{Kind: damagedKind, Name: fmt.Sprintf("machine-%s-%s", id, name), Body: body}}
 		now := s.c.Clock()
 		for i := range c.Events {
 			c.Events[i].Time = now

@@ -295,18 +295,23 @@ func rebase(m *Machine, by, reason string) []audit.Event {
 // setState makes a transition. Asking for the state that a machine is in
 // changes nothing and is no error, but for what the transition settles. The open
 // join token of a machine that is locked out is taken back, and its node fenced.
+//
+// A record that cannot be read is written anew first, see remake. Approving that, or
+// what cannot be read about who the machine is, does nothing else: whoever could spoil
+// it would choose what an approver who mends it decides.
 func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition, by, reason string) (*api.Machine, *failure) {
 	reason, f := checkReason(reason)
 	if f != nil {
 		return nil, f
 	}
-	if t.settle != nil {
-		remade, f := s.remake(ctx, id, by, reason)
+	locks := t.to != attest.StateEnrolled
+	if locks || t.settle != nil {
+		remade, f := s.remake(ctx, id, by, reason, locks)
 		if f != nil {
 			return nil, f
 		}
-		if remade != nil && !slices.Contains(append(t.from, t.to), remade.State) {
-			return &remade.Machine, nil // what it is, the log says
+		if remade != nil && !locks {
+			return &remade.Machine, nil // what it is, the log says; what it is to be is another decision
 		}
 	}
 	token := ""
@@ -317,11 +322,18 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 		token = m.TokenID
 		docs := s.documents()
 		var mended []string
-		if t.to == attest.StateEnrolled {
+		if !locks {
 			var f *failure
 			if mended, f = s.mend(ctx, docs, m); f != nil {
 				return nil, f
 			}
+		}
+		if len(mended) > 0 && t.settle != nil && slices.Contains(append(t.from, t.to), m.State) {
+			// Who mends may not know what else it would be that he approves.
+			why := m.Reason
+			ev := withEffect(stateEvent(m, m.State, by, reason), effectMended+strings.Join(mended, ", "))
+			m.Reason = why
+			return &Change{Documents: docs.dirty, Events: []audit.Event{ev}}, nil
 		}
 		if m.State == t.to {
 			if t.settle == nil {
@@ -332,11 +344,7 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 				return nil, f
 			}
 			if !again {
-				events := t.settle(m, by, reason)
-				if len(mended) > 0 {
-					events = append(events, withEffect(stateEvent(m, m.State, by, reason), effectMended+strings.Join(mended, ", ")))
-				}
-				return &Change{Documents: docs.dirty, Events: events}, nil
+				return &Change{Events: t.settle(m, by, reason)}, nil
 			}
 			m.State = attest.StatePending // as far as the log knows
 		}
@@ -372,7 +380,7 @@ func (s *Server) setState(ctx context.Context, id attest.MachineID, t transition
 		}
 		return nil, conflict(fmt.Sprintf("machine %s is %s: it cannot be made %s by %s", id, m.State, t.to, t.verb), hint)
 	})
-	if f == nil && t.to != attest.StateEnrolled {
+	if f == nil && locks {
 		s.lockedOut(ctx, id, token)
 	}
 	return m, f

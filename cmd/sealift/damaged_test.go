@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"encoding/hex"
@@ -172,7 +173,23 @@ func TestNoiseAboutWhoIsWhoRefusesOneMachineAndIsMended(t *testing.T) {
 		if got := thief.starts(r); !strings.Contains(got, damaged) {
 			t.Errorf("a machine with another's serial number: %s", got)
 		}
+		if m := r.approve(t, thief.id); m.State != attest.StatePending {
+			t.Errorf("what cannot be read was written anew, and the machine is %s", m.State)
+		}
 		o := operatorOptions{server: r.operators, identity: r.ana}
+		lost := s.newBox(t, 9).ownSerial("lost-9")
+		lost.install(t, r)
+		store.document("serial", "OTHER-0", "noise")
+		store.machine(lost.id, "noise") // it may say that the number is its own
+		if err := o.do(func(c *operator.Client) error {
+			_, err := c.Approve(t.Context(), thief.id, "the disk failed")
+			return err
+		}); err == nil || !strings.Contains(err.Error(), "record of machine "+lost.id.String()) {
+			t.Errorf("mended with records that cannot be read: %v", err)
+		}
+		for _, id := range []attest.MachineID{lost.id, thief.id} {
+			r.approve(t, id)
+		}
 		if err := o.do(func(c *operator.Client) error {
 			_, err := c.Approve(t.Context(), thief.id, "it is new")
 			return err
@@ -323,6 +340,103 @@ func TestNoiseAsAMachinesRecordRefusesItAlone(t *testing.T) {
 		}
 		if got := stolen.starts(r); got != string(attest.CodeMachineRevoked) {
 			t.Errorf("a revoked machine: %s", got)
+		}
+	})
+}
+
+// Whoever can spoil what the service has of his machine does not choose what an approver
+// who mends it decides: that is all that his approval does.
+func TestAnApprovalThatMendsDoesNothingElse(t *testing.T) {
+	onFailingStores(t, func(t *testing.T, store *failing) {
+		s := newPolicyScene(t)
+		r := s.start(store.Archive, store.Archive, s.images[:], nil, nil)
+		stranger, known := s.newBox(t, 1).ownSerial("own-1"), s.newBox(t, 2).ownSerial("own-2")
+
+		// One that nobody has approved, and a record of one that nobody has heard of.
+		if got := stranger.starts(r); got != string(attest.CodeMachineUnknown) {
+			t.Fatal(got)
+		}
+		unheard := &server.Machine{Machine: api.Machine{ID: attest.MachineID{7}, NodeName: "node-7", State: attest.StateEnrolled}}
+		if err := store.Commit(t.Context(), &server.Change{Machine: unheard}); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []attest.MachineID{stranger.id, unheard.ID} {
+			store.machine(id, "noise")
+			if m := r.approve(t, id); m.State != attest.StatePending {
+				t.Errorf("written anew as %s", m.State)
+			}
+		}
+		if got := stranger.starts(r); got != string(attest.CodeMachinePending) {
+			t.Errorf("written anew: %s", got)
+		}
+		if m := r.approve(t, stranger.id); m.State != attest.StateEnrolled {
+			t.Errorf("approved: %s", m.State)
+		}
+
+		// One whose serial number's owner is noise keeps what its TPM was.
+		known.install(t, r)
+		if got := known.starts(r); got != "released" {
+			t.Fatal(got)
+		}
+		before, err := store.Machine(t.Context(), known.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.document("serial", attest.SerialKey(known.serial), "noise")
+		if got := known.starts(r); got != damaged {
+			t.Fatal(got)
+		}
+		r.approve(t, known.id)
+		after, err := store.Machine(t.Context(), known.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(before.AKName) == 0 || !bytes.Equal(after.AKName, before.AKName) || after.Rebased || after.Reason != before.Reason {
+			t.Errorf("it was attestation key %x, %q; it is %x, %q, rebased %t", before.AKName, before.Reason, after.AKName, after.Reason, after.Rebased)
+		}
+		if got := known.starts(r); got != "released" {
+			t.Errorf("mended: %s", got)
+		}
+	})
+}
+
+// A record that cannot be read keeps nobody from locking the machine out, and its node
+// from being fenced.
+func TestAMachineWhoseRecordCannotBeReadIsLockedOut(t *testing.T) {
+	onFailingStores(t, func(t *testing.T, store *failing) {
+		s := newPolicyScene(t)
+		r := s.start(store.Archive, store.Archive, s.images[:], nil, nil)
+		for i, to := range []attest.EnrolmentState{attest.StateRevoked, attest.StateQuarantined} {
+			box := s.newBox(t, i+1).ownSerial(fmt.Sprintf("own-%d", i))
+			box.install(t, r)
+			if got := box.starts(r); got != "released" {
+				t.Fatal(got)
+			}
+			// That somebody took the names which there could be for what is kept of the
+			// noise is in nobody's way.
+			m, err := store.Machine(t.Context(), box.id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			store.document("damaged", fmt.Sprintf("machine-%s-%d", box.id, m.Revision), "{}")
+			store.machine(box.id, "noise")
+			r.state(t, box.id, to)
+			want := map[attest.EnrolmentState]attest.Code{attest.StateRevoked: attest.CodeMachineRevoked, attest.StateQuarantined: attest.CodeQuarantined}[to]
+			if got := box.starts(r); got != string(want) {
+				t.Errorf("%s: %s", to, got)
+			}
+			// Also if it is noise once more before the node was fenced.
+			for range 2 {
+				m, err := store.Machine(t.Context(), box.id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if m.State != to || !m.FenceDue {
+					t.Errorf("%s: it is %s, to be fenced: %t", to, m.State, m.FenceDue)
+				}
+				store.machine(box.id, "noise")
+				r.approve(t, box.id)
+			}
 		}
 	})
 }

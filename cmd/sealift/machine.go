@@ -29,8 +29,9 @@ TPM was (attestation key, firmware version, counters, clock), after TPM2_Clear o
 another change that was meant: its next evidence sets them anew. What the service has
 of the machine and cannot read ("record.damaged") is written anew: its own record from
 the decision log, whose its TPM and serial number are from the records of machines.
-A machine whose disk key was in the record is quarantined then; reinstate it, and
-install it again.`, trustedMachine, (*operator.Client).Approve),
+That is then all that is done: look at what the machine is, and approve it once more
+if that is meant. A machine whose disk key was in the record is quarantined; reinstate
+it, and install it again.`, trustedMachine, (*operator.Client).Approve),
 		newMachineStateCommand(e, "revoke", "Give a machine nothing any more", `Takes effect on the machine's next request. What it has already unlocked stays
 unlocked until it is off.`+whichMachine, findMachine, (*operator.Client).Revoke),
 		newMachineStateCommand(e, "quarantine", "Give a machine nothing until it was inspected", `Takes effect on the machine's next request, as a revocation does; it says that
