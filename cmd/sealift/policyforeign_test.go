@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sealift/sealift/attest"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
 	"github.com/sealift/sealift/attest/server/storetest"
@@ -294,4 +295,39 @@ func TestNorDoesOneOfAPolicyThatIsNotEnabled(t *testing.T) {
 		s.on(t).start(store, store, s.images[:], policyText(3, "1"), nil).wants("by the configuration's", 1, "released")
 		sound(t, store, 3)
 	})
+}
+
+// Nor does what somebody writes to the log of the manifests of a policy: an approver who
+// puts that right does not have the service sign them.
+func TestManifestsThatSomebodyWritesToTheLogAreNotCarriedOn(t *testing.T) {
+	t.Parallel()
+	s := newPolicyScene(t)
+	store := new(storetest.Memory)
+	a := s.start(store, store, nil, nil, nil)
+	request := s.request(1, "1")
+	request.Images = s.sent[1:]
+	if _, err := a.enable(request); err != nil {
+		t.Fatal(err)
+	}
+	a.wants("enabled", 2, "released")
+	a.wants("enabled", 1, string(attest.CodeImageUnknown))
+	body, err := json.Marshal(policyManifest(s.sent[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Commit(t.Context(), &server.Change{
+		Documents: []*server.Document{{Kind: policyManifestKind, Name: manifest.SHA256(s.images[0].digest).String(), Body: body}},
+		Events: []audit.Event{{Time: s.now(), Kind: audit.KindPolicy, Data: audit.Policy{
+			By: "ana", Name: "fleet", Version: 1, Digest: sha256.Sum256(request.Policy), Signed: true, Images: []manifest.SHA256{s.images[0].digest},
+		}}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	b := s.on(t).start(store, store, nil, nil, nil)
+	b.wants("somebody wrote to the log", 2, "unavailable")
+	if _, err := b.enable(request); err != nil {
+		t.Fatal(err)
+	}
+	b.wants("put right", 2, "released")
+	b.wants("put right", 1, string(attest.CodeImageUnknown))
 }

@@ -129,7 +129,7 @@ func provePolicy(ctx context.Context, w *logWitness) (*provenPolicy, error) {
 		if p.fault != nil {
 			p.fault = fmt.Errorf("%w: %w", errUnproven, p.fault)
 			if p.images, err = w.imagesOf(ctx, p.mark); err != nil {
-				return nil, err
+				return nil, fmt.Errorf("the manifests of %s: %w", markText(p.mark), err)
 			}
 		}
 		return p, nil
@@ -162,10 +162,20 @@ func (s *policyStatement) check(ctx context.Context, w *logWitness, p *provenPol
 	return fmt.Errorf("the statement %d of %s was made after entry %d, %s, which is not in this audit log: it is of another store", s.Counter, p.head, s.Log.Seq, s.Log.Hash), nil
 }
 
-// imagesOf returns the manifests of the last enabling in the log.
+// imagesOf returns the manifests of the policy that the log names last: those of the
+// service's statement of it. The entry is not signed, so it counts only where no
+// statement was ever made, by an earlier version of this program.
 func (w *logWitness) imagesOf(ctx context.Context, m audit.PolicyMark) ([]manifest.SHA256, error) {
 	if m.Seq == 0 {
 		return nil, nil
+	}
+	if m.Counter > 0 {
+		_, kept, err := overwritten[policyVersion](ctx, w.store, policyVersionKind, versionName(m.Name, m.Version))
+		if err != nil {
+			return nil, err
+		}
+		s, _ := w.statementOf(m.Name, m.Version, &kept)
+		return s.Images, nil
 	}
 	e, err := w.entry(ctx, m)
 	if e == nil {
