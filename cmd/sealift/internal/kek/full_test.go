@@ -4,48 +4,19 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/mounttest"
 )
 
 // TestAFullDiskLeavesAWholeKeyOrNone makes keys on file systems that have room for
 // nothing, for a file and not for its content, for the content and not for its name, and
 // for all.
-func TestAFullDiskLeavesAWholeKeyOrNone(t *testing.T) {
-	if dir := os.Getenv("KEK_TEST_FULL"); dir != "" {
-		if err := full(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestAFullDiskLeavesAWholeKeyOrNone$")
-	cmd.Env = append(os.Environ(), "KEK_TEST_FULL="+t.TempDir())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	if os.Getuid() != 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		}
-	}
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSPC) {
-		if os.Getenv("REQUIRE_TOOLS") != "" {
-			t.Fatalf("no namespace of its own: %v", err)
-		}
-		t.Skipf("no namespace of its own: %v", err)
-	}
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
+func TestAFullDiskLeavesAWholeKeyOrNone(t *testing.T) { mounttest.Run(t, full) }
 
 // full runs in a mount namespace of its own.
 func full(dir string) error {

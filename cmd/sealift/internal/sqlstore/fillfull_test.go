@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"iter"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -16,53 +15,13 @@ import (
 
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/mounttest"
 )
 
 // TestFillOnAFullDisk fills a database on file systems of many sizes: there is room
 // for nothing, for the write-ahead log and not for what it is copied to, for all.
 // What Fill says was filled is whole, and of anything else there is nothing.
-func TestFillOnAFullDisk(t *testing.T) {
-	if dir := os.Getenv("SQLSTORE_TEST_FILLFULL"); dir != "" {
-		if err := fillFull(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	cmd := ownMounts("^TestFillOnAFullDisk$", "SQLSTORE_TEST_FILLFULL="+t.TempDir())
-	out, err := cmd.CombinedOutput()
-	skipWithoutMounts(t, err)
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-	t.Logf("%s", out)
-}
-
-// ownMounts is this test program once more, with mounts of its own.
-func ownMounts(test, env string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0], "-test.run="+test)
-	cmd.Env = append(os.Environ(), env)
-	if os.Getuid() == 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-		return cmd
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-	}
-	return cmd
-}
-
-func skipWithoutMounts(t *testing.T, err error) {
-	t.Helper()
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSPC) {
-		if os.Getenv("REQUIRE_TOOLS") != "" {
-			t.Fatalf("no namespace of its own: %v", err)
-		}
-		t.Skipf("no namespace of its own: %v", err)
-	}
-}
+func TestFillOnAFullDisk(t *testing.T) { mounttest.Run(t, fillFull) }
 
 // fillFull runs in a mount namespace of its own.
 func fillFull(dir string) error {

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -17,27 +16,13 @@ import (
 	"github.com/sealift/sealift/attest/api"
 	"github.com/sealift/sealift/attest/audit"
 	"github.com/sealift/sealift/attest/server"
+	"github.com/sealift/sealift/cmd/sealift/internal/mounttest"
 	"github.com/sealift/sealift/image/manifest"
 )
 
 // TestPruneOnAFullDisk fills a small file system, prunes there, and makes it
 // larger. Whatever fails, fails whole, and nothing that was durable is lost.
-func TestPruneOnAFullDisk(t *testing.T) {
-	if dir := os.Getenv("SQLSTORE_TEST_TMPFS"); dir != "" {
-		if err := pruneFull(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	cmd := ownMounts("^TestPruneOnAFullDisk$", "SQLSTORE_TEST_TMPFS="+t.TempDir())
-	out, err := cmd.CombinedOutput()
-	skipWithoutMounts(t, err)
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-	t.Logf("%s", out)
-}
+func TestPruneOnAFullDisk(t *testing.T) { mounttest.Run(t, pruneFull) }
 
 // pruneFull runs in a mount namespace of its own.
 func pruneFull(dir string) error {
